@@ -1,0 +1,411 @@
+"""WavLM made length-aware: the same hidden states alone, in any batch, with any padding.
+
+Weights and names are those of `transformers.WavLMModel`; only the computation differs.
+
+- Feature encoder. Time runs before channels, so a convolution is a few matrix products on views. Where the
+  first convolution is followed by a group norm, mean and variance over a recording's *own* samples follow
+  from the covariance of its waveform windows: no pass over the activations, and nothing padded counts.
+- Transformer. Attention by `scaled_dot_product_attention`, whose mask is the gated relative position bias
+  (Chen et al. 2022, WavLM, arXiv 2110.13900, section 3.2) and -inf at padded keys.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import WavLMConfig, WavLMModel
+from transformers.models.wavlm.modeling_wavlm import (
+    WavLMAttention,
+    WavLMEncoder,
+    WavLMEncoderLayer,
+    WavLMEncoderLayerStableLayerNorm,
+    WavLMEncoderStableLayerNorm,
+    WavLMFeatureEncoder,
+    WavLMGroupNormConvLayer,
+    WavLMLayerNormConvLayer,
+    WavLMNoLayerNormConvLayer,
+    WavLMPositionalConvEmbedding,
+)
+from transformers.utils import ModelOutput
+
+MAX_MASK_ELEMENTS = 2**22  # attention masks are made for so many query-key pairs at once: 16 MB in float32
+
+
+@dataclass
+class BackboneOutput(ModelOutput):
+    """What the backbone says about a batch.
+
+    hidden_states: L+1 tensors (batch, frames, hidden): the input of the first layer, then each layer's output.
+        With `do_stable_layer_norm` the last one is after the encoder's final layer norm, so it always equals
+        the `last_hidden_state` of transformers. Frames outside `frame_mask` hold no meaning.
+    frame_mask: (batch, frames) bool, True where a frame lies within its recording.
+    attentions: L tensors (batch, heads, frames, frames), each head's own weights; None unless asked for.
+    """
+
+    hidden_states: tuple[Tensor, ...] | None = None
+    frame_mask: Tensor | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def frame_lengths(config: WavLMConfig, sample_lengths: Tensor | int, n_layers: int | None = None):
+    """Number of frames that recordings of so many samples give, 0 for those shorter than one frame.
+
+    Takes an int or an integer tensor and returns the same; `n_layers` stops after that many convolutions.
+    """
+    for kernel, stride in list(zip(config.conv_kernel, config.conv_stride, strict=True))[:n_layers]:
+        sample_lengths = (sample_lengths - kernel) // stride + 1
+    if isinstance(sample_lengths, Tensor):
+        return sample_lengths.clamp(min=0)
+    return max(sample_lengths, 0)
+
+
+def samples_per_frame(config: WavLMConfig) -> int:
+    """Samples from one frame to the next (320 in WavLM: 20 ms at 16 kHz)."""
+    hop = 1
+    for stride in config.conv_stride:
+        hop *= stride
+    return hop
+
+
+def receptive_field(config: WavLMConfig) -> int:
+    """Samples that one frame sees, hence the shortest recording that gives a frame (400 in WavLM: 25 ms)."""
+    field, hop = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        field += (kernel - 1) * hop
+        hop *= stride
+    return field
+
+
+def iter_windows(
+    config: WavLMConfig, n_samples: int, max_window_samples: int, overlap_samples: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Cuts a long recording into overlapping windows, so that each of its frames is taken from one of them.
+
+    Yields (sample_start, sample_end, first_frame, last_frame): run the backbone on
+    `waveform[sample_start:sample_end]` and keep its frames `first_frame:last_frame`; joined, they are the
+    frames of the whole recording, in order. Neighbouring windows share about `overlap_samples`, half of it
+    context for either. Windows start at whole frames and hold at most `max_window_samples`.
+
+    Raises ValueError where the recording is shorter than one frame, or a window has no room for new frames.
+    """
+    hop, n_frames = samples_per_frame(config), frame_lengths(config, n_samples)
+    window_frames = frame_lengths(config, max_window_samples)
+    context = -(-overlap_samples // (2 * hop))  # frames on either side of a seam
+    if n_frames < 1:
+        raise ValueError(
+            f"{n_samples} samples are shorter than one frame ({receptive_field(config)} samples)"
+        )
+    if n_samples <= max_window_samples:
+        yield 0, n_samples, 0, n_frames
+        return
+    if window_frames <= 2 * context:
+        raise ValueError(
+            f"windows of {max_window_samples} samples must exceed the overlap, {overlap_samples}"
+        )
+    taken = 0
+    while taken < n_frames:
+        # The last window is moved back to full length: frames at its start see more context, not less.
+        start = min(max(taken - context, 0), n_frames - window_frames)
+        is_last = start + window_frames >= n_frames
+        end = n_frames if is_last else start + window_frames - context
+        stop = n_samples if is_last else (start + window_frames - 1) * hop + receptive_field(config)
+        yield start * hop, min(stop, start * hop + max_window_samples), taken - start, end - start
+        taken = end
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """1-d convolution without padding, (batch, time, in) → (batch, time', out); weight as in `nn.Conv1d`."""
+    return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
+
+
+def window_moments(windows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean (batch, kernel) and covariance (batch, kernel, kernel) of waveform windows (batch, time, kernel).
+
+    Windows outside `valid` (batch, time) do not count. In float64, where the device has it: a quiet
+    high-frequency signal on a large offset would cancel to nothing in float32.
+    """
+    windows = windows.float() if windows.device.type == "mps" else windows.double()
+    if valid is None:
+        mean = windows.mean(1)
+        centred = windows - mean[:, None]
+        return mean, centred.transpose(1, 2) @ centred / windows.shape[1]
+    valid = valid[..., None].to(windows.dtype)
+    count = valid.sum(1)
+    mean = (windows * valid).sum(1) / count
+    centred = (windows - mean[:, None]) * valid
+    return mean, centred.transpose(1, 2) @ centred / count[..., None]
+
+
+class GroupNormConv(WavLMGroupNormConvLayer):
+    """First convolution and group norm as one convolution, whose weights depend on the recording.
+
+    With one channel a group, the norm is affine in each channel. Its mean and variance are w·m and w·C·w for
+    a filter w, where m and C are mean and covariance of the waveform windows that the filter sees; a bias
+    of the convolution cancels.
+    """
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        kernel = self.conv.weight[:, 0]  # (out, kernel)
+        windows = x[..., 0].unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
+        mean, covariance = window_moments(windows, valid)
+        exact = kernel.to(mean.dtype)
+        variance = ((exact @ covariance) * exact).sum(-1)  # (batch, out)
+        scale = self.layer_norm.weight * torch.rsqrt(variance + self.layer_norm.eps)
+        shift = self.layer_norm.bias - scale * (mean @ exact.T)
+        filters = (scale[..., None] * exact).to(kernel.dtype)  # (batch, out, kernel)
+        return self.activation(
+            torch.baddbmm(shift[:, None].to(kernel.dtype), windows, filters.transpose(1, 2))
+        )
+
+
+class LayerNormConv(WavLMLayerNormConvLayer):
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        x = convolve(x, self.conv.weight, self.conv.bias, self.conv.stride[0])
+        return self.activation(self.layer_norm(x))
+
+
+class PlainConv(WavLMNoLayerNormConvLayer):
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.activation(convolve(x, self.conv.weight, self.conv.bias, self.conv.stride[0]))
+
+
+class FeatureEncoder(WavLMFeatureEncoder):
+    """Waveforms (batch, samples) → features (batch, frames, channels)."""
+
+    def __init__(self, config: WavLMConfig):
+        super().__init__(config)
+        layers = [LayerNormConv if config.feat_extract_norm == "layer" else PlainConv] * len(self.conv_layers)
+        if config.feat_extract_norm == "group":
+            layers[0] = GroupNormConv
+        self.conv_layers = nn.ModuleList(layer(config, i) for i, layer in enumerate(layers))
+        self.config = config
+
+    def forward(self, waveforms: Tensor, sample_lengths: Tensor | None = None) -> Tensor:
+        x = waveforms[..., None]
+        valid = None
+        if sample_lengths is not None:
+            time = torch.arange(frame_lengths(self.config, waveforms.shape[1], 1), device=x.device)
+            valid = time < frame_lengths(self.config, sample_lengths, 1)[:, None]
+        for layer in self.conv_layers:
+            x = layer(x, valid)
+        return x
+
+
+class PositionalConv(WavLMPositionalConvEmbedding):
+    """Relative position of frames, by a wide grouped convolution; expects zeros at padded frames."""
+
+
+class GatedAttention(WavLMAttention):
+    """Self-attention with the gated relative position bias."""
+
+    def forward(
+        self, x: Tensor, bias: Tensor, key_bias: Tensor | None = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (batch, frames, hidden); bias (heads, frames, frames) and key_bias (batch, 1, 1, frames), whose
+        keys run backwards in time (see `Transformer.position_bias`)."""
+        query, key, value = (self.heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        key, value = key.flip(2), value.flip(2)
+        gate, bias = self.gate(self.heads(x)).to(query.dtype), bias.to(query.dtype)
+        if output_attentions:
+            scores = query @ key.transpose(2, 3) * self.scaling + gated_bias(gate, bias, key_bias)
+            weights = scores.softmax(-1)
+            attended = F.dropout(weights, self.dropout, self.training) @ value
+            weights = weights.flip(3)
+        else:
+            weights, attended = None, self.attend(query, key, value, gate, bias, key_bias)
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), weights
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(batch, frames, hidden) → (batch, heads, frames, hidden / heads)."""
+        return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """How much of the position bias each query sees: (batch, heads, frames, head) → (…, frames, 1)."""
+        update, reset = self.gru_rel_pos_linear(x).unflatten(3, (2, 4)).sum(4).sigmoid().split(1, dim=3)
+        return update * (reset * self.gru_rel_pos_const - 1) + 2
+
+    def attend(self, query, key, value, gate, bias, key_bias):
+        dropout = self.dropout if self.training else 0.0
+        n_queries = query.shape[2]
+        step = n_queries
+        if not (torch.compiler.is_compiling() or torch.is_grad_enabled()):
+            step = max(1, MAX_MASK_ELEMENTS // (query.shape[0] * self.num_heads * n_queries))
+        if step >= n_queries:
+            mask = gated_bias(gate, bias, key_bias)
+            return F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        attended = torch.empty_like(query)
+        for i in range(0, n_queries, step):
+            rows = slice(i, i + step)
+            mask = gated_bias(gate[:, :, rows], bias[:, rows], key_bias)
+            attended[:, :, rows] = F.scaled_dot_product_attention(
+                query[:, :, rows], key, value, mask, dropout
+            )
+        return attended
+
+
+def gated_bias(gate: Tensor, bias: Tensor, key_bias: Tensor | None) -> Tensor:
+    """Attention mask (batch, heads, queries, keys) in one pass, from (batch, heads, queries, 1) and
+    (heads, queries, keys)."""
+    return gate * bias if key_bias is None else torch.addcmul(key_bias.to(gate.dtype), gate, bias)
+
+
+class EncoderLayer(WavLMEncoderLayer):
+    """Transformer layer that normalises after its residual sums (WavLM base, base-plus)."""
+
+    def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(x, *attention_arguments)
+        x = self.layer_norm(x + self.dropout(attended))
+        return self.final_layer_norm(x + self.feed_forward(x)), weights
+
+
+class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
+    """Transformer layer that normalises before attention and feed-forward (WavLM large)."""
+
+    def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(self.layer_norm(x), *attention_arguments)
+        x = x + self.dropout(attended)
+        return x + self.feed_forward(self.final_layer_norm(x)), weights
+
+
+class TransformerMixin:
+    """Positional convolution and layers; what WavLM's two encoders have in common."""
+
+    layer_class: type[nn.Module]
+
+    def __init__(self, config: WavLMConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            self.layer_class(config, has_relative_position_bias=i == 0)
+            for i in range(config.num_hidden_layers)
+        )
+        for layer in self.layers:
+            layer.attention.__class__ = GatedAttention
+
+    def position_bias(self, n_frames: int) -> Tensor:
+        """Bias (heads, frames, frames) of each query (second axis) for each key (last axis, backwards in time).
+
+        It depends on the distance alone. With keys backwards, entry (i, j) is entry i + j of one vector: a
+        view that takes no memory, in place of a frames² table.
+        """
+        attention = self.layers[0].attention
+        distance = torch.arange(n_frames - 1, -n_frames, -1, device=attention.rel_attn_embed.weight.device)
+        values = attention.rel_attn_embed(attention._relative_positions_bucket(distance))
+        return values.T.contiguous().unfold(1, n_frames, 1)
+
+    def is_dropped(self, index: int) -> bool:
+        """LayerDrop (Fan et al. 2019, arXiv 1909.11556), which spares the first layer."""
+        if not self.training or index == 0 or self.config.layerdrop <= 0:
+            return False
+        return bool(torch.rand([]) < self.config.layerdrop)
+
+    def forward(self, x: Tensor, frame_mask: Tensor | None, output_attentions: bool):
+        """Hidden states, a list of L+1 tensors, and attention weights, a list of L tensors or Nones."""
+        key_bias = None
+        if frame_mask is not None:
+            x = x.masked_fill(~frame_mask[..., None], 0)
+            key_bias = torch.zeros_like(frame_mask, dtype=x.dtype)
+            key_bias = key_bias.masked_fill(~frame_mask, -torch.inf).flip(1)[:, None, None]
+        x = self.embed_positions(x)
+        bias = self.position_bias(x.shape[1])
+        hidden_states, attentions = [x], []
+        for i, layer in enumerate(self.layers):
+            weights = None
+            if not self.is_dropped(i):
+                x, weights = layer(x, bias, key_bias, output_attentions)
+            hidden_states.append(x)
+            attentions.append(weights)
+        return self.finish(hidden_states), attentions
+
+
+class Transformer(TransformerMixin, WavLMEncoder):
+    layer_class = EncoderLayer
+
+    def embed_positions(self, x: Tensor) -> Tensor:
+        return self.dropout(self.layer_norm(x + self.pos_conv_embed(x)))
+
+    def finish(self, hidden_states: list[Tensor]) -> list[Tensor]:
+        return hidden_states
+
+
+class StableTransformer(TransformerMixin, WavLMEncoderStableLayerNorm):
+    layer_class = StableEncoderLayer
+
+    def embed_positions(self, x: Tensor) -> Tensor:
+        return self.dropout(x + self.pos_conv_embed(x))
+
+    def finish(self, hidden_states: list[Tensor]) -> list[Tensor]:
+        return [*hidden_states[:-1], self.layer_norm(hidden_states[-1])]
+
+
+class LengthAwareWavLM(WavLMModel):
+    """WavLM whose hidden states for a recording depend on that recording alone.
+
+    Loads and saves the weights of published WavLM checkpoints. An adapter (`config.add_adapter`) is kept, but
+    not applied: its output is no layer's hidden state.
+    """
+
+    _supports_sdpa = True
+
+    def __init__(self, config: WavLMConfig):
+        super().__init__(config)
+        self.feature_extractor = FeatureEncoder(config)
+        self.encoder = (StableTransformer if config.do_stable_layer_norm else Transformer)(config)
+        self.post_init()
+
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False
+    ) -> BackboneOutput:
+        """
+        input_values: (batch, samples) waveforms at 16 kHz, padded on the right.
+        attention_mask: (batch, samples), 1 within a recording and 0 in its padding; None where nothing is padded.
+        output_attentions: also return attention weights; slower, with the same hidden states.
+
+        Raises ValueError where a recording is shorter than one frame or padded anywhere but on the right.
+        """
+        sample_lengths = self.check_lengths(input_values, attention_mask)
+        frame_mask = None
+        if sample_lengths is not None:
+            input_values = input_values.masked_fill(~attention_mask.bool(), 0)
+        x = self.feature_extractor(input_values, sample_lengths)
+        if sample_lengths is not None:
+            time = torch.arange(x.shape[1], device=x.device)
+            frame_mask = time < frame_lengths(self.config, sample_lengths)[:, None]
+        x, _ = self.feature_projection(x)
+        if self.training and x.shape[1] >= self.config.mask_time_length:
+            x = self._mask_hidden_states(x, attention_mask=frame_mask)
+        hidden_states, attentions = self.encoder(x, frame_mask, output_attentions)
+        if frame_mask is None:
+            frame_mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return BackboneOutput(
+            hidden_states=tuple(hidden_states),
+            frame_mask=frame_mask,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def check_lengths(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """Samples in each recording (batch,), or None where nothing is padded."""
+        shortest = receptive_field(self.config)
+        if input_values.shape[1] < shortest:
+            raise ValueError(
+                f"{input_values.shape[1]} samples are shorter than one frame; pad to {shortest} samples or more"
+            )
+        if attention_mask is None:
+            return None
+        attention_mask = attention_mask.bool()
+        sample_lengths = attention_mask.sum(1)
+        if torch.compiler.is_compiling():
+            return sample_lengths
+        if attention_mask.all():
+            return None
+        if sample_lengths.min() < shortest:
+            raise ValueError(
+                f"recording {int(sample_lengths.argmin())} of the batch has {int(sample_lengths.min())} samples, "
+                f"less than one frame; pad it to {shortest} or more and say so in attention_mask"
+            )
+        if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
+            raise ValueError(
+                "attention_mask must be 1 within a recording and 0 after its end (right padding)"
+            )
+        return sample_lengths
