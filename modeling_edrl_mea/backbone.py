@@ -37,9 +37,8 @@ MAX_MASK_ELEMENTS = 2**22  # attention masks are made for so many query-key pair
 class BackboneOutput(ModelOutput):
     """What the backbone says about a batch.
 
-    hidden_states: L+1 tensors (batch, frames, hidden): the input of the first layer, then each layer's output.
-        With `do_stable_layer_norm` the last one is after the encoder's final layer norm, so it always equals
-        the `last_hidden_state` of transformers. Frames outside `frame_mask` hold no meaning.
+    hidden_states: L+1 tensors (batch, frames, hidden): the input of the first layer, then each output. With `do_stable_layer_norm` the last one is after the encoder's final layer norm, so it always
+        equals the `last_hidden_state` of transformers. Frames outside `frame_mask` hold no meaning.
     frame_mask: (batch, frames) bool, True where a frame lies within its recording.
     attentions: L tensors (batch, heads, frames, frames), each head's own weights; None unless asked for.
     """
@@ -200,6 +199,16 @@ class PositionalConv(WavLMPositionalConvEmbedding):
 class GatedAttention(WavLMAttention):
     """Self-attention with the gated relative position bias."""
 
+    def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
+        super().__init__(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.attention_dropout,
+            config.num_buckets,
+            config.max_bucket_distance,
+            has_relative_position_bias,
+        )
+
     def forward(
         self, x: Tensor, bias: Tensor, key_bias: Tensor | None = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -254,6 +263,10 @@ def gated_bias(gate: Tensor, bias: Tensor, key_bias: Tensor | None) -> Tensor:
 class EncoderLayer(WavLMEncoderLayer):
     """Transformer layer that normalises after its residual sums (WavLM base, base-plus)."""
 
+    def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
+        super().__init__(config, has_relative_position_bias)
+        self.attention = GatedAttention(config, has_relative_position_bias)
+
     def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(x, *attention_arguments)
         x = self.layer_norm(x + self.dropout(attended))
@@ -262,6 +275,10 @@ class EncoderLayer(WavLMEncoderLayer):
 
 class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
     """Transformer layer that normalises before attention and feed-forward (WavLM large)."""
+
+    def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
+        super().__init__(config, has_relative_position_bias)
+        self.attention = GatedAttention(config, has_relative_position_bias)
 
     def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(self.layer_norm(x), *attention_arguments)
@@ -276,15 +293,10 @@ class TransformerMixin:
 
     def __init__(self, config: WavLMConfig):
         super().__init__(config)
-        self.layers = nn.ModuleList(
-            self.layer_class(config, has_relative_position_bias=i == 0)
-            for i in range(config.num_hidden_layers)
-        )
-        for layer in self.layers:
-            layer.attention.__class__ = GatedAttention
+        self.layers = nn.ModuleList(self.layer_class(config, i == 0) for i in range(config.num_hidden_layers))
 
     def position_bias(self, n_frames: int) -> Tensor:
-        """Bias (heads, frames, frames) of each query (second axis) for each key (last axis, backwards in time).
+        """Bias (heads, queries, keys) for a number of frames, with the keys backwards in time.
 
         It depends on the distance alone. With keys backwards, entry (i, j) is entry i + j of one vector: a
         view that takes no memory, in place of a frames² table.
@@ -349,6 +361,8 @@ class LengthAwareWavLM(WavLMModel):
     _supports_sdpa = True
 
     def __init__(self, config: WavLMConfig):
+        if not hasattr(config, "mask_feature_min_masks"):
+            config.mask_feature_min_masks = 0  # WavLMModel reads it in training, WavLMConfig lacks it
         super().__init__(config)
         self.feature_extractor = FeatureEncoder(config)
         self.encoder = (StableTransformer if config.do_stable_layer_norm else Transformer)(config)
@@ -359,7 +373,7 @@ class LengthAwareWavLM(WavLMModel):
     ) -> BackboneOutput:
         """
         input_values: (batch, samples) waveforms at 16 kHz, padded on the right.
-        attention_mask: (batch, samples), 1 within a recording and 0 in its padding; None where nothing is padded.
+        attention_mask: (batch, samples), 1 within a recording, 0 in its padding; None where nothing is padded.
         output_attentions: also return attention weights; slower, with the same hidden states.
 
         Raises ValueError where a recording is shorter than one frame or padded anywhere but on the right.
@@ -389,7 +403,7 @@ class LengthAwareWavLM(WavLMModel):
         shortest = receptive_field(self.config)
         if input_values.shape[1] < shortest:
             raise ValueError(
-                f"{input_values.shape[1]} samples are shorter than one frame; pad to {shortest} samples or more"
+                f"{input_values.shape[1]} samples are less than one frame; pad to {shortest} or more"
             )
         if attention_mask is None:
             return None
@@ -401,8 +415,8 @@ class LengthAwareWavLM(WavLMModel):
             return None
         if sample_lengths.min() < shortest:
             raise ValueError(
-                f"recording {int(sample_lengths.argmin())} of the batch has {int(sample_lengths.min())} samples, "
-                f"less than one frame; pad it to {shortest} or more and say so in attention_mask"
+                f"recording {int(sample_lengths.argmin())} of the batch has {int(sample_lengths.min())} "
+                f"samples, less than one frame; pad it to {shortest} or more and say so in attention_mask"
             )
         if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
             raise ValueError(
