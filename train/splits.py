@@ -1,0 +1,121 @@
+"""Splits that never share a speaker: a model that has heard the test speakers is measured too well."""
+
+import numpy as np
+from datasets import Dataset
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
+
+from .recordings import UNKNOWN_SPEAKER
+
+
+class SplitError(ValueError):
+    """A split that cannot be made, or would share a speaker; the message says what to do."""
+
+
+def split_by_speaker(
+    dataset: Dataset, fraction: float, seed: int = 0, allow_shared_speakers: bool = False
+) -> tuple[Dataset, Dataset]:
+    """Splits off about `fraction` of the speakers: (the rest, the speakers split off), sharing none.
+
+    Of many seeded draws of whole speakers the one is taken whose classes are nearest to `fraction` of each
+    class, so that a class with few speakers is on both sides where that is possible. With several corpora
+    this is by class and corpus. `allow_shared_speakers` draws single recordings where speakers are unknown
+    or only one. Raises SplitError for one speaker, unknown speakers, or a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise SplitError(f"fraction {fraction} is not between 0 and 1")
+    groups = _groups(dataset, allow_shared_speakers)
+    names, speaker_of_row = np.unique(groups, return_inverse=True)
+    strata = _strata(dataset)
+    counts = np.zeros((len(names), strata.max() + 1))  # recordings by speaker and stratum
+    np.add.at(counts, (speaker_of_row, strata), 1)
+    target = fraction * counts.sum(0)
+    n_held_out = min(max(round(fraction * len(names)), 1), len(names) - 1)
+    generator = np.random.default_rng(seed)
+    draws = [generator.permutation(len(names))[:n_held_out] for _ in range(N_DRAWS)]
+    # Relative to the target, so that a rare class weighs as much as a frequent one.
+    held_out = min(draws, key=lambda draw: (np.abs(counts[draw].sum(0) - target) / target).sum())
+    is_held_out = np.isin(speaker_of_row, held_out)
+    return _rows(dataset, ~is_held_out), _rows(dataset, is_held_out)
+
+
+N_DRAWS = 200  # more changes little: a quarter of 10 speakers has 45 or 120 possible draws
+
+
+def grouped_folds(
+    dataset: Dataset, n_folds: int | None = None, seed: int = 0, allow_shared_speakers: bool = False
+) -> list[tuple[Dataset, Dataset]]:
+    """(training, test) datasets of each fold; every speaker is tested in exactly one fold.
+
+    With n_folds None, or not below the number of speakers, one speaker is left out per fold; else classes are
+    spread over folds as evenly as whole speakers allow (scikit-learn's StratifiedGroupKFold).
+    Raises SplitError for one speaker, unknown speakers, or fewer than two folds.
+    """
+    return [
+        (_rows(dataset, train), _rows(dataset, test))
+        for train, test in fold_indices(dataset, n_folds, seed, allow_shared_speakers)
+    ]
+
+
+def fold_indices(
+    dataset: Dataset, n_folds: int | None = None, seed: int = 0, allow_shared_speakers: bool = False
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The row numbers (training, test) of each of `grouped_folds`, for embeddings computed once for all rows."""
+    if n_folds is not None and n_folds < 2:
+        raise SplitError(
+            f"{n_folds} folds: at least two are needed, so that no recording is trained and tested on"
+        )
+    groups = _groups(dataset, allow_shared_speakers)
+    labels = np.asarray(dataset["label"])
+    n_speakers = len(set(groups))
+    if n_folds is None or n_folds >= n_speakers:
+        splitter = LeaveOneGroupOut()
+    else:
+        splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    folds = list(splitter.split(labels, labels, groups))
+    return [(train, test) for train, test in folds if len(test) and len(train)]
+
+
+def assert_no_shared_speaker(*datasets: Dataset, allow_shared_speakers: bool = False) -> None:
+    """Raises SplitError, naming the speakers, where two of the datasets share any; nothing where that is allowed."""
+    if allow_shared_speakers:
+        return
+    for place, dataset in enumerate(datasets):
+        for other in datasets[place + 1 :]:
+            shared = sorted(set(dataset["speaker"]) & set(other["speaker"]))
+            if shared:
+                raise SplitError(
+                    f"{len(shared)} speakers are on both sides of the split ({', '.join(shared[:5])}): results would be "
+                    "too good. Split by speaker, or set allow_shared_speakers if this is meant"
+                )
+
+
+def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:
+    speakers = list(dataset["speaker"])
+    unknown = sum(UNKNOWN_SPEAKER in speaker for speaker in speakers)
+    if allow_shared_speakers:
+        return [str(row) for row in range(len(speakers))] if unknown or len(set(speakers)) < 2 else speakers
+    if unknown:
+        raise SplitError(
+            f"nobody says who speaks in {unknown} of {len(speakers)} recordings of {_corpora(dataset)}, so no split can "
+            "keep speakers apart: add a speaker column, or set allow_shared_speakers to split by recording"
+        )
+    if len(set(speakers)) < 2:
+        raise SplitError(
+            f"{_corpora(dataset)} has {len(set(speakers))} speaker ({', '.join(set(speakers))}), and two are needed to "
+            "split: add speakers, test on another corpus, or set allow_shared_speakers to split by recording"
+        )
+    return speakers
+
+
+def _corpora(dataset: Dataset) -> str:
+    return ", ".join(sorted(set(dataset["corpus"]))) if len(dataset) else "an empty dataset"
+
+
+def _strata(dataset: Dataset) -> np.ndarray:
+    pairs = list(zip(dataset["corpus"], dataset["label"], strict=True))
+    order = {pair: place for place, pair in enumerate(sorted(set(pairs)))}
+    return np.asarray([order[pair] for pair in pairs])
+
+
+def _rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    return dataset.select(np.flatnonzero(rows) if rows.dtype == bool else rows)
