@@ -21,8 +21,8 @@ class Corpus:
     Either `pattern`, a regular expression for the end of a file's path without extension, with the groups
     `emotion`, `speaker` and optionally `text`; or `read`, called with the corpus's folder and an official
     split or None, and returning utterances whose emotions are the corpus's own codes. `labels` maps those
-    codes to emotion names, None meaning that the recording has no usable label. `licence` is the Hub's identifier
-    ("other": its own terms, or on request; see the home page).
+    codes to emotion names, None meaning that the recording has no usable label. `licence` is the Hub's
+    identifier ("other": its own terms, or on request; see the home page).
     """
 
     name: str
@@ -45,7 +45,8 @@ class Corpus:
 
     def match(self, path: Path) -> re.Match | None:
         """The pattern's match on an audio file's path, extension aside; None for another corpus's file."""
-        return re.search(rf"(?:^|/)(?:{self.pattern})$", path.with_suffix("").as_posix(), re.IGNORECASE)
+        found = re.search(rf"(?:^|/)(?:{self.pattern})$", path.with_suffix("").as_posix(), re.IGNORECASE)
+        return found if found and found["emotion"].lower() in map(str.lower, self.labels) else None
 
 
 def _by_stem(files: Iterable[Path]) -> dict[str, Path]:

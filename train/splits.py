@@ -7,6 +7,10 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 from .recordings import UNKNOWN_SPEAKER
 
 
+N_DRAWS = 200  # of held-out speakers; more changes little: 2 of 10 speakers are 45 draws, 3 are 120
+FEW_SPEAKERS = 12  # up to here each speaker is left out once: EMO-DB has 10, nEMO 9, IEMOCAP 10
+
+
 class SplitError(ValueError):
     """A split that cannot be made, or would share a speaker; the message says what to do."""
 
@@ -38,16 +42,14 @@ def split_by_speaker(
     return _rows(dataset, ~is_held_out), _rows(dataset, is_held_out)
 
 
-N_DRAWS = 200  # more changes little: a quarter of 10 speakers has 45 or 120 possible draws
-
-
 def grouped_folds(
     dataset: Dataset, n_folds: int | None = None, seed: int = 0, allow_shared_speakers: bool = False
 ) -> list[tuple[Dataset, Dataset]]:
     """(training, test) datasets of each fold; every speaker is tested in exactly one fold.
 
-    With n_folds None, or not below the number of speakers, one speaker is left out per fold; else classes are
-    spread over folds as evenly as whole speakers allow (scikit-learn's StratifiedGroupKFold).
+    n_folds None: as many as there are speakers up to FEW_SPEAKERS, else 5. One speaker is left out per fold
+    where folds are as many as speakers; else classes are spread over folds as evenly as whole speakers allow
+    (scikit-learn's StratifiedGroupKFold).
     Raises SplitError for one speaker, unknown speakers, or fewer than two folds.
     """
     return [
@@ -59,7 +61,7 @@ def grouped_folds(
 def fold_indices(
     dataset: Dataset, n_folds: int | None = None, seed: int = 0, allow_shared_speakers: bool = False
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The row numbers (training, test) of each of `grouped_folds`, for embeddings computed once for all rows."""
+    """Row numbers (training, test) of each of `grouped_folds`, for embeddings computed once for all rows."""
     if n_folds is not None and n_folds < 2:
         raise SplitError(
             f"{n_folds} folds: at least two are needed, so that no recording is trained and tested on"
@@ -67,7 +69,9 @@ def fold_indices(
     groups = _groups(dataset, allow_shared_speakers)
     labels = np.asarray(dataset["label"])
     n_speakers = len(set(groups))
-    if n_folds is None or n_folds >= n_speakers:
+    if n_folds is None:
+        n_folds = n_speakers if n_speakers <= FEW_SPEAKERS else 5
+    if n_folds >= n_speakers:
         splitter = LeaveOneGroupOut()
     else:
         splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -76,17 +80,27 @@ def fold_indices(
 
 
 def assert_no_shared_speaker(*datasets: Dataset, allow_shared_speakers: bool = False) -> None:
-    """Raises SplitError, naming the speakers, where two of the datasets share any; nothing where that is allowed."""
+    """Raises SplitError, naming the speakers, where two of the datasets share any, unless that is allowed.
+
+    Recordings of one corpus on both sides whose speakers nobody knows count as shared.
+    """
     if allow_shared_speakers:
         return
     for place, dataset in enumerate(datasets):
         for other in datasets[place + 1 :]:
-            shared = sorted(set(dataset["speaker"]) & set(other["speaker"]))
+            shared = sorted(_speakers_or_corpora(dataset) & _speakers_or_corpora(other))
             if shared:
                 raise SplitError(
-                    f"{len(shared)} speakers are on both sides of the split ({', '.join(shared[:5])}): results would be "
-                    "too good. Split by speaker, or set allow_shared_speakers if this is meant"
+                    f"{len(shared)} speakers are on both sides of the split ({', '.join(shared[:5])}): results "
+                    "would be too good. Split by speaker, or set allow_shared_speakers if this is meant"
                 )
+
+
+def _speakers_or_corpora(dataset: Dataset) -> set[str]:
+    rows = zip(dataset["speaker"], dataset["corpus"], strict=True)
+    return {
+        f"unknown speakers of {corpus}" if UNKNOWN_SPEAKER in speaker else speaker for speaker, corpus in rows
+    }
 
 
 def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:
@@ -96,13 +110,15 @@ def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:
         return [str(row) for row in range(len(speakers))] if unknown or len(set(speakers)) < 2 else speakers
     if unknown:
         raise SplitError(
-            f"nobody says who speaks in {unknown} of {len(speakers)} recordings of {_corpora(dataset)}, so no split can "
-            "keep speakers apart: add a speaker column, or set allow_shared_speakers to split by recording"
+            f"nobody says who speaks in {unknown} of {len(speakers)} recordings of {_corpora(dataset)}, so no "
+            "split can keep speakers apart: add a speaker column, or set allow_shared_speakers to split by "
+            "recording"
         )
     if len(set(speakers)) < 2:
         raise SplitError(
-            f"{_corpora(dataset)} has {len(set(speakers))} speaker ({', '.join(set(speakers))}), and two are needed to "
-            "split: add speakers, test on another corpus, or set allow_shared_speakers to split by recording"
+            f"{_corpora(dataset)} has {len(set(speakers))} speaker ({', '.join(set(speakers))}), and two are "
+            "needed to split: add speakers, test on another corpus, or set allow_shared_speakers to split by "
+            "recording"
         )
     return speakers
 
