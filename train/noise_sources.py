@@ -40,8 +40,8 @@ def noise_files(
     """Noise recordings of a folder that may serve in one part, sorted.
 
     `part`: "training" and "testing" never share a file. Files with a fold in the folder's metadata.csv (or
-    ESC-50's meta/esc50.csv) serve in training where it is 1, 2 or 3; half of the others do, chosen by a hash
-    of their name. `folds` asks for these folds instead. `source` keeps only the files of one source, after
+    ESC-50's meta/esc50.csv) serve in training where it is 1, 2 or 3; half of the others of each source do,
+    chosen by a hash of their name. `folds` asks for these folds instead. `source` keeps only the files of one source, after
     the metadata's column of that name. ValueError where nothing is left, naming what was asked for.
     """
     folder = Path(folder)
@@ -54,7 +54,9 @@ def noise_files(
     else:
         folded = {path for path in files if fold_of[path] is not None}
         chosen = {path for path in folded if (fold_of[path] in TRAINING_FOLDS) == (part == "training")}
-        chosen |= _part(sorted(set(files) - folded), part, folder, lambda path: path.stem)
+        for one in {_row(rows, path, folder).get("source") for path in files}:
+            of_source = [path for path in files if _row(rows, path, folder).get("source") == one]
+            chosen |= _part([path for path in of_source if path not in folded], part, folder, _file_name)
     if source is not None:
         chosen = {path for path in chosen if _row(rows, path, folder).get("source") == source}
     if not chosen:
@@ -96,6 +98,10 @@ def recording(path: str | Path) -> np.ndarray:
 
 def _room_name(path: Path) -> str:
     return re.sub(r"[\W_]*(position|pos|mic|channel|ch|source|src)[\W_]*\d+$", "", path.stem, flags=re.I)
+
+
+def _file_name(path: Path) -> str:
+    return path.name
 
 
 def _part(files: list[Path], part: Part, folder: Path, group_of) -> set[Path]:
