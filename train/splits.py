@@ -6,7 +6,6 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
 from .recordings import UNKNOWN_SPEAKER
 
-
 N_DRAWS = 200  # of held-out speakers; more changes little: 2 of 10 speakers are 45 draws, 3 are 120
 FEW_SPEAKERS = 12  # up to here each speaker is left out once: EMO-DB has 10, nEMO 9, IEMOCAP 10
 
@@ -91,8 +90,8 @@ def assert_no_shared_speaker(*datasets: Dataset, allow_shared_speakers: bool = F
             shared = sorted(_speakers_or_corpora(dataset) & _speakers_or_corpora(other))
             if shared:
                 raise SplitError(
-                    f"{len(shared)} speakers are on both sides of the split ({', '.join(shared[:5])}): results "
-                    "would be too good. Split by speaker, or set allow_shared_speakers if this is meant"
+                    f"{len(shared)} speakers are on both sides of the split ({', '.join(shared[:5])}): "
+                    "results would be too good. Split by speaker, or set allow_shared_speakers if this is meant"
                 )
 
 
@@ -110,8 +109,8 @@ def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:
         return [str(row) for row in range(len(speakers))] if unknown or len(set(speakers)) < 2 else speakers
     if unknown:
         raise SplitError(
-            f"nobody says who speaks in {unknown} of {len(speakers)} recordings of {_corpora(dataset)}, so no "
-            "split can keep speakers apart: add a speaker column, or set allow_shared_speakers to split by "
+            f"nobody says who speaks in {unknown} of {len(speakers)} recordings of {_corpora(dataset)}: "
+            "no split can keep speakers apart: add a speaker column, or set allow_shared_speakers to split by "
             "recording"
         )
     if len(set(speakers)) < 2:
