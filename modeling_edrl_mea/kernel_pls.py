@@ -1,4 +1,4 @@
-"""Partial least squares from second moments: improved kernel PLS (Dayal & MacGregor 1997, J. Chemom. 11:73)."""
+"""Partial least squares from second moments: improved kernel PLS (Dayal & MacGregor 1997)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECK_EVERY = 5  # Lanczos steps between looks at convergence
 def kernel_pls(
     x_products: Tensor, xy_products: Tensor, n_components: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Components of greatest covariance, one after another, each deflated from the (P, q) cross-products only.
+    """Components of greatest covariance one after another, each deflated from the (P, q) cross-products.
 
     Args:
         x_products: (P, P) X'X.
@@ -21,8 +21,8 @@ def kernel_pls(
         n_components: components to look for.
 
     Returns:
-        weights (P, K), rotations (P, K), loadings (P, K), y_loadings (q, K), with K <= n_components: the search
-        ends when the cross-products are zero to rounding.
+        weights (P, K), rotations (P, K), loadings (P, K), y_loadings (q, K), with K <= n_components: the
+        search ends when the cross-products are zero to rounding.
     """
     cross = xy_products.clone()
     # What rounding leaves of cross-products that are used up, by numpy's convention for the rank of a matrix.
@@ -54,7 +54,9 @@ def kernel_pls(
     return weights[:, :found], rotations[:, :found], loadings[:, :found], y_loadings[:, :found]
 
 
-def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def dominant_left_singular_vector(
+    matrix: Tensor, start: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """The left singular vector of the largest singular value, its largest entry positive.
 
     Args:
@@ -80,7 +82,8 @@ def _dominant_eigenvector(matrix: Tensor, start: Tensor | None) -> tuple[Tensor,
     if start is None:
         start = matrix[matrix.square().sum(1).argmax()]
     # A little of everything, lest the start be orthogonal to the vector sought.
-    noise = torch.randn(len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(matrix)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(start), generator=generator, dtype=torch.float64).to(matrix)
     start = start / torch.linalg.vector_norm(start) + 0.1 * noise / torch.linalg.vector_norm(noise)
     for _ in range(20):
         ritz, converged = _lanczos(matrix, start)
