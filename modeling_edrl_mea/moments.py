@@ -116,7 +116,7 @@ class JointMoments:
         def total(tensor: Tensor) -> Tensor:
             return accelerator.reduce(tensor.to(accelerator.device), reduction="sum").to(tensor.device)
 
-        n_total = total(torch.tensor(self.n_rows, device=self.mean.device))
+        n_total = int(total(torch.tensor(self.n_rows, device=self.mean.device)))
         # About some process's mean, not about zero: an offset on the data would cost digits here.
         anchor = total(self.mean * (self.n_rows / n_total))
         common_mean = anchor + total((self.mean - anchor) * (self.n_rows / n_total))
@@ -124,7 +124,7 @@ class JointMoments:
         self.products.addr_(distance[: self.x_size], distance, alpha=self.n_rows)
         self.y_squares += self.n_rows * distance[self.x_size :].square()
         self.products, self.y_squares = total(self.products), total(self.y_squares)
-        self.mean, self.n_rows = common_mean, int(n_total)
+        self.mean, self.n_rows = common_mean, n_total
         return self
 
     def x_products(self) -> Tensor:
