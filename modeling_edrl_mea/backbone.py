@@ -2,7 +2,7 @@
 
 Weights and names are those of `transformers.WavLMModel`; only the computation differs.
 
-- Feature encoder. Time runs before channels, so a convolution is a few matrix products on views. Where the
+- Feature encoder. Time runs before channels, so a convolution is one matrix product. Where the
   first convolution is followed by a group norm, mean and variance over a recording's *own* samples follow
   from the covariance of its waveform windows: no pass over the activations, and nothing padded counts.
 - Transformer. Attention by `scaled_dot_product_attention`, whose mask is the gated relative position bias
@@ -23,13 +23,18 @@ from transformers.models.wavlm.modeling_wavlm import (
     WavLMEncoderLayerStableLayerNorm,
     WavLMEncoderStableLayerNorm,
     WavLMFeatureEncoder,
+    WavLMFeedForward,
     WavLMGroupNormConvLayer,
     WavLMLayerNormConvLayer,
     WavLMNoLayerNormConvLayer,
-    WavLMPositionalConvEmbedding,
 )
 from transformers.utils import ModelOutput
 
+from .packed_linear import project
+
+ENCODER_SAMPLES = (
+    2**14
+)  # samples of a batch convolved at once at inference, so that activations stay in the cache
 MAX_MASK_ELEMENTS = 2**22  # attention masks are made for so many query-key pairs at once: 16 MB in float32
 
 
@@ -37,7 +42,8 @@ MAX_MASK_ELEMENTS = 2**22  # attention masks are made for so many query-key pair
 class BackboneOutput(ModelOutput):
     """What the backbone says about a batch.
 
-    hidden_states: L+1 tensors (batch, frames, hidden): the input of the first layer, then each output. With `do_stable_layer_norm` the last one is after the encoder's final layer norm, so it always
+    hidden_states: L+1 tensors (batch, frames, hidden): the input of the first layer, then each layer's
+        output. With `do_stable_layer_norm` the last one is after the encoder's final layer norm, so it always
         equals the `last_hidden_state` of transformers. Frames outside `frame_mask` hold no meaning.
     frame_mask: (batch, frames) bool, True where a frame lies within its recording.
     attentions: L tensors (batch, heads, frames, frames), each head's own weights; None unless asked for.
@@ -114,27 +120,29 @@ def iter_windows(
         taken = end
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """1-d convolution without padding, (batch, time, in) → (batch, time', out); weight as in `nn.Conv1d`."""
-    return F.conv1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)
+def convolve(conv: nn.Conv1d, x: Tensor, activation: nn.Module | None = None) -> Tensor:
+    """1-d convolution without padding, then an activation: (batch, time, in) → (batch, time', out)."""
+    if torch.compiler.is_compiling():
+        x = F.conv1d(x.transpose(1, 2), conv.weight, conv.bias, conv.stride).transpose(1, 2)
+        return x if activation is None else activation(x)
+    windows = x.unfold(1, conv.kernel_size[0], conv.stride[0])  # (batch, time', in, taps)
+    return project(conv, windows.transpose(2, 3).flatten(2), activation)
 
 
 def window_moments(windows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean (batch, kernel) and covariance (batch, kernel, kernel) of waveform windows (batch, time, kernel).
+    """Mean (batch, 1, taps) and covariance (batch, taps, taps) of waveform windows (batch, time, taps).
 
-    Windows outside `valid` (batch, time) do not count. In float64, where the device has it: a quiet
-    high-frequency signal on a large offset would cancel to nothing in float32.
+    Windows outside `valid` (batch, time) do not count. In float64, where the device has it: a faint sound on
+    a large offset would drown in float32.
     """
     windows = windows.float() if windows.device.type == "mps" else windows.double()
     if valid is None:
-        mean = windows.mean(1)
-        centred = windows - mean[:, None]
-        return mean, centred.transpose(1, 2) @ centred / windows.shape[1]
-    valid = valid[..., None].to(windows.dtype)
-    count = valid.sum(1)
-    mean = (windows * valid).sum(1) / count
-    centred = (windows - mean[:, None]) * valid
-    return mean, centred.transpose(1, 2) @ centred / count[..., None]
+        valid = torch.ones(windows.shape[:2], device=windows.device)
+    weight = valid.to(windows.dtype)[:, None]  # (batch, 1, time)
+    count = weight.sum(2, keepdim=True)
+    mean = weight @ windows / count
+    centred = (windows - mean) * weight.transpose(1, 2)
+    return mean, centred.transpose(1, 2) @ centred / count
 
 
 class GroupNormConv(WavLMGroupNormConvLayer):
@@ -145,29 +153,32 @@ class GroupNormConv(WavLMGroupNormConvLayer):
     of the convolution cancels.
     """
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        kernel = self.conv.weight[:, 0]  # (out, kernel)
-        windows = x[..., 0].unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
-        mean, covariance = window_moments(windows, valid)
-        exact = kernel.to(mean.dtype)
-        variance = ((exact @ covariance) * exact).sum(-1)  # (batch, out)
-        scale = self.layer_norm.weight * torch.rsqrt(variance + self.layer_norm.eps)
-        shift = self.layer_norm.bias - scale * (mean @ exact.T)
-        filters = (scale[..., None] * exact).to(kernel.dtype)  # (batch, out, kernel)
-        return self.activation(
-            torch.baddbmm(shift[:, None].to(kernel.dtype), windows, filters.transpose(1, 2))
-        )
+    def fold(self, waveforms: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Filters (batch, taps, out) and offsets (batch, 1, out) that convolve and normalise at once."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            mean, covariance = window_moments(self.windows(waveforms), valid)
+            kernel = self.conv.weight[:, 0].to(mean.dtype)  # (out, taps)
+            variance = ((kernel @ covariance) * kernel).sum(2, keepdim=True)  # (batch, out, 1)
+            gain = self.layer_norm.weight[:, None] * torch.rsqrt(variance + self.layer_norm.eps)
+            filters = (gain * kernel).transpose(1, 2)
+            offsets = self.layer_norm.bias - mean @ filters
+        return filters.to(self.conv.weight.dtype), offsets.to(self.conv.weight.dtype)
+
+    def windows(self, waveforms: Tensor) -> Tensor:
+        return waveforms.unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
+
+    def forward(self, waveforms: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
+        return self.activation(torch.baddbmm(offsets, self.windows(waveforms), filters))
 
 
 class LayerNormConv(WavLMLayerNormConvLayer):
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        x = convolve(x, self.conv.weight, self.conv.bias, self.conv.stride[0])
-        return self.activation(self.layer_norm(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.layer_norm(convolve(self.conv, x)))
 
 
 class PlainConv(WavLMNoLayerNormConvLayer):
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        return self.activation(convolve(x, self.conv.weight, self.conv.bias, self.conv.stride[0]))
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(self.conv, x, self.activation)
 
 
 class FeatureEncoder(WavLMFeatureEncoder):
@@ -182,18 +193,34 @@ class FeatureEncoder(WavLMFeatureEncoder):
         self.config = config
 
     def forward(self, waveforms: Tensor, sample_lengths: Tensor | None = None) -> Tensor:
-        x = waveforms[..., None]
-        valid = None
-        if sample_lengths is not None:
-            time = torch.arange(frame_lengths(self.config, waveforms.shape[1], 1), device=x.device)
-            valid = time < frame_lengths(self.config, sample_lengths, 1)[:, None]
-        for layer in self.conv_layers:
-            x = layer(x, valid)
+        folded = self.fold(waveforms, sample_lengths)
+        n_frames = frame_lengths(self.config, waveforms.shape[1])
+        step = n_frames
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            step = max(1, ENCODER_SAMPLES // (samples_per_frame(self.config) * len(waveforms)))
+        if step >= n_frames:
+            return self.encode(waveforms, folded)
+        hop, field = samples_per_frame(self.config), receptive_field(self.config)
+        starts = range(0, n_frames, step)
+        pieces = (waveforms[:, i * hop : (min(i + step, n_frames) - 1) * hop + field] for i in starts)
+        return torch.cat([self.encode(piece, folded) for piece in pieces], dim=1)
+
+    def fold(self, waveforms: Tensor, sample_lengths: Tensor | None) -> tuple[Tensor, ...]:
+        """What the first layer needs to know of whole recordings: nothing, unless it has a group norm."""
+        first = self.conv_layers[0]
+        if not isinstance(first, GroupNormConv):
+            return ()
+        if sample_lengths is None:
+            return first.fold(waveforms, None)
+        time = torch.arange(frame_lengths(self.config, waveforms.shape[1], 1), device=waveforms.device)
+        return first.fold(waveforms, time < frame_lengths(self.config, sample_lengths, 1)[:, None])
+
+    def encode(self, waveforms: Tensor, folded: tuple[Tensor, ...]) -> Tensor:
+        first, *others = self.conv_layers
+        x = first(waveforms, *folded) if folded else first(waveforms[..., None])
+        for layer in others:
+            x = layer(x)
         return x
-
-
-class PositionalConv(WavLMPositionalConvEmbedding):
-    """Relative position of frames, by a wide grouped convolution; expects zeros at padded frames."""
 
 
 class GatedAttention(WavLMAttention):
@@ -214,7 +241,7 @@ class GatedAttention(WavLMAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """x (batch, frames, hidden); bias (heads, frames, frames) and key_bias (batch, 1, 1, frames), whose
         keys run backwards in time (see `Transformer.position_bias`)."""
-        query, key, value = (self.heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (self.heads(project(part, x)) for part in (self.q_proj, self.k_proj, self.v_proj))
         key, value = key.flip(2), value.flip(2)
         gate, bias = self.gate(self.heads(x)).to(query.dtype), bias.to(query.dtype)
         if output_attentions:
@@ -224,7 +251,7 @@ class GatedAttention(WavLMAttention):
             weights = weights.flip(3)
         else:
             weights, attended = None, self.attend(query, key, value, gate, bias, key_bias)
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), weights
+        return project(self.out_proj, attended.transpose(1, 2).flatten(2)), weights
 
     def heads(self, x: Tensor) -> Tensor:
         """(batch, frames, hidden) → (batch, heads, frames, hidden / heads)."""
@@ -260,6 +287,11 @@ def gated_bias(gate: Tensor, bias: Tensor, key_bias: Tensor | None) -> Tensor:
     return gate * bias if key_bias is None else torch.addcmul(key_bias.to(gate.dtype), gate, bias)
 
 
+def feed_forward(block: WavLMFeedForward, x: Tensor) -> Tensor:
+    x = project(block.intermediate_dense, x, block.intermediate_act_fn)
+    return block.output_dropout(project(block.output_dense, block.intermediate_dropout(x)))
+
+
 class EncoderLayer(WavLMEncoderLayer):
     """Transformer layer that normalises after its residual sums (WavLM base, base-plus)."""
 
@@ -270,7 +302,7 @@ class EncoderLayer(WavLMEncoderLayer):
     def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(x, *attention_arguments)
         x = self.layer_norm(x + self.dropout(attended))
-        return self.final_layer_norm(x + self.feed_forward(x)), weights
+        return self.final_layer_norm(x + feed_forward(self.feed_forward, x)), weights
 
 
 class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
@@ -283,7 +315,7 @@ class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
     def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(self.layer_norm(x), *attention_arguments)
         x = x + self.dropout(attended)
-        return x + self.feed_forward(self.final_layer_norm(x)), weights
+        return x + feed_forward(self.feed_forward, self.final_layer_norm(x)), weights
 
 
 class TransformerMixin:
@@ -373,7 +405,7 @@ class LengthAwareWavLM(WavLMModel):
     ) -> BackboneOutput:
         """
         input_values: (batch, samples) waveforms at 16 kHz, padded on the right.
-        attention_mask: (batch, samples), 1 within a recording, 0 in its padding; None where nothing is padded.
+        attention_mask: (batch, samples), 1 within a recording, 0 in its padding; None where there is none.
         output_attentions: also return attention weights; slower, with the same hidden states.
 
         Raises ValueError where a recording is shorter than one frame or padded anywhere but on the right.
