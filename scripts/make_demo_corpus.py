@@ -1,14 +1,15 @@
-"""Speaks two small corpora of emotional speech with espeak-ng, so that everything can be tried with no download.
+"""Speaks two small corpora of emotional speech with espeak-ng, so that all can be tried with no download.
 
     python scripts/make_demo_corpus.py OUT
 
-makes OUT/demo_studio (English, dry and clean) and OUT/demo_phone (German, other voices and sentences, a small
-room and a telephone line): eight voices each, four emotions, FLAC at 16 kHz, metadata.csv. It is synthetic:
+makes OUT/demo_studio (English, dry and clean) and OUT/demo_room (German, other voices and sentences, a small
+room and a cheap microphone): eight voices each, four emotions, FLAC at 16 kHz, metadata.csv. It is synthetic:
 good for seeing that training works, worth nothing for judging a model of human speech.
 
-Which way each emotion moves pitch, pitch range, rate, loudness and voice quality follows Burkhardt & Sendlmeier,
-"Verification of acoustical correlates of emotional speech using formant-synthesis" (ISCA Workshop on Speech and
-Emotion, 2000). How far is ours, and varies between speakers and utterances so that the emotions overlap.
+Which way each emotion moves pitch, pitch range, rate, loudness and voice quality follows Burkhardt &
+Sendlmeier, "Verification of acoustical correlates of emotional speech using formant-synthesis" (ISCA Workshop
+on Speech and Emotion, 2000). How far is ours, and varies between speakers and utterances, so that the
+emotions overlap.
 The same arguments give the same bytes on the same machine. Needs `pip install -e ".[demo]"`.
 """
 
@@ -17,7 +18,6 @@ import csv
 import ctypes
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 import zlib
@@ -35,15 +35,15 @@ TITLE = "# Synthetic emotional speech"  # first line of OUT/README.md, by which 
 # ratios of pitch, pitch range and rate to the speaker's own; loudness in dB; spectral tilt in dB per octave
 # above 500 Hz, up for a tense voice and down for a breathy one
 EMOTIONS = {
-    "anger": (1.20, 1.50, 1.20, 5.0, 1.5),
-    "happiness": (1.32, 1.80, 1.08, 2.5, 0.6),
+    "anger": (1.25, 1.50, 1.28, 6.0, 2.5),
+    "happiness": (1.48, 1.90, 1.08, 3.0, 1.0),
     "neutral": (1.00, 1.00, 1.00, 0.0, 0.0),
-    "sadness": (0.90, 0.55, 0.80, -4.5, -1.5),
+    "sadness": (0.88, 0.45, 0.77, -5.0, -2.5),
 }
 # How much one utterance strays from that, as standard deviations (of the logarithm, for the ratios).
-UTTERANCE_JITTER = (0.09, 0.30, 0.09, 2.0, 0.7)
-SPEAKER_JITTER = (0.08, 0.15, 0.08, 3.0, 0.5)
-EXPRESSIVENESS = (0.55, 1.15)  # how much of an emotion's deviation a speaker shows
+UTTERANCE_JITTER = (0.06, 0.20, 0.06, 1.5, 0.6)
+SPEAKER_JITTER = (0.05, 0.10, 0.05, 2.0, 0.5)
+EXPRESSIVENESS = (0.75, 1.20)  # how much of an emotion's deviation a speaker shows
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class DemoCorpus:
     name: str
     language: str
     voice: str  # espeak-ng's language
-    # espeak-ng's voice variants, one a speaker. None with breath (f2, f3, f5), whose noise is seeded by the time.
+    # espeak-ng's voice variants, one a speaker; none with breath (f2, f3, f5): the time seeds its noise.
     variants: tuple[str, ...]
-    telephone: bool
+    in_a_room: bool
     sentences: tuple[str, ...]  # neutral in content, so that only the voice tells the emotion
 
 
@@ -63,7 +63,7 @@ CORPORA = (
         language="en",
         voice="en-us",
         variants=("m1", "f1", "m3", "linda", "m7", "anika", "max", "Andrea"),
-        telephone=False,
+        in_a_room=False,
         sentences=(
             "The books are on the table in the hall.",
             "She will come back on Wednesday morning.",
@@ -78,11 +78,11 @@ CORPORA = (
         ),
     ),
     DemoCorpus(
-        name="demo_phone",
+        name="demo_room",
         language="de",
         voice="de",
         variants=("m2", "f4", "m4", "steph", "m5", "belinda", "norbert", "Annie"),
-        telephone=True,
+        in_a_room=True,
         sentences=(
             "Die Schlüssel liegen auf dem Schrank.",
             "Am Montag fährt er wieder nach Hause.",
@@ -168,7 +168,7 @@ def speak_one_speaker(
             text = corpus.sentences[place]
             speech = espeak.say(text, f"{corpus.voice}+{variant}", *np.exp(ratios))
             speech = at_level(tilted(speech, tilt), -26 + loudness)
-            speech = telephone_line(speech, room, rng) if corpus.telephone else studio(speech, rng)
+            speech = cheap_microphone(speech, room, rng) if corpus.in_a_room else studio(speech, rng)
             name = f"audio/{variant}-{place + 1:02d}-{emotion}.flac"
             soundfile.write(folder / name, speech, SAMPLING_RATE, subtype="PCM_16")
             rows.append(
@@ -213,19 +213,17 @@ def small_room(rng: np.random.Generator) -> np.ndarray:
     return response
 
 
-def telephone_line(speech: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Speech in a room, over a telephone: 300 to 3400 Hz, noise 20 to 35 dB below, 8-bit μ-law (ITU-T G.711)."""
+def cheap_microphone(speech: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Speech in a room, by a microphone that hears 150 to 5500 Hz, with noise 20 to 35 dB below."""
     length = len(speech) + len(room) - 1
     spectrum = np.fft.rfft(speech, length) * np.fft.rfft(room, length)
     frequencies = np.fft.rfftfreq(length, 1 / SAMPLING_RATE)
-    band = 1 / (1 + (300 / np.maximum(frequencies, 1)) ** 8) / (1 + (frequencies / 3400) ** 16)
-    line = np.fft.irfft(spectrum * band, length)
+    band = 1 / (1 + (150 / np.maximum(frequencies, 1)) ** 4) / (1 + (frequencies / 5500) ** 8)
+    heard = np.fft.irfft(spectrum * band, length)
     noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(length)) * band, length)
     snr = rng.uniform(20, 35)  # dB
-    line = line + noise * np.sqrt(np.mean(line**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
-    line = np.clip(line, -0.99, 0.99)
-    compressed = np.round(np.sign(line) * np.log1p(255 * np.abs(line)) / np.log(256) * 127) / 127
-    return np.sign(compressed) * np.expm1(np.abs(compressed) * np.log(256)) / 255
+    heard += noise * np.sqrt(np.mean(heard**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
+    return heard / max(1.0, np.abs(heard).max() / 0.99)
 
 
 def speak_corpora(out: Path, n_speakers: int, n_sentences: int, seed: int) -> int:
@@ -259,13 +257,13 @@ def _readme(n_speakers: int, n_sentences: int, seed: int) -> str:
     return f"""{TITLE}
 
 Spoken by espeak-ng, by no human: made by scripts/make_demo_corpus.py of edrl-mea
-(speakers {n_speakers}, sentences {n_sentences}, seed {seed}). For trying training out; a model that does well here says
-nothing about human speech. Free of any rights.
+(speakers {n_speakers}, sentences {n_sentences}, seed {seed}), free to use. For trying
+training out; a model that does well here says nothing about human speech.
 
 | folder | language | recorded | voices | recordings |
 |---|---|---|---|---|
 | demo_studio | English | dry, clean | {n_speakers} | {n_speakers * n_sentences * 4} |
-| demo_phone | German | small room, telephone | {n_speakers} | {n_speakers * n_sentences * 4} |
+| demo_room | German | small room, cheap microphone | {n_speakers} | {n_speakers * n_sentences * 4} |
 
 Emotions (anger, happiness, neutral, sadness) differ in pitch, pitch range, rate, loudness and spectral tilt,
 after Burkhardt & Sendlmeier (2000). metadata.csv: file_name, emotion, speaker, language, text.
@@ -317,7 +315,7 @@ def main() -> None:
         total = make_demo_corpus(arguments.out, arguments.speakers, arguments.sentences, arguments.seed)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{total} synthetic recordings in {arguments.out}: demo_studio and demo_phone")
+    print(f"{total} synthetic recordings in {arguments.out}: demo_studio and demo_room")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,14 @@ def split_by_speaker(
     n_held_out = min(max(round(fraction * len(names)), 1), len(names) - 1)
     generator = np.random.default_rng(seed)
     draws = [generator.permutation(len(names))[:n_held_out] for _ in range(N_DRAWS)]
-    # Relative to the target, so that a rare class weighs as much as a frequent one.
-    held_out = min(draws, key=lambda draw: (np.abs(counts[draw].sum(0) - target) / target).sum())
+
+    def badness(draw: np.ndarray) -> tuple[int, float]:
+        size = counts[draw].sum(0)
+        n_one_sided = int(((size == 0) | (size == counts.sum(0))).sum())
+        # Relative to the target, so that a rare class weighs as much as a frequent one.
+        return n_one_sided, float((np.abs(size - target) / target).sum())
+
+    held_out = min(draws, key=badness)
     is_held_out = np.isin(speaker_of_row, held_out)
     return _rows(dataset, ~is_held_out), _rows(dataset, is_held_out)
 
@@ -91,7 +97,7 @@ def assert_no_shared_speaker(*datasets: Dataset, allow_shared_speakers: bool = F
             if shared:
                 raise SplitError(
                     f"{len(shared)} speakers are on both sides of the split ({', '.join(shared[:5])}): "
-                    "results would be too good. Split by speaker, or set allow_shared_speakers if this is meant"
+                    "results would be too good. Split by speaker, or set allow_shared_speakers if you mean it"
                 )
 
 
@@ -110,7 +116,7 @@ def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:
     if unknown:
         raise SplitError(
             f"nobody says who speaks in {unknown} of {len(speakers)} recordings of {_corpora(dataset)}: "
-            "no split can keep speakers apart: add a speaker column, or set allow_shared_speakers to split by "
+            "no split keeps speakers apart. Add a speaker column, or set allow_shared_speakers to split by "
             "recording"
         )
     if len(set(speakers)) < 2:
