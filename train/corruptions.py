@@ -8,13 +8,13 @@ Each kind at level 1 (mild), 2 and 3 (hard):
     mp3                                   32, 16, 8 kbit/s
     clipping                              at most 20, 40, 60 % of the samples
     gain_transition                       −20…0, −30…−10, −40…−20 dB
-    ours: telephone                       300–3400 Hz, μ-law with 8, 6, 4 bits
+    ours: telephone                       300–3400 Hz, μ-law with 8, 5, 3 bits
           opus                            24, 12, 6 kbit/s
           packet_loss                     5, 10, 20 % of packets of 20 ms, silent
           room_and_noise                  room and then noise (Gaussian without recordings) of the same level
 
-Noise and rooms are those of the testing part of their folders, which augmentation never sees. A recording meets
-the same noise clip from the same start at every level, and loses the same packets and more.
+Noise and rooms are those of the testing part of their folders, which augmentation never sees. A recording
+meets the same noise clip from the same start at every level, and loses the same packets and more.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ RT60_SECONDS = ((0.1, 0.5), (0.5, 1.0), (1.0, 1.5))
 MP3_KBITS = (32, 16, 8)
 CLIPPED_PERCENT = (20, 40, 60)
 GAIN_DB = ((-20, 0), (-30, -10), (-40, -20))
-TELEPHONE_BITS = (8, 6, 4)
+TELEPHONE_BITS = (8, 5, 3)
 OPUS_KBITS = (24, 12, 6)
 LOST_PACKETS = (0.05, 0.10, 0.20)
 ROOMS_PER_LEVEL = 4  # measured ones first, made ones for the rest
@@ -61,14 +61,14 @@ Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 class Corruption:
     """One kind of corruption at one level: `corruption(waveform, key)` gives the corrupted waveform.
 
-    `setting` says what the level means (JSON-able). Waveforms are `(n,)`, float32, 16 kHz, in and out, equally
-    long. The result depends on `seed`, `key`, the kind and the level, on nothing else: key by something that
-    is the same everywhere, such as the file's name within its corpus. ValueError for an empty waveform.
+    `setting` says what the level means (JSON-able). Waveforms are `(n,)`, float32, 16 kHz, in and out, of one
+    length. The result depends on `seed`, `key`, the kind and the level alone: key by something that is the
+    same everywhere, such as the file's name within its corpus. ValueError for an empty waveform.
     """
 
     name: str
     level: int
-    setting: dict
+    setting: dict = field(hash=False)
     degrade: Degrade = field(repr=False, compare=False)
     seed: int = 0
 

@@ -40,9 +40,10 @@ def noise_files(
     """Noise recordings of a folder that may serve in one part, sorted.
 
     `part`: "training" and "testing" never share a file. Files with a fold in the folder's metadata.csv (or
-    ESC-50's meta/esc50.csv) serve in training where it is 1, 2 or 3; half of the others of each source do,
-    chosen by a hash of their name. `folds` asks for these folds instead. `source` keeps only the files of one source, after
-    the metadata's column of that name. ValueError where nothing is left, naming what was asked for.
+    ESC-50's meta/esc50.csv) serve in training where it is 1, 2 or 3; of the others half of each source do,
+    chosen by a hash of their names. `folds` asks for these folds instead. `source` keeps only the files of
+    one source, after the metadata's column of that name. ValueError where nothing is left, naming what was
+    asked for.
     """
     folder = Path(folder)
     files, rows = sound_files(folder), _metadata(folder)
