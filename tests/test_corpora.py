@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from train import manifests
 from train.corpora import concatenate_corpora, load_corpus
@@ -323,7 +323,7 @@ def test_a_hub_dataset_is_read_without_decoding(tmp_path, monkeypatch):
         part = Dataset.from_dict(rows)
         return part if split else DatasetDict(train=part, test=part)
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(manifests, "load_dataset", load_dataset)
     dataset = load("somebody/emotions", label_scheme="four_emotions")
     assert len(dataset) == 4 and len(load("somebody/emotions", split="test")) == 2
     assert asked == [("somebody/emotions", None), ("somebody/emotions", "test")]
@@ -331,11 +331,20 @@ def test_a_hub_dataset_is_read_without_decoding(tmp_path, monkeypatch):
     assert dataset[0]["speaker"] == "emotions_7" and dataset[0]["label"] == 0
 
 
+def test_an_unlabelled_row_of_a_hub_dataset_is_named(monkeypatch):
+    names = ClassLabel(names=["anger", "sadness"])
+    features = Features(audio=Value("string"), emotion=names)
+    rows = Dataset.from_dict({"audio": ["a.wav", "b.wav"], "emotion": [0, -1]}, features)
+    monkeypatch.setattr(manifests, "load_dataset", lambda name, split=None: rows)
+    with pytest.raises(CorpusError, match="row 1 of 'somebody/emotions' has no emotion"):
+        load("somebody/emotions")
+
+
 def test_a_hub_dataset_that_is_not_there_is_named(monkeypatch):
     def load_dataset(name, split=None):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(manifests, "load_dataset", load_dataset)
     with pytest.raises(
         CorpusError, match="no folder or file here, and loading it from the Hub failed: no network"
     ):
@@ -395,8 +404,12 @@ def test_every_declared_label_is_an_emotion_of_the_table():
 # --- what is wrong is named
 
 
-@pytest.mark.parametrize("source", ["../nowhere/at/all", "emodb=nowhere/at/all", "/nowhere"])
-def test_a_missing_folder_is_named(source):
+@pytest.mark.parametrize(
+    "source",
+    ["../nowhere/at/all", "emodb=nowhere/at/all", "/nowhere", "tests/nowhere", "emodb=tests/nowhere"],
+)
+def test_a_missing_folder_is_named_without_asking_the_hub(source, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
     with pytest.raises(CorpusError, match="nowhere.* does not exist"):
         load_corpus(source)
 
@@ -454,7 +467,7 @@ def test_corpora_of_different_classes_unite_theirs(tmp_path):
 
 def test_corpora_on_disk_and_from_the_hub_can_be_joined(tmp_path, monkeypatch):
     rows = {"audio": [{"bytes": b"RIFF", "path": "a.wav"}], "emotion": ["angry"]}
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split=None: Dataset.from_dict(rows))
+    monkeypatch.setattr(manifests, "load_dataset", lambda name, split=None: Dataset.from_dict(rows))
     local = load(touch(tmp_path, "anger/1.wav"))
     joined = concatenate_corpora([local, load("somebody/emotions")])
     assert joined[0]["audio"]["path"] == local[0]["audio"]

@@ -15,7 +15,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Value, concatenate_da
 
 from .declared_corpora import CORPORA, Corpus
 from .emotions import SCHEMES, LabelError, check_scheme, label_under_scheme
-from .manifests import HUB_ID, read_generic
+from .manifests import is_hub_id, read_generic, read_hub
 from .recordings import AUDIO_EXTENSIONS, UNKNOWN_SPEAKER, CorpusError, Utterance, find_audio, first_files
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ def load_corpus(
 ) -> Dataset:
     """Reads a corpus into columns audio, label (ClassLabel), speaker, corpus, language, text.
 
+    Audio is a path; of a Hub dataset {"bytes", "path"}, read from disk row by row.
+
     source: folder of a corpus in CORPORA as downloaded; folder of class folders, or with metadata.csv; a
         CSV, TSV, JSON or JSONL manifest; the id of a Hub dataset. "name=path" also gives the corpus's name.
     label_scheme: "native" (the emotions there are, sorted), "four_emotions", "arousal" or "valence". Rows
@@ -50,6 +52,7 @@ def load_corpus(
     check_scheme(label_scheme)
     source, corpus = _name_and_path(str(source), corpus)
     declaration = _declaration_of(source, corpus)
+    audio = None
     if declaration is not None:
         name = declaration.name
         utterances = _read_declared(declaration, Path(source), split)
@@ -57,8 +60,12 @@ def load_corpus(
         name = corpus or re.sub(
             r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1]
         )
-        utterances = read_generic(source, audio_column, label_column, speaker_column, split)
-    return _as_dataset(utterances, name, source, label_scheme, min_class_size)
+        columns = (audio_column, label_column, speaker_column)
+        if not os.path.exists(source) and is_hub_id(source):
+            utterances, audio = read_hub(source, *columns, split)
+        else:
+            utterances = read_generic(source, *columns, split)
+    return _as_dataset(utterances, audio, name, source, label_scheme, min_class_size)
 
 
 def concatenate_corpora(parts: Iterable[Dataset]) -> Dataset:
@@ -83,7 +90,7 @@ def _name_and_path(source: str, corpus: str | None) -> tuple[str, str | None]:
 def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
     """The declared corpus a source is, by the name given, its files or its folder's name; or None."""
     if corpus is not None:
-        from_hub = not os.path.exists(source) and re.fullmatch(HUB_ID, source)
+        from_hub = not os.path.exists(source) and is_hub_id(source)
         return None if os.path.isfile(source) or from_hub else CORPORA.get(_plain(corpus))
     folder = Path(source)
     if not folder.is_dir():
@@ -164,8 +171,14 @@ def _read_file_names(declared: Corpus, folder: Path) -> list[Utterance]:
 
 
 def _as_dataset(
-    utterances: list[Utterance], name: str, source: str, label_scheme: str, min_class_size: int
+    utterances: list[Utterance],
+    audio: Dataset | None,
+    name: str,
+    source: str,
+    label_scheme: str,
+    min_class_size: int,
 ) -> Dataset:
+    """The table of load_corpus. `audio`: the utterances' audio where that is not the files they name."""
     labels = [label_under_scheme(utterance.emotion, label_scheme) for utterance in utterances]
     dropped = Counter(u.emotion for u, label in zip(utterances, labels, strict=True) if label is None)
     if dropped:
@@ -179,15 +192,9 @@ def _as_dataset(
         )
     _check_class_sizes(kept, name, min_class_size)
     names = list(SCHEMES.get(label_scheme, sorted({label for _, label in kept})))
-    in_memory = isinstance(kept[0][0].audio, dict)
     text = Value("string")
     features = Features(
-        audio=Audio(decode=False) if in_memory else text,
-        label=ClassLabel(names=names),
-        speaker=text,
-        corpus=text,
-        language=text,
-        text=text,
+        audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text
     )
     columns = {
         "audio": [u.audio for u, _ in kept],
@@ -197,7 +204,11 @@ def _as_dataset(
         "language": [u.language for u, _ in kept],
         "text": [u.text for u, _ in kept],
     }
-    return Dataset.from_dict(columns, features=features)
+    dataset = Dataset.from_dict(columns, features=features)
+    if audio is None:
+        return dataset
+    rows = [row for row, label in enumerate(labels) if label is not None]
+    return concatenate_datasets([audio.select(rows), dataset.remove_columns("audio")], axis=1)
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:
@@ -205,7 +216,6 @@ def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_s
     for label, size in sizes.items():
         if size < min_class_size:
             only = next(u.audio for u, other in kept if other == label)
-            only = only.get("path") if isinstance(only, dict) else only
             raise CorpusError(
                 f"class {label!r} of {name} has {size} recording{'s' * (size > 1)} ({only}), fewer than "
                 f"{min_class_size}; add recordings, leave the class out, or set min_class_size={size}"
@@ -220,11 +230,10 @@ def _speakers(utterances: list[Utterance], name: str) -> list[str]:
             name,
         )
     speakers = []
-    for row, utterance in enumerate(utterances):
+    for utterance in utterances:
         speaker = utterance.speaker
         if speaker is None:
-            path = utterance.audio.get("path") if isinstance(utterance.audio, dict) else utterance.audio
-            speaker = f"{UNKNOWN_SPEAKER}{path or row}"
+            speaker = f"{UNKNOWN_SPEAKER}{utterance.audio}"
         speakers.append(speaker if speaker.startswith(f"{name}_") else f"{name}_{speaker}")
     return speakers
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from datasets import Audio, Dataset, DatasetDict, concatenate_datasets, load_dataset
+
 from .emotions import canonical_emotion
 from .recordings import CorpusError, Utterance, find_audio, first_files, read_table
 
@@ -29,7 +31,7 @@ def read_generic(
     speaker_column: str | None = None,
     split: str | None = None,
 ) -> list[Utterance]:
-    """The utterances of a folder, a manifest file or a Hub dataset, told apart by what `source` is on disk.
+    """The utterances of class folders, of a folder with metadata, or of a manifest file.
 
     Paths in a manifest are relative to its folder. Columns not named are found by their usual names.
     Raises CorpusError for a missing source, column, label or audio file.
@@ -39,7 +41,7 @@ def read_generic(
     if path.is_file():
         return _with_split(_read_manifest(path), path, columns, split)
     if not path.is_dir():
-        return _read_hub(source, columns, split)
+        raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
     if split is not None and (path / split).is_dir():
         path, split = path / split, None
     for name in METADATA_FILES:
@@ -169,11 +171,25 @@ def _label_depth(parents: list[tuple[str, ...]]) -> int:
     return -1
 
 
-def _read_hub(source: str, columns: tuple, split: str | None) -> list[Utterance]:
-    if not re.fullmatch(HUB_ID, source):
-        raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
-    from datasets import Audio, DatasetDict, concatenate_datasets, load_dataset
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is not on disk may be a Hub dataset's id, and no mistyped path below a folder."""
+    owner = source.split("/")[0]
+    return bool(re.fullmatch(HUB_ID, source)) and not ("/" in source and Path(owner).is_dir())
 
+
+def read_hub(
+    source: str,
+    audio_column: str = "audio",
+    label_column: str | None = None,
+    speaker_column: str | None = None,
+    split: str | None = None,
+) -> tuple[list[Utterance], Dataset]:
+    """A Hub dataset's utterances, and beside them its one column of audio, which stays on disk.
+
+    Audio is {"bytes", "path"} there, never decoded, for which datasets needs torchcodec and FFmpeg's
+    libraries. Without a split all splits are read. Raises CorpusError where it cannot be loaded, or lacks a
+    column or a label.
+    """
     try:
         dataset = load_dataset(source, split=split)
     except Exception as error:  # network, no such repository, no such split: one message serves
@@ -183,15 +199,17 @@ def _read_hub(source: str, columns: tuple, split: str | None) -> list[Utterance]
     if isinstance(dataset, DatasetDict):
         logger.info("%s: all its splits are read: %s", source, ", ".join(dataset))
         dataset = concatenate_datasets(list(dataset.values()))
-    audio, label, *others = _find_columns(dataset.column_names, columns, source)
-    # Decoding by datasets needs torchcodec and FFmpeg's libraries; bytes and path are all we need.
-    rows = dataset.cast_column(audio, Audio(decode=False))
+    columns = _find_columns(dataset.column_names, (audio_column, label_column, speaker_column), source)
+    audio, label, *others = columns
+    rows = dataset.select_columns([column for column in columns[1:] if column])
     names = getattr(dataset.features[label], "names", None)
-    return [
-        Utterance(
-            row[audio],
-            names[row[label]] if names else str(row[label]),
-            *(_text(row, column) for column in others),
+    utterances = []
+    for number, row in enumerate(rows):
+        if row[label] in (None, "") or (names and row[label] < 0):
+            raise CorpusError(f"row {number} of {source!r} has no {label}; choose a labelled split")
+        emotion = names[row[label]] if names else str(row[label])
+        utterances.append(
+            Utterance(f"{source}[{number}]", emotion, *(_text(row, column) for column in others))
         )
-        for row in rows
-    ]
+    audio_only = dataset.select_columns([audio]).cast_column(audio, Audio(decode=False))
+    return utterances, audio_only if audio == "audio" else audio_only.rename_column(audio, "audio")

@@ -22,9 +22,9 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and its emotion, in any wording. `audio`: path, or {"bytes", "path"} from the Hub."""
+    """One recording and its emotion, in any wording. `audio`: its path, or what to call it in messages."""
 
-    audio: str | dict
+    audio: str
     emotion: str
     speaker: str | None = None
     language: str | None = None
