@@ -197,18 +197,20 @@ def _as_dataset(
         audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text
     )
     columns = {
-        "audio": [u.audio for u, _ in kept],
-        "label": [label for _, label in kept],
-        "speaker": _speakers([u for u, _ in kept], name),
-        "corpus": [name] * len(kept),
-        "language": [u.language for u, _ in kept],
-        "text": [u.text for u, _ in kept],
+        "audio": [u.audio for u in utterances],
+        "label": labels,
+        "speaker": _speakers(utterances, name),
+        "corpus": [name] * len(utterances),
+        "language": [u.language for u in utterances],
+        "text": [u.text for u in utterances],
     }
     dataset = Dataset.from_dict(columns, features=features)
-    if audio is None:
-        return dataset
-    rows = [row for row, label in enumerate(labels) if label is not None]
-    return concatenate_datasets([audio.select(rows), dataset.remove_columns("audio")], axis=1)
+    if audio is not None:
+        dataset = concatenate_datasets([audio, dataset.remove_columns("audio")], axis=1)
+    # Rows are dropped last: joined to selected rows, the audio would be written out again.
+    return (
+        dataset.select([row for row, label in enumerate(labels) if label is not None]) if dropped else dataset
+    )
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:
