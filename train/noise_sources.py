@@ -87,7 +87,7 @@ def impulse_response_files(folder: str | Path, part: Part = "all") -> list[Path]
     return [path for path in files if path in chosen]
 
 
-@lru_cache(maxsize=512)  # 5 s of noise is 320 kB: 160 MB at most for recordings of that length
+@lru_cache(maxsize=128)  # a minute is 4 MB: half a gigabyte at most for minute-long recordings
 def recording(path: str | Path) -> np.ndarray:
     """A recording `(n,)` at 16 kHz, float32, kept in memory for the next time; not to be written to."""
     from modeling_edrl_mea.feature_extraction_edrl_mea import load_recording
