@@ -1,0 +1,32 @@
+"""EDRL-MEA for transformers. Importing the package registers it with all Auto classes."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+
+from .alignment import EmbeddingAlignment, MultiblockPLS
+from .configuration_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
+from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, RecordingError, load_recording
+from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
+
+AutoConfig.register("edrl_mea", EdrlMeaConfig, exist_ok=True)
+AutoFeatureExtractor.register(EdrlMeaConfig, EdrlMeaFeatureExtractor, exist_ok=True)
+AutoModel.register(EdrlMeaConfig, EdrlMeaModel, exist_ok=True)
+AutoModelForAudioClassification.register(EdrlMeaConfig, EdrlMeaForAudioClassification, exist_ok=True)
+
+# So that what is saved carries this package's code and loads by `trust_remote_code=True` without it.
+EdrlMeaConfig.register_for_auto_class()
+EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+EdrlMeaModel.register_for_auto_class("AutoModel")
+EdrlMeaForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+__all__ = [
+    "PAPER_FAITHFUL",
+    "EdrlMeaConfig",
+    "EdrlMeaFeatureExtractor",
+    "EdrlMeaForAudioClassification",
+    "EdrlMeaModel",
+    "EdrlMeaOutput",
+    "EmbeddingAlignment",
+    "MultiblockPLS",
+    "RecordingError",
+    "load_recording",
+]

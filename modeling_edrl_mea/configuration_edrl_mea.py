@@ -1,0 +1,198 @@
+"""Every size, weight and choice of an EDRL-MEA model."""
+
+import difflib
+from typing import Literal, get_args
+
+from transformers import PreTrainedConfig, WavLMConfig
+
+Arrangement = Literal["linear", "edrl", "mea", "edrl_mea", "mea_edrl"]
+AlignmentTarget = Literal["own_speech", "clean_original", "labels"]
+
+# Settings of the paper's order and protocol (arXiv 2510.09072) as far as its abstract tells them: EDRL first, MEA onto
+# the original speech features, nothing else. What the abstract leaves open (sizes, loss weights) keeps our defaults.
+PAPER_FAITHFUL = {
+    "arrangement": "edrl_mea",
+    "alignment_target": ["own_speech"],
+    "align_speech_embedding": False,
+}
+
+
+class EdrlMeaConfig(PreTrainedConfig):
+    """Configuration of [`EdrlMeaModel`] and [`EdrlMeaForAudioClassification`].
+
+    Raises `ValueError` for an unknown choice and for settings that contradict each other, naming both.
+
+    Notation in the comments: D backbone width, L backbone layers, C emotions, d block size, k components,
+    S width of the speech embedding u.
+    """
+
+    model_type = "edrl_mea"
+    sub_configs = {"backbone_config": WavLMConfig}
+    keys_to_ignore_at_inference = [
+        "losses",
+        "speech_embedding",
+        "intra_class_embeddings",
+        "shared_embedding",
+        "aligned_embedding",
+        "hidden_states",
+        "attentions",
+    ]
+
+    # The backbone
+    backbone_config: WavLMConfig | dict | None = None  # None: WavLM-base's shape
+    normalize_waveform: bool = (
+        False  # zero mean, unit variance a recording; as the backbone was pretrained (base: no, large: yes)
+    )
+    sampling_rate: int = 16_000  # Hz; every published WavLM
+    max_window_seconds: float = (
+        20.0  # longer audio goes through the backbone in windows: attention is quadratic in length
+    )
+    window_overlap_seconds: float = (
+        2.0  # context on both sides of a window's seam; half of it is dropped from each window
+    )
+
+    # From frames to the speech embedding u
+    pooling: Literal["mean_std", "mean", "attentive"] = (
+        "mean_std"  # the spread over time carries emotion as the mean does
+    )
+    # weighted_sum: softmax weights over layers, learned in stage 1, so S stays that of one layer whatever the backbone.
+    # concatenate: every layer side by side; better for a small backbone, but a (L+1)²-fold covariance for a large one.
+    layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
+    standardization_clip: float = (
+        6.0  # in standard deviations; one broken recording must not dominate a covariance
+    )
+    whitening_size: int | None = None  # PCA-whiten u to this width (S); None: leave it as it is
+    adaptation_prior: float = (
+        10.0  # recordings that the training statistics count for when `adapt` re-estimates them
+    )
+
+    # How the rooms follow one another, and which logits count:
+    #   linear     u → classifier                       (baseline)
+    #   edrl       u → EDRL and its own classifier
+    #   mea        u → MEA → classifier
+    #   edrl_mea   u → EDRL → MEA → classifier          (the paper)
+    #   mea_edrl   u → MEA → EDRL and its own classifier
+    arrangement: Arrangement = "mea_edrl"
+
+    # EDRL: one encoder per emotion (intra-class) beside one that they share (inter-class)
+    block_size: int = 16  # d; small blocks overfit less: 64 lost up to 3 points of UAR
+    encoder_hidden_size: int | None = (
+        None  # width of a hidden layer in each encoder; None: encoders are linear
+    )
+    disentanglement_dropout: float = 0.5  # on u, and on the encoders' hidden layer
+    mixup_alpha: float = 0.4  # Beta(α, α) mixing of u and labels within a batch in training; 0: none
+    embedding_noise: float = 0.1  # standard deviation of Gaussian noise on the standardised u in training
+    classification_weight: float = 1.0  # cross-entropy of a linear layer on [z₀, z₁…z_C]
+    intra_class_weight: float = 0.5  # cross-entropy over the encoders' own scores
+    reconstruction_weight: float = 0.1  # decoder y rebuilds u from (z_y, z₀)
+    decorrelation_weight: float = 0.1  # squared correlation between each z_c and z₀
+    shared_invariance_weight: float = 0.1  # spread of the class means of z₀
+
+    # MEA: multiblock partial least squares
+    n_components: int = (
+        8  # k; chosen on training speakers: more components fit the training corpus, fewer travel
+    )
+    alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = (
+        "clean_original",
+        "labels",
+    )  # Y, side by side
+    align_speech_embedding: bool = False  # u itself as one more block beside EDRL's
+    scale_blocks: bool = True  # each block counts 1/√width, so that no block wins by its width alone
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = WavLMConfig()
+        elif isinstance(self.backbone_config, dict):
+            self.backbone_config = WavLMConfig(**self.backbone_config)
+        self.alignment_target = list(self.alignment_target)
+        super().__post_init__(**kwargs)
+        self.label2id = {label: i for i, label in self.id2label.items()}
+        self._check()
+
+    def _check(self):
+        for name in ("pooling", "layer_combination", "arrangement"):
+            _check_choice(name, getattr(self, name), get_args(type(self).__annotations__[name]))
+        for target in self.alignment_target:
+            _check_choice("alignment_target", target, get_args(AlignmentTarget))
+        if self.uses_alignment and not self.alignment_target:
+            raise ValueError(
+                f"arrangement={self.arrangement!r} needs an alignment_target: any of {list(get_args(AlignmentTarget))}."
+            )
+        if self.whitening_size is not None and self.layer_combination == "weighted_sum":
+            raise ValueError(
+                "whitening_size is fitted once, before training, but layer_combination='weighted_sum' changes u during "
+                "training. Use layer_combination='concatenate', or whitening_size=None."
+            )
+        if self.align_speech_embedding and self.arrangement != "edrl_mea":
+            raise ValueError(
+                "align_speech_embedding adds u to EDRL's blocks, so it needs arrangement='edrl_mea', "
+                f"not {self.arrangement!r}."
+            )
+        if not 0 <= self.window_overlap_seconds < self.max_window_seconds:
+            raise ValueError(
+                f"window_overlap_seconds={self.window_overlap_seconds} must be at least 0 and shorter than "
+                f"max_window_seconds={self.max_window_seconds}."
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """Emotion names in the order of the logits."""
+        return [self.id2label[i] for i in range(self.num_labels)]
+
+    @property
+    def uses_disentanglement(self) -> bool:
+        return "edrl" in self.arrangement
+
+    @property
+    def uses_alignment(self) -> bool:
+        return "mea" in self.arrangement
+
+    @property
+    def n_layers(self) -> int:
+        """Hidden states of the backbone: its layers and their input, L+1."""
+        return self.backbone_config.num_hidden_layers + 1
+
+    @property
+    def statistics_size(self) -> int:
+        """Width of one layer's pooled statistics: D, or 2D where the standard deviation is among them."""
+        return self.backbone_config.hidden_size * (1 if self.pooling == "mean" else 2)
+
+    @property
+    def speech_embedding_size(self) -> int:
+        """S, the width of the speech embedding u."""
+        if self.whitening_size is not None:
+            return self.whitening_size
+        return self.statistics_size * (self.n_layers if self.layer_combination == "concatenate" else 1)
+
+    @property
+    def disentanglement_input_size(self) -> int:
+        return self.n_components if self.arrangement == "mea_edrl" else self.speech_embedding_size
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """Widths of MEA's X-blocks: z₀, z₁…z_C (and u), or u alone."""
+        if self.arrangement != "edrl_mea":
+            return [self.speech_embedding_size]
+        return [self.block_size] * (self.num_labels + 1) + [
+            self.speech_embedding_size
+        ] * self.align_speech_embedding
+
+    @property
+    def block_names(self) -> list[str]:
+        if self.arrangement != "edrl_mea":
+            return ["speech"]
+        return ["shared", *self.labels] + ["speech"] * self.align_speech_embedding
+
+    @property
+    def alignment_target_size(self) -> int:
+        """Width of MEA's Y."""
+        sizes = {"labels": self.num_labels}
+        return sum(sizes.get(target, self.speech_embedding_size) for target in self.alignment_target)
+
+
+def _check_choice(field: str, value, choices) -> None:
+    if value in choices:
+        return
+    nearest = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"{field}={value!r} is not one of {list(choices)}.{hint}")

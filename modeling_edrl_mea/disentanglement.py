@@ -1,0 +1,156 @@
+"""EDRL: an encoder for each emotion beside one that they share, and the losses that keep them apart.
+
+After arXiv 2510.09072, of which the abstract names the two kinds of encoder; layers and losses are our reconstruction.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass
+class Disentanglement:
+    intra_class_embeddings: torch.Tensor  # (B, C, d)
+    shared_embedding: torch.Tensor  # (B, d)
+    logits: torch.Tensor  # (B, C), of EDRL's own classifier
+    losses: dict[str, torch.Tensor] | None = None  # already weighted; their sum is stage 1's loss
+
+    @property
+    def blocks(self) -> list[torch.Tensor]:
+        """z₀, z₁…z_C, each (B, d)."""
+        return [self.shared_embedding, *self.intra_class_embeddings.unbind(1)]
+
+
+class ClassWiseLinear(nn.Module):
+    """C independent linear layers as one batched product: (B, i) or (B, C, i) → (B, C, o)."""
+
+    def __init__(self, n_classes: int, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_classes, in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(n_classes, out_features))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        equation = "bi,cio->bco" if inputs.dim() == 2 else "bci,cio->bco"
+        return torch.einsum(equation, inputs, self.weight) + self.bias
+
+
+class EmotionDisentanglement(nn.Module):
+    """u (B, S) → intra-class embeddings z₁…z_C, shared embedding z₀, logits, and losses where targets are given."""
+
+    def __init__(self, config):
+        super().__init__()
+        n_classes, size, block = config.num_labels, config.disentanglement_input_size, config.block_size
+        self.mixup_alpha, self.noise = config.mixup_alpha, config.embedding_noise
+        self.loss_weights = {name: getattr(config, f"{name}_weight") for name in LOSSES}
+        hidden = config.encoder_hidden_size
+        self.dropout = nn.Dropout(config.disentanglement_dropout)
+        self.intra_hidden = ClassWiseLinear(n_classes, size, hidden) if hidden else None
+        self.intra_output = ClassWiseLinear(n_classes, hidden or size, block)
+        self.shared_hidden = nn.Linear(size, hidden) if hidden else None
+        self.shared_output = nn.Linear(hidden or size, block)
+        self.score = ClassWiseLinear(n_classes, block, 1)
+        self.decoder = ClassWiseLinear(n_classes, 2 * block, size)
+        self.classifier = nn.Linear((n_classes + 1) * block, n_classes)
+
+    def forward(
+        self, u: torch.Tensor, labels: torch.Tensor | None = None, sample_weights: torch.Tensor | None = None
+    ):
+        """`labels` (B,) int or (B, C) soft; `sample_weights` (B,), of mean 1 over the training data."""
+        u = u.to(self.classifier.weight.dtype)
+        targets = None if labels is None else as_targets(labels, self.classifier.out_features).to(u)
+        encoded = u
+        if self.training and targets is not None:
+            u, targets, sample_weights = self._mix(u, targets, sample_weights)
+            encoded = u + self.noise * torch.randn_like(u)
+        encoded = self.dropout(encoded)
+        intra, shared = self._encode(encoded)
+        result = Disentanglement(
+            intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1))
+        )
+        if targets is not None:
+            result.losses = self._losses(result, u, targets, sample_weights)
+        return result
+
+    def _encode(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.intra_hidden is None:
+            return self.intra_output(u), self.shared_output(u)
+        intra = self.dropout(F.gelu(self.intra_hidden(u)))
+        shared = self.dropout(F.gelu(self.shared_hidden(u)))
+        return self.intra_output(intra), self.shared_output(shared)
+
+    def _mix(self, u, targets, sample_weights):
+        """Mixup (Zhang et al. 2018) of the batch with a permutation of itself."""
+        if not self.mixup_alpha or len(u) < 2:
+            return u, targets, sample_weights
+        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((len(u), 1)).to(u)
+        other = torch.randperm(len(u), device=u.device)
+        if sample_weights is not None:
+            sample_weights = torch.lerp(sample_weights[other], sample_weights, share[:, 0].to(sample_weights))
+        return torch.lerp(u[other], u, share), torch.lerp(targets[other], targets, share), sample_weights
+
+    def _losses(self, result: Disentanglement, u, targets, sample_weights) -> dict[str, torch.Tensor]:
+        weights = torch.ones_like(targets[:, 0]) if sample_weights is None else sample_weights.to(u)
+        values = {
+            "classification": cross_entropy(result.logits, targets, weights),
+            "intra_class": cross_entropy(self.score(result.intra_class_embeddings)[..., 0], targets, weights),
+            "reconstruction": reconstruction_error(self.decoder, result, u, targets, weights),
+            "decorrelation": squared_correlation(result.intra_class_embeddings, result.shared_embedding),
+            "shared_invariance": between_class_share(result.shared_embedding, targets),
+        }
+        return {
+            name: self.loss_weights[name] * value for name, value in values.items() if self.loss_weights[name]
+        }
+
+
+LOSSES = ("classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance")
+
+
+def init_class_wise(module: ClassWiseLinear, init) -> None:
+    """nn.Linear's own initialisation, a class at a time; `init` is `transformers.initialization`."""
+    bound = 1 / math.sqrt(module.weight.shape[1])
+    init.uniform_(module.weight, -bound, bound)
+    init.zeros_(module.bias)
+
+
+def as_targets(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Class ids (B,) as one-hot rows (B, C); rows of probabilities as they are."""
+    return F.one_hot(labels.long(), n_classes) if labels.dim() == 1 else labels
+
+
+def cross_entropy(logits, targets, weights) -> torch.Tensor:
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).mean()
+
+
+def reconstruction_error(decoder, result: Disentanglement, u, targets, weights) -> torch.Tensor:
+    """Mean squared error of the own class's decoder only, so that encoder y learns its own class's manifold."""
+    shared = result.shared_embedding.unsqueeze(1).expand_as(result.intra_class_embeddings)
+    rebuilt = decoder(torch.cat([result.intra_class_embeddings, shared], dim=-1))  # (B, C, S)
+    errors = (rebuilt - u.unsqueeze(1)).square().mean(-1)
+    return ((errors * targets).sum(1) * weights).mean()
+
+
+def squared_correlation(intra: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """Mean squared correlation over the batch between every feature of z_c and of z₀; 0 for a single sample."""
+    if len(shared) < 2:
+        return shared.new_zeros(())
+    correlation = torch.einsum("bcd,be->cde", _standardized(intra), _standardized(shared)) / len(shared)
+    return correlation.square().mean()
+
+
+def between_class_share(shared: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Share of z₀'s variance that lies between the class means, in [0, 1]."""
+    if len(shared) < 2:
+        return shared.new_zeros(())
+    centred = shared - shared.mean(0)
+    counts = targets.sum(0)
+    class_means = targets.T @ centred / counts.clamp_min(1e-6).unsqueeze(1)
+    between = (class_means.square() * counts.unsqueeze(1)).sum()
+    return between / centred.square().sum().clamp_min(1e-8)
+
+
+def _standardized(values: torch.Tensor) -> torch.Tensor:
+    centred = values - values.mean(0)
+    return centred * torch.rsqrt(centred.square().mean(0) + 1e-6)

@@ -1,0 +1,425 @@
+"""EDRL-MEA: backbone → speech embedding → disentanglement and alignment → classifier."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoFeatureExtractor, PreTrainedModel, WavLMConfig
+from transformers import initialization as init
+from transformers.utils import ModelOutput, logging
+
+from .alignment import EmbeddingAlignment
+from .backbone import LengthAwareWavLM
+from .configuration_edrl_mea import EdrlMeaConfig
+from .disentanglement import ClassWiseLinear, EmotionDisentanglement, init_class_wise
+from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, load_recording
+from .frames import iter_windows, receptive_field
+from .speech_embedding import SpeechEmbedding, StatisticsPooling
+
+logger = logging.get_logger(__name__)
+
+EMBEDDING_BATCH = 8  # recordings that `embed_recordings` sends through the backbone at once
+
+
+@dataclass
+class EdrlMeaOutput(ModelOutput):
+    """What the model says about a batch; None where the arrangement has no such room.
+
+    loss: () sum of `losses`, where labels were given.
+    logits: (B, C), in the order of `config.id2label`.
+    speech_embedding: u, (B, S). intra_class_embeddings: z₁…z_C, (B, C, d). shared_embedding: z₀, (B, d).
+    aligned_embedding: t, (B, k), once the alignment is fitted.
+    hidden_states, attentions: of the backbone, where asked for and the recordings fit one window.
+    losses: each weighted term of the loss by name.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    speech_embedding: torch.Tensor | None = None
+    intra_class_embeddings: torch.Tensor | None = None
+    shared_embedding: torch.Tensor | None = None
+    aligned_embedding: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    losses: dict[str, torch.Tensor] | None = None
+
+
+class EdrlMeaPreTrainedModel(PreTrainedModel):
+    config_class = EdrlMeaConfig
+    base_model_prefix = "edrl_mea"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    # Standardisation and PLS rotations do not survive bfloat16.
+    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, ClassWiseLinear):
+            init_class_wise(module, init)
+        elif isinstance(module, EmbeddingAlignment):
+            module.reset()
+        elif isinstance(module, SpeechEmbedding):
+            module.reset(init)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for module in model.modules():
+            if isinstance(module, EmbeddingAlignment):
+                module.refresh()
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Also writes the feature extractor, so that any saved directory works with `pipeline`."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.feature_extractor().save_pretrained(save_directory)
+
+    def feature_extractor(self) -> EdrlMeaFeatureExtractor:
+        return EdrlMeaFeatureExtractor(
+            sampling_rate=self.config.sampling_rate,
+            do_normalize=self.config.normalize_waveform,
+            minimum_length=receptive_field(self.config.backbone_config),
+        )
+
+
+class EdrlMeaModel(EdrlMeaPreTrainedModel):
+    """Waveforms to speech embedding, disentangled embeddings and aligned embedding."""
+
+    def __init__(self, config: EdrlMeaConfig):
+        super().__init__(config)
+        self.backbone = LengthAwareWavLM(config.backbone_config)
+        self.pooling = StatisticsPooling(config.pooling, config.backbone_config.hidden_size)
+        self.speech_embedding = SpeechEmbedding(config)
+        self.disentanglement = EmotionDisentanglement(config) if config.uses_disentanglement else None
+        self.alignment = None
+        if config.uses_alignment:
+            self.alignment = EmbeddingAlignment(
+                config.block_sizes, config.alignment_target_size, config.n_components
+            )
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        layer_statistics: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        sample_weights: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> EdrlMeaOutput:
+        """
+        Args:
+            input_values: (B, n) waveforms; attention_mask: (B, n), 1 on each recording's own samples.
+            layer_statistics: (B, L+1, S') computed earlier by [`layer_statistics`], instead of waveforms.
+            labels: (B,) ids or (B, C) probabilities; EDRL's losses are computed where they are given.
+            sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data.
+        """
+        frames = None
+        if layer_statistics is None:
+            layer_statistics, frames = self._run_backbone(input_values, attention_mask, output_attentions)
+        u = self.speech_embedding(layer_statistics)
+        aligned, disentangled = self._disentangle_and_align(u, labels, sample_weights)
+        output = EdrlMeaOutput(speech_embedding=u, aligned_embedding=aligned)
+        if disentangled is not None:
+            output.intra_class_embeddings = disentangled.intra_class_embeddings
+            output.shared_embedding = disentangled.shared_embedding
+            output.logits = disentangled.logits
+            output.losses = disentangled.losses
+        if frames is not None:
+            output.hidden_states = frames.hidden_states if output_hidden_states else None
+            output.attentions = frames.attentions if output_attentions else None
+        return output if return_dict else output.to_tuple()
+
+    def _disentangle_and_align(self, u, labels=None, sample_weights=None):
+        """The config's arrangement: (aligned embedding, disentanglement), None for a room it leaves out."""
+        if self.config.arrangement == "mea_edrl":
+            if labels is not None and not self.alignment.is_fitted:
+                raise RuntimeError(
+                    "arrangement='mea_edrl' trains EDRL on the aligned embedding, and the alignment is not fitted yet. "
+                    "Train with EdrlMeaTrainer, or give the stock Trainer an AlignmentCallback."
+                )
+            aligned = self.alignment([u])
+            return aligned, self.disentanglement(aligned, labels, sample_weights)
+        disentangled = (
+            self.disentanglement(u, labels, sample_weights) if self.disentanglement is not None else None
+        )
+        if self.alignment is None or not self.alignment.is_fitted:
+            return None, disentangled
+        return self.alignment(self._alignment_blocks(u, disentangled)), disentangled
+
+    def _alignment_blocks(self, u, disentangled=None) -> list[torch.Tensor]:
+        if self.config.arrangement != "edrl_mea":
+            return [u]
+        return disentangled.blocks + [u] * self.config.align_speech_embedding
+
+    @torch.no_grad()
+    def alignment_inputs(
+        self, layer_statistics, clean_layer_statistics, labels
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """X-blocks and Y of MEA for a batch of recordings, as the config arranges them.
+
+        `clean_layer_statistics` (B, L+1, S') are those of each recording's clean original, which for a recording that
+        is no noisy copy is itself.
+        """
+        u = self.speech_embedding(layer_statistics)
+        disentangled = self.disentanglement(u) if self.config.arrangement == "edrl_mea" else None
+        targets = {
+            "own_speech": lambda: u,
+            "clean_original": lambda: self.speech_embedding(clean_layer_statistics),
+            "labels": lambda: F.one_hot(labels.long(), self.config.num_labels).to(u),
+        }
+        y = torch.cat([targets[target]() for target in self.config.alignment_target], dim=-1)
+        return self._alignment_blocks(u, disentangled), y
+
+    def layer_statistics(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""
+        return self._run_backbone(input_values, attention_mask)[0]
+
+    def _run_backbone(self, input_values, attention_mask=None, output_attentions=False):
+        limit = int(self.config.max_window_seconds * self.config.sampling_rate)
+        if input_values.shape[1] <= limit:
+            frames = self.backbone(input_values, attention_mask, output_attentions=output_attentions)
+            return self.pooling.statistics(
+                self.pooling.moments(frames.hidden_states, frames.frame_mask)
+            ), frames
+        lengths = [input_values.shape[1]] * len(input_values)
+        if attention_mask is not None:
+            lengths = attention_mask.sum(1).tolist()
+        # Recording by recording: windows then depend on its own length only, not on the batch it is in.
+        rows = [
+            self._window_moments(row[: int(n)], limit) for row, n in zip(input_values, lengths, strict=True)
+        ]
+        return torch.cat([self.pooling.statistics(moments) for moments in rows]), None
+
+    def _window_moments(self, waveform: torch.Tensor, limit: int):
+        """Moments over all frames of a recording of any length (n,), in memory bounded by one window."""
+        overlap = int(self.config.window_overlap_seconds * self.config.sampling_rate)
+        total = None
+        for start, end, first, last in iter_windows(
+            self.config.backbone_config, len(waveform), limit, overlap
+        ):
+            frames = self.backbone(waveform[None, start:end])
+            kept = [layer[:, first:last] for layer in frames.hidden_states]
+            moments = self.pooling.moments(kept, frames.frame_mask[:, first:last])
+            total = moments if total is None else total.merge(moments)
+        return total
+
+    def train(self, mode: bool = True):
+        """A wholly frozen backbone stays in evaluation mode: its dropout would only blur what cannot learn."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+
+class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
+    """Speech emotion classifier.
+
+    Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;
+    from then on they come from the aligned embedding. [`stage`] says which.
+    """
+
+    def __init__(self, config: EdrlMeaConfig):
+        super().__init__(config)
+        self.edrl_mea = EdrlMeaModel(config)
+        sizes = {
+            "linear": config.speech_embedding_size,
+            "mea": config.n_components,
+            "edrl_mea": config.n_components,
+        }
+        size = sizes.get(config.arrangement)  # the other arrangements end in EDRL and its own classifier
+        self.classifier = nn.Linear(size, config.num_labels) if size else None
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | os.PathLike | WavLMConfig, id2label: dict[int, str] | None = None, **kwargs
+    ):
+        """A model with new heads around a pretrained WavLM.
+
+        Args:
+            backbone: Hub id or directory of any WavLM checkpoint; a `WavLMConfig` gives random weights.
+            id2label: emotion names in the order of the logits.
+            kwargs: fields of [`EdrlMeaConfig`].
+
+        Raises:
+            ValueError: a checkpoint that does not say whether it was trained on normalised waveforms, where
+                `normalize_waveform` is not given either.
+        """
+        if isinstance(backbone, WavLMConfig):
+            return cls(EdrlMeaConfig(backbone_config=backbone, id2label=id2label, **kwargs))
+        if "normalize_waveform" not in kwargs:
+            kwargs["normalize_waveform"] = _normalization_of(backbone)
+        pretrained = LengthAwareWavLM.from_pretrained(backbone)
+        model = cls(EdrlMeaConfig(backbone_config=pretrained.config.to_dict(), id2label=id2label, **kwargs))
+        model.backbone.load_state_dict(pretrained.state_dict())
+        return model
+
+    @property
+    def backbone(self) -> LengthAwareWavLM:
+        return self.edrl_mea.backbone
+
+    @property
+    def alignment(self) -> EmbeddingAlignment | None:
+        return self.edrl_mea.alignment
+
+    @property
+    def stage(self) -> str:
+        """Where the logits come from: "alignment", or "disentanglement" (EDRL's own classifier), or "linear"."""
+        if self.classifier is None or (
+            self.edrl_mea.disentanglement is not None and not self.alignment.is_fitted
+        ):
+            return "disentanglement"
+        return "alignment" if self.alignment is not None else "linear"
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        layer_statistics: torch.Tensor | None = None,
+        sample_weights: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> EdrlMeaOutput:
+        """As [`EdrlMeaModel.forward`]; with `labels` also the loss: EDRL's terms, and the cross-entropy of the classifier
+        that the logits come from where that is another one."""
+        output = self.edrl_mea(
+            input_values,
+            attention_mask,
+            layer_statistics,
+            labels,
+            sample_weights,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        losses = output.losses or {}
+        if self.stage != "disentanglement":
+            features = output.speech_embedding if self.alignment is None else output.aligned_embedding
+            if features is None:  # arrangement "mea", not fitted yet
+                features = output.speech_embedding.new_zeros(
+                    len(output.speech_embedding), self.config.n_components
+                )
+            output.logits = self.classifier(features.to(self.classifier.weight.dtype))
+            if labels is not None:
+                losses["aligned_classification"] = F.cross_entropy(output.logits, labels)
+        if labels is not None:
+            if not self.training:
+                losses = {"classification": F.cross_entropy(output.logits, labels)}
+            output.loss, output.losses = sum(losses.values()), losses
+        return output if return_dict else output.to_tuple()
+
+    def freeze_feature_encoder(self) -> None:
+        """No gradients for the convolutions under the backbone."""
+        self.backbone.freeze_feature_encoder()
+
+    def freeze_backbone(self, keep_last_n_layers: int = 0) -> None:
+        """No gradients for the backbone, but for its last `keep_last_n_layers` transformer layers."""
+        self.backbone.requires_grad_(False)
+        if keep_last_n_layers:
+            self.backbone.encoder.layers[-keep_last_n_layers:].requires_grad_(True)
+        self.train(self.training)
+
+    @property
+    def is_backbone_frozen(self) -> bool:
+        """Whether nothing before the speech embedding learns, so that its statistics can be computed once."""
+        parts = (self.backbone, self.edrl_mea.pooling)
+        return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
+    @torch.no_grad()
+    def embed_recordings(self, recordings: Sequence, sampling_rate: int | None = None) -> torch.Tensor:
+        """Layer statistics (N, L+1, S'), on the CPU, of recordings as [`load_recording`] takes them."""
+        extract, was_training = self.feature_extractor(), self.training
+        rate = sampling_rate or self.config.sampling_rate
+        self.eval()
+        statistics = []
+        for start in range(0, len(recordings), EMBEDDING_BATCH):
+            batch = [
+                load_recording(recording, rate) for recording in recordings[start : start + EMBEDDING_BATCH]
+            ]
+            inputs = extract(batch, sampling_rate=rate, return_tensors="pt").to(self.device)
+            inputs["input_values"] = inputs["input_values"].to(self.dtype)
+            statistics.append(self.edrl_mea.layer_statistics(**inputs).cpu())
+        self.train(was_training)
+        return torch.cat(statistics)
+
+    def adapt(self, recordings: Sequence, sampling_rate: int | None = None):
+        """Adapt to a new condition (microphone, room, language) by unlabelled recordings of it.
+
+        Re-estimates the standardisation of the speech embedding, with the training data counting for
+        `config.adaptation_prior` recordings. No gradient, no labels; save the result like any model.
+
+        Args:
+            recordings: at least two paths, arrays, or dicts as `datasets` makes them.
+            sampling_rate: Hz of arrays; the model's own by default.
+
+        Returns:
+            the model itself.
+        """
+        if len(recordings) < 2:
+            raise ValueError(
+                f"adapt needs at least two recordings of the new condition, got {len(recordings)}."
+            )
+        statistics = self.embed_recordings(recordings, sampling_rate)
+        self.edrl_mea.speech_embedding.adapt(statistics.to(self.device), self.config.adaptation_prior)
+        return self
+
+    @torch.no_grad()
+    def explain(self, recording, sampling_rate: int | None = None) -> dict:
+        """What decided for the winning emotion.
+
+        Returns a dict: `label`, `logits` by label, `logit_contributions` by block (for the winning label; with the
+        classifier's bias they sum to its logit) and, where the logits come from the alignment, `component_contributions`
+        by block, k numbers each.
+        """
+        statistics = self.embed_recordings([recording], sampling_rate).to(self.device)
+        u = self.edrl_mea.speech_embedding(statistics)
+        _, disentangled = self.edrl_mea._disentangle_and_align(u)
+        logits = self(layer_statistics=statistics).logits[0].float()
+        winner = int(logits.argmax())
+        explanation = {
+            "label": self.config.labels[winner],
+            "logits": dict(zip(self.config.labels, logits.tolist(), strict=True)),
+        }
+        if self.stage == "alignment":
+            names, head = self.config.block_names, self.classifier
+            moved = self.alignment.contributions(self.edrl_mea._alignment_blocks(u, disentangled))[0]
+            explanation["component_contributions"] = dict(zip(names, moved.tolist(), strict=True))
+            shares = moved @ head.weight[winner].float()
+        elif self.stage == "disentanglement":
+            names, head = ["shared", *self.config.labels], self.edrl_mea.disentanglement.classifier
+            weights = head.weight[winner].float().split(self.config.block_size)
+            shares = torch.stack(
+                [block[0].float() @ w for block, w in zip(disentangled.blocks, weights, strict=True)]
+            )
+        else:
+            names, shares = ["speech"], (u[0] @ self.classifier.weight[winner].float())[None]
+        explanation["logit_contributions"] = dict(zip(names, shares.tolist(), strict=True))
+        return explanation
+
+
+def _normalization_of(backbone: str | os.PathLike) -> bool:
+    try:
+        return bool(AutoFeatureExtractor.from_pretrained(backbone).do_normalize)
+    except (OSError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{backbone} has no preprocessor_config.json that says whether the backbone was trained on normalised "
+            "waveforms. Pass normalize_waveform=True (WavLM-large) or False (WavLM-base, base-plus)."
+        ) from error

@@ -1,0 +1,179 @@
+"""From the backbone's frames to the speech embedding u.
+
+frames (B, T, D) of every layer → pooled statistics (B, L+1, S) → standardised → combined over layers → u.
+
+The statistics are pooled layer by layer, before layers are combined. For the mean this equals pooling the combined
+layers, since both are linear; for the standard deviation it is ours. It lets statistics be computed once and cached
+while the layers' weights are still being learned.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+N_ATTENTION_HIDDEN = 64
+MINIMUM_SCALE = (
+    1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
+)
+
+
+class FrameMoments(NamedTuple):
+    """Weighted moments over frames of each layer, mergeable across the windows of a long recording."""
+
+    weight: torch.Tensor  # (B, L+1, 1) summed frame weights; the number of frames where all count alike
+    mean: torch.Tensor  # (B, L+1, D)
+    scatter: torch.Tensor  # (B, L+1, D) weighted sum of squared deviations
+
+    def merge(self, other: "FrameMoments") -> "FrameMoments":
+        """Moments of both windows' frames (Chan, Golub & LeVeque 1979)."""
+        weight = self.weight + other.weight
+        share = other.weight / weight.clamp_min(1e-12)
+        difference = other.mean - self.mean
+        mean = self.mean + share * difference
+        scatter = self.scatter + other.scatter + difference.square() * self.weight * share
+        return FrameMoments(weight, mean, scatter)
+
+
+class StatisticsPooling(nn.Module):
+    """Mean, or mean and standard deviation, over valid frames; `attentive` learns how much each frame counts
+    (Okabe, Koshinaka & Shinoda 2018)."""
+
+    def __init__(self, kind: str, hidden_size: int):
+        super().__init__()
+        self.with_deviation = kind != "mean"
+        self.attention = None
+        if kind == "attentive":
+            self.attention = nn.Sequential(
+                nn.Linear(hidden_size, N_ATTENTION_HIDDEN),
+                nn.Tanh(),
+                nn.Linear(N_ATTENTION_HIDDEN, 1),
+                nn.Tanh(),
+            )
+
+    def moments(self, hidden_states, frame_mask: torch.Tensor) -> FrameMoments:
+        """`hidden_states`: L+1 tensors (B, T, D); `frame_mask` (B, T) bool."""
+        layers = [self._layer_moments(frames, frame_mask) for frames in hidden_states]
+        return FrameMoments(*(torch.stack(part, dim=1) for part in zip(*layers, strict=True)))
+
+    def _layer_moments(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple:
+        weights = frame_mask.unsqueeze(-1).float()
+        if self.attention is not None:
+            # The last tanh bounds the score, so exp cannot overflow and windows merge without a running maximum.
+            scores = self.attention(frames.to(self.attention[0].weight.dtype)).float()
+            weights = weights * torch.exp(4 * scores)
+        frames = frames.float()
+        total = weights.sum(1)
+        mean = (frames * weights).sum(1) / total.clamp_min(1e-12)
+        scatter = ((frames - mean.unsqueeze(1)).square() * weights).sum(1)
+        return total, mean, scatter
+
+    def statistics(self, moments: FrameMoments) -> torch.Tensor:
+        """(B, L+1, D) or, with the standard deviation, (B, L+1, 2D); float32."""
+        if not self.with_deviation:
+            return moments.mean
+        variance = moments.scatter / moments.weight.clamp_min(1e-12)
+        return torch.cat([moments.mean, variance.clamp_min(1e-10).sqrt()], dim=-1)
+
+
+class SpeechEmbedding(nn.Module):
+    """Pooled statistics of all layers → speech embedding u.
+
+    Standardisation (and whitening) is fitted in closed form by [`fit`]; until then u is not standardised. Its buffers
+    stay float32 whatever the model is cast to.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        n_layers, size = config.n_layers, config.statistics_size
+        self.clip = config.standardization_clip
+        self.concatenate = config.layer_combination == "concatenate"
+        self.register_buffer("mean", torch.zeros(n_layers, size))
+        self.register_buffer("scale", torch.ones(n_layers, size))
+        self.register_buffer("n_recordings", torch.zeros(()))  # behind mean and scale; 0: not fitted
+        self.layer_logits = None if self.concatenate else nn.Parameter(torch.zeros(n_layers))
+        self.whiten = config.whitening_size is not None
+        if self.whiten:
+            self.register_buffer("whitening", torch.eye(n_layers * size, config.whitening_size))
+
+    def forward(self, layer_statistics: torch.Tensor) -> torch.Tensor:
+        """(B, L+1, S') → u (B, S), float32."""
+        combined = self.combine(self.standardize(layer_statistics))
+        return combined @ self.whitening if self.whiten else combined
+
+    def standardize(self, layer_statistics: torch.Tensor) -> torch.Tensor:
+        return ((layer_statistics.float() - self.mean) / self.scale).clamp(-self.clip, self.clip)
+
+    def combine(self, standardized: torch.Tensor) -> torch.Tensor:
+        if self.concatenate:
+            return standardized.flatten(1)
+        weights = self.layer_logits.float().softmax(0)
+        return torch.einsum("l,bls->bs", weights, standardized)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.n_recordings > 0)
+
+    def reset(self, init) -> None:
+        """Not fitted; `init` is `transformers.initialization`, which spares what a checkpoint just filled."""
+        init.zeros_(self.mean)
+        init.ones_(self.scale)
+        init.zeros_(self.n_recordings)
+        if self.layer_logits is not None:
+            init.zeros_(self.layer_logits)
+        if self.whiten:
+            init.eye_(self.whitening)
+
+    @torch.no_grad()
+    def fit(self, layer_statistics: torch.Tensor) -> None:
+        """Standardise, and whiten, by these statistics (N, L+1, S') of the training recordings."""
+        self.set_standardization(*mean_and_scale(layer_statistics), len(layer_statistics))
+        if not self.whiten:
+            return
+        rows = self.standardize(layer_statistics).flatten(1).double()
+        n_found = min(self.whitening.shape[1], len(rows) - 1)
+        covariance = rows.T @ rows / len(rows)
+        variances, directions = torch.linalg.eigh(covariance)
+        variances, directions = variances.flip(0)[:n_found], directions.flip(1)[:, :n_found]
+        # Directions of almost no variance hold rounding noise, which dividing by it would blow up.
+        kept = variances > variances[0] * 1e-9
+        self.whitening.zero_()
+        self.whitening[:, :n_found] = torch.where(
+            kept, directions / variances.clamp_min(1e-30).sqrt(), 0.0
+        ).float()
+
+    @torch.no_grad()
+    def adapt(self, layer_statistics: torch.Tensor, prior: float) -> None:
+        """Move the standardisation towards (N, L+1, S') statistics of a new condition; the present one counts for
+        `prior` recordings, so that a handful of new ones cannot overturn it."""
+        mean, scale = mean_and_scale(layer_statistics)
+        share = len(layer_statistics) / (len(layer_statistics) + prior)
+        new_mean = (1 - share) * self.mean.double() + share * mean
+        new_variance = (1 - share) * self.scale.double().square() + share * scale.square()
+        self.set_standardization(new_mean, new_variance.sqrt(), self.n_recordings + len(layer_statistics))
+
+    @torch.no_grad()
+    def set_standardization(self, mean, scale, n_recordings) -> None:
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+        self.n_recordings.fill_(float(n_recordings))
+
+    def _apply(self, fn, recurse=True):
+        exact = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:  # model.half() and kin: move, but keep the precision
+                setattr(
+                    self,
+                    name,
+                    before.to(after.device) if after.device.type != "meta" else after.to(before.dtype),
+                )
+        return self
+
+
+def mean_and_scale(layer_statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, L+1, S') → mean and standard deviation (L+1, S') in float64; a constant statistic gets scale 1."""
+    rows = layer_statistics.double()
+    deviation = rows.std(0, unbiased=False)
+    return rows.mean(0), torch.where(deviation < MINIMUM_SCALE, torch.ones_like(deviation), deviation)
