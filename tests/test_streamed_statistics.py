@@ -170,6 +170,8 @@ except ValueError as problem:
     report["constant"] = str(problem)
 with open(f"{{sys.argv[1]}}/{{rank}}.json", "w") as file:
     json.dump(report, file)
+accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()  # gloo may abort where one process leaves the other
 """
 
 
