@@ -2,14 +2,14 @@
 
 Weights and names are those of `transformers.WavLMModel`; only the computation differs.
 
-- Feature encoder. Time runs before channels, so a convolution is one matrix product. Where the
+- Feature encoder (`feature_encoder.py`). Time runs before channels, so a convolution is one matrix product. Where the
   first convolution is followed by a group norm, mean and variance over a recording's *own* samples follow
   from the covariance of its waveform windows: no pass over the activations, and nothing padded counts.
 - Transformer. Attention by `scaled_dot_product_attention`, whose mask is the gated relative position bias
   (Chen et al. 2022, WavLM, arXiv 2110.13900, section 3.2) and -inf at padded keys.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -22,17 +22,15 @@ from transformers.models.wavlm.modeling_wavlm import (
     WavLMEncoderLayer,
     WavLMEncoderLayerStableLayerNorm,
     WavLMEncoderStableLayerNorm,
-    WavLMFeatureEncoder,
     WavLMFeedForward,
-    WavLMGroupNormConvLayer,
-    WavLMLayerNormConvLayer,
-    WavLMNoLayerNormConvLayer,
+    WavLMPositionalConvEmbedding,
 )
 from transformers.utils import ModelOutput
 
-from .packed_linear import project
+from .feature_encoder import FeatureEncoder
+from .frames import frame_lengths, receptive_field
+from .prepared_weights import is_plain_inference, prepared, project
 
-ENCODER_SAMPLES = (
     2**14
 )  # samples of a batch convolved at once at inference, so that activations stay in the cache
 MAX_MASK_ELEMENTS = 2**22  # attention masks are made for so many query-key pairs at once: 16 MB in float32
@@ -54,173 +52,40 @@ class BackboneOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def frame_lengths(config: WavLMConfig, sample_lengths: Tensor | int, n_layers: int | None = None):
-    """Number of frames that recordings of so many samples give, 0 for those shorter than one frame.
+class PositionalConv(WavLMPositionalConvEmbedding):
+    """The wide grouped convolution that tells frames their place; expects zeros at padded frames.
 
-    Takes an int or an integer tensor and returns the same; `n_layers` stops after that many convolutions.
-    """
-    for kernel, stride in list(zip(config.conv_kernel, config.conv_stride, strict=True))[:n_layers]:
-        sample_lengths = (sample_lengths - kernel) // stride + 1
-    if isinstance(sample_lengths, Tensor):
-        return sample_lengths.clamp(min=0)
-    return max(sample_lengths, 0)
-
-
-def samples_per_frame(config: WavLMConfig) -> int:
-    """Samples from one frame to the next (320 in WavLM: 20 ms at 16 kHz)."""
-    hop = 1
-    for stride in config.conv_stride:
-        hop *= stride
-    return hop
-
-
-def receptive_field(config: WavLMConfig) -> int:
-    """Samples that one frame sees, hence the shortest recording that gives a frame (400 in WavLM: 25 ms)."""
-    field, hop = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        field += (kernel - 1) * hop
-        hop *= stride
-    return field
-
-
-def iter_windows(
-    config: WavLMConfig, n_samples: int, max_window_samples: int, overlap_samples: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """Cuts a long recording into overlapping windows, so that each of its frames is taken from one of them.
-
-    Yields (sample_start, sample_end, first_frame, last_frame): run the backbone on
-    `waveform[sample_start:sample_end]` and keep its frames `first_frame:last_frame`; joined, they are the
-    frames of the whole recording, in order. Neighbouring windows share about `overlap_samples`, half of it
-    context for either. Windows start at whole frames and hold at most `max_window_samples`.
-
-    Raises ValueError where the recording is shorter than one frame, or a window has no room for new frames.
-    """
-    hop, n_frames = samples_per_frame(config), frame_lengths(config, n_samples)
-    window_frames = frame_lengths(config, max_window_samples)
-    context = -(-overlap_samples // (2 * hop))  # frames on either side of a seam
-    if n_frames < 1:
-        raise ValueError(
-            f"{n_samples} samples are shorter than one frame ({receptive_field(config)} samples)"
-        )
-    if n_samples <= max_window_samples:
-        yield 0, n_samples, 0, n_frames
-        return
-    if window_frames <= 2 * context:
-        raise ValueError(
-            f"windows of {max_window_samples} samples must exceed the overlap, {overlap_samples}"
-        )
-    taken = 0
-    while taken < n_frames:
-        # The last window is moved back to full length: frames at its start see more context, not less.
-        start = min(max(taken - context, 0), n_frames - window_frames)
-        is_last = start + window_frames >= n_frames
-        end = n_frames if is_last else start + window_frames - context
-        stop = n_samples if is_last else (start + window_frames - 1) * hop + receptive_field(config)
-        yield start * hop, min(stop, start * hop + max_window_samples), taken - start, end - start
-        taken = end
-
-
-def convolve(conv: nn.Conv1d, x: Tensor, activation: nn.Module | None = None) -> Tensor:
-    """1-d convolution without padding, then an activation: (batch, time, in) → (batch, time', out)."""
-    if torch.compiler.is_compiling():
-        x = F.conv1d(x.transpose(1, 2), conv.weight, conv.bias, conv.stride).transpose(1, 2)
-        return x if activation is None else activation(x)
-    windows = x.unfold(1, conv.kernel_size[0], conv.stride[0])  # (batch, time', in, taps)
-    return project(conv, windows.transpose(2, 3).flatten(2), activation)
-
-
-def window_moments(windows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean (batch, 1, taps) and covariance (batch, taps, taps) of waveform windows (batch, time, taps).
-
-    Windows outside `valid` (batch, time) do not count. In float64, where the device has it: a faint sound on
-    a large offset would drown in float32.
-    """
-    windows = windows.float() if windows.device.type == "mps" else windows.double()
-    if valid is None:
-        valid = torch.ones(windows.shape[:2], device=windows.device)
-    weight = valid.to(windows.dtype)[:, None]  # (batch, 1, time)
-    count = weight.sum(2, keepdim=True)
-    mean = weight @ windows / count
-    centred = (windows - mean) * weight.transpose(1, 2)
-    return mean, centred.transpose(1, 2) @ centred / count
-
-
-class GroupNormConv(WavLMGroupNormConvLayer):
-    """First convolution and group norm as one convolution, whose weights depend on the recording.
-
-    With one channel a group, the norm is affine in each channel. Its mean and variance are w·m and w·C·w for
-    a filter w, where m and C are mean and covariance of the waveform windows that the filter sees; a bias
-    of the convolution cancels.
+    On the CPU at inference it multiplies spectra instead (overlap-save), with a third of the arithmetic.
     """
 
-    def fold(self, waveforms: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Filters (batch, taps, out) and offsets (batch, 1, out) that convolve and normalise at once."""
-        with torch.autocast(waveforms.device.type, enabled=False):
-            mean, covariance = window_moments(self.windows(waveforms), valid)
-            kernel = self.conv.weight[:, 0].to(mean.dtype)  # (out, taps)
-            variance = ((kernel @ covariance) * kernel).sum(2, keepdim=True)  # (batch, out, 1)
-            gain = self.layer_norm.weight[:, None] * torch.rsqrt(variance + self.layer_norm.eps)
-            filters = (gain * kernel).transpose(1, 2)
-            offsets = self.layer_norm.bias - mean @ filters
-        return filters.to(self.conv.weight.dtype), offsets.to(self.conv.weight.dtype)
-
-    def windows(self, waveforms: Tensor) -> Tensor:
-        return waveforms.unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
-
-    def forward(self, waveforms: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
-        return self.activation(torch.baddbmm(offsets, self.windows(waveforms), filters))
-
-
-class LayerNormConv(WavLMLayerNormConvLayer):
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.layer_norm(convolve(self.conv, x)))
+        if not (is_plain_inference(x) and hasattr(self.conv, "parametrizations")):
+            return super().forward(x)
+        weight = self.conv.parametrizations.weight
+        parts = (weight.original0, weight.original1)
+        spectrum = prepared(self, parts, torch.float32, self.spectrum)  # (frequencies, groups, in, out)
+        n_taps, n_groups = self.conv.kernel_size[0], self.conv.groups
+        fft_size = self.fft_size
+        x_padded = F.pad(x.float(), (0, 0, n_taps // 2, fft_size))  # to the right: zeros for the last block
+        step = fft_size - n_taps + 1
+        n_blocks = -(-x.shape[1] // step)
+        blocks = x_padded[:, : (n_blocks - 1) * step + fft_size].unfold(1, fft_size, step)
+        blocks = torch.fft.rfft(blocks).permute(3, 0, 1, 2)  # (frequencies, batch, blocks, hidden)
+        blocks = blocks.flatten(1, 2).unflatten(2, (n_groups, -1)).transpose(1, 2)
+        blocks = (blocks @ spectrum).transpose(1, 2).flatten(2)  # (frequencies, batch · blocks, hidden)
+        y = torch.fft.irfft(blocks.permute(1, 2, 0), n=fft_size)[..., :step]
+        y = y.unflatten(0, (len(x), n_blocks)).transpose(2, 3).flatten(1, 2)[:, : x.shape[1]]
+        return self.activation((y + self.conv.bias.float()).to(x.dtype))
 
+    @property
+    def fft_size(self) -> int:
+        """Twice the filter: half of each block is new, and spectra are no larger than the filter needs."""
+        return 2 * self.conv.kernel_size[0]
 
-class PlainConv(WavLMNoLayerNormConvLayer):
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(self.conv, x, self.activation)
-
-
-class FeatureEncoder(WavLMFeatureEncoder):
-    """Waveforms (batch, samples) → features (batch, frames, channels)."""
-
-    def __init__(self, config: WavLMConfig):
-        super().__init__(config)
-        layers = [LayerNormConv if config.feat_extract_norm == "layer" else PlainConv] * len(self.conv_layers)
-        if config.feat_extract_norm == "group":
-            layers[0] = GroupNormConv
-        self.conv_layers = nn.ModuleList(layer(config, i) for i, layer in enumerate(layers))
-        self.config = config
-
-    def forward(self, waveforms: Tensor, sample_lengths: Tensor | None = None) -> Tensor:
-        folded = self.fold(waveforms, sample_lengths)
-        n_frames = frame_lengths(self.config, waveforms.shape[1])
-        step = n_frames
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            step = max(1, ENCODER_SAMPLES // (samples_per_frame(self.config) * len(waveforms)))
-        if step >= n_frames:
-            return self.encode(waveforms, folded)
-        hop, field = samples_per_frame(self.config), receptive_field(self.config)
-        starts = range(0, n_frames, step)
-        pieces = (waveforms[:, i * hop : (min(i + step, n_frames) - 1) * hop + field] for i in starts)
-        return torch.cat([self.encode(piece, folded) for piece in pieces], dim=1)
-
-    def fold(self, waveforms: Tensor, sample_lengths: Tensor | None) -> tuple[Tensor, ...]:
-        """What the first layer needs to know of whole recordings: nothing, unless it has a group norm."""
-        first = self.conv_layers[0]
-        if not isinstance(first, GroupNormConv):
-            return ()
-        if sample_lengths is None:
-            return first.fold(waveforms, None)
-        time = torch.arange(frame_lengths(self.config, waveforms.shape[1], 1), device=waveforms.device)
-        return first.fold(waveforms, time < frame_lengths(self.config, sample_lengths, 1)[:, None])
-
-    def encode(self, waveforms: Tensor, folded: tuple[Tensor, ...]) -> Tensor:
-        first, *others = self.conv_layers
-        x = first(waveforms, *folded) if folded else first(waveforms[..., None])
-        for layer in others:
-            x = layer(x)
-        return x
+    def spectrum(self) -> Tensor:
+        weight = self.conv.weight.detach().float()  # (out, in / groups, taps)
+        spectrum = torch.fft.rfft(weight, n=self.fft_size).conj().unflatten(0, (self.conv.groups, -1))
+        return spectrum.permute(3, 0, 2, 1).resolve_conj().contiguous()
 
 
 class GatedAttention(WavLMAttention):
@@ -325,6 +190,7 @@ class TransformerMixin:
 
     def __init__(self, config: WavLMConfig):
         super().__init__(config)
+        self.pos_conv_embed = PositionalConv(config)
         self.layers = nn.ModuleList(self.layer_class(config, i == 0) for i in range(config.num_hidden_layers))
 
     def position_bias(self, n_frames: int) -> Tensor:
@@ -411,6 +277,8 @@ class LengthAwareWavLM(WavLMModel):
         Raises ValueError where a recording is shorter than one frame or padded anywhere but on the right.
         """
         sample_lengths = self.check_lengths(input_values, attention_mask)
+        if sample_lengths is not None and is_plain_inference(input_values):
+            return self.forward_one_by_one(input_values, sample_lengths.tolist(), output_attentions)
         frame_mask = None
         if sample_lengths is not None:
             input_values = input_values.masked_fill(~attention_mask.bool(), 0)
@@ -428,6 +296,32 @@ class LengthAwareWavLM(WavLMModel):
             hidden_states=tuple(hidden_states),
             frame_mask=frame_mask,
             attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def forward_one_by_one(
+        self, waveforms: Tensor, sample_lengths: list[int], output_attentions: bool
+    ) -> BackboneOutput:
+        """A padded batch, without the padding: a few cores gain nothing from a batch, and lose by padding."""
+        outputs = [
+            self.forward(w[None, :n], None, output_attentions) for w, n in zip(waveforms, sample_lengths, strict=True)
+        ]
+        n_frames = frame_lengths(self.config, waveforms.shape[1])
+        missing = [n_frames - output.frame_mask.shape[1] for output in outputs]
+
+        def padded(rows: Iterable[Tensor], n_axes: int) -> Tensor:
+            pairs = zip(rows, missing, strict=True)
+            return torch.cat([F.pad(row, (0, 0) * (n_axes == 1) + (0, n) * n_axes) for row, n in pairs])
+
+        return BackboneOutput(
+            hidden_states=tuple(
+                padded(rows, 1) for rows in zip(*(o.hidden_states for o in outputs), strict=True)
+            ),
+            frame_mask=torch.cat(
+                [F.pad(o.frame_mask, (0, n)) for o, n in zip(outputs, missing, strict=True)]
+            ),
+            attentions=tuple(padded(rows, 2) for rows in zip(*(o.attentions for o in outputs), strict=True))
+            if output_attentions
+            else None,
         )
 
     def check_lengths(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor | None:

@@ -1,17 +1,15 @@
 """The backbone: equal to stock WavLM, and to itself whatever else is in the batch."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from transformers import WavLMConfig, WavLMForCTC, WavLMModel
 
-from modeling_edrl_mea.backbone import (
-    LengthAwareWavLM,
-    frame_lengths,
-    iter_windows,
-    receptive_field,
-    samples_per_frame,
-)
+from modeling_edrl_mea.backbone import LengthAwareWavLM
+from modeling_edrl_mea.frames import receptive_field, samples_per_frame
 
 KINDS = [("group", False), ("layer", False), ("layer", True), ("group", True)]
 
@@ -107,10 +105,12 @@ def test_attentions_are_those_of_stock_and_do_not_change_the_hidden_states(stock
     assert_close([a.mean(1) for a in output.attentions], [a.mean(1) for a in expected])
 
 
-@pytest.mark.parametrize("gradients", [False, True])
-def test_hidden_states_do_not_depend_on_padding_or_company(backbone, gradients):
+@pytest.mark.parametrize("way", ["training", "inference", "inference in one batch"])
+def test_hidden_states_do_not_depend_on_padding_or_company(backbone, way, monkeypatch):
+    if way == "inference in one batch":  # as on a GPU
+        monkeypatch.setattr("modeling_edrl_mea.backbone.is_plain_inference", lambda x: False)
     waveforms = recordings(backbone.config, 1, 2, 3, 9, 17, 40)
-    with torch.set_grad_enabled(gradients):
+    with torch.set_grad_enabled(way == "training"):
         alone = [backbone(w[None]).hidden_states for w in waveforms]
         longest = max(len(w) for w in waveforms)
         for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [0, 3]):
@@ -135,7 +135,8 @@ def test_attention_weights_ignore_padding(backbone):
 
 def test_long_recordings_in_pieces_equal_one_pass(stock, backbone, monkeypatch):
     """Feature encoder and attention work piece by piece where memory would be large."""
-    monkeypatch.setattr("modeling_edrl_mea.backbone.ENCODER_SAMPLES", 4000)
+    monkeypatch.setattr("modeling_edrl_mea.feature_encoder.ENCODER_SAMPLES", 4000)
+    monkeypatch.setattr("modeling_edrl_mea.backbone.is_plain_inference", lambda x: False)
     monkeypatch.setattr("modeling_edrl_mea.backbone.MAX_MASK_ELEMENTS", 1000)
     waveforms = recordings(backbone.config, 71, 50)
     with torch.no_grad():
@@ -261,40 +262,6 @@ def test_padding_on_the_left_is_refused(backbone):
         backbone(torch.randn(1, 6000), mask)
 
 
-def test_frame_lengths_count_the_frames_of_stock_wavlm(tiny_backbone_config):
-    base = WavLMConfig()
-    assert (samples_per_frame(base), receptive_field(base)) == (320, 400)
-    model = WavLMModel(tiny_backbone_config)
-    lengths = torch.arange(receptive_field(tiny_backbone_config), 9000, 37)
-    expected = model._get_feat_extract_output_lengths(lengths)
-    assert torch.equal(frame_lengths(tiny_backbone_config, lengths), expected)
-    assert [frame_lengths(tiny_backbone_config, int(n)) for n in lengths] == expected.tolist()
-    assert frame_lengths(base, 399) == 0 and frame_lengths(base, 400) == 1 and frame_lengths(base, 0) == 0
-
-
-@pytest.mark.parametrize("max_frames, overlap_frames", [(1, 0), (5, 2), (8, 3), (30, 10)])
-def test_windows_take_every_frame_once(tiny_backbone_config, max_frames, overlap_frames):
-    config, hop = tiny_backbone_config, samples_per_frame(tiny_backbone_config)
-    field = receptive_field(config)
-    longest, overlap = field + (max_frames - 1) * hop + 11, overlap_frames * hop
-    for n_samples in range(field, 60 * hop, 97):
-        taken = []
-        for start, end, first, last in iter_windows(config, n_samples, longest, overlap):
-            assert start % hop == 0 and end <= n_samples and end - start <= longest
-            assert 0 <= first < last <= frame_lengths(config, end - start)
-            assert start == 0 or first * hop * 2 >= overlap
-            assert end == n_samples or (frame_lengths(config, end - start) - last) * hop * 2 >= overlap
-            taken += range(start // hop + first, start // hop + last)
-        assert taken == list(range(frame_lengths(config, n_samples)))
-
-
-def test_windows_without_room_for_new_frames_are_refused(tiny_backbone_config):
-    with pytest.raises(ValueError, match="must exceed the overlap"):
-        list(iter_windows(tiny_backbone_config, 90_000, 8_000, 8_000))
-    with pytest.raises(ValueError, match="shorter than one frame"):
-        list(iter_windows(tiny_backbone_config, 100, 8_000, 0))
-
-
 def test_it_compiles_to_one_graph(tiny_backbone_config):
     """Without a mask there is no control flow that depends on data."""
     model = LengthAwareWavLM(tiny_backbone_config).eval()
@@ -302,3 +269,21 @@ def test_it_compiles_to_one_graph(tiny_backbone_config):
     with torch.no_grad():
         compiled = torch.compile(lambda x: model(x).hidden_states, fullgraph=True, backend="eager")
         assert_close(compiled(waveforms), model(waveforms).hidden_states)
+
+
+def test_positional_convolution_by_spectra_equals_the_convolution(backbone):
+    layer = backbone.encoder.pos_conv_embed
+    for n_frames in (1, 2, 15, 16, 17, 18, 33, 100):
+        x = torch.randn(2, n_frames, backbone.config.hidden_size)
+        with torch.no_grad():
+            by_spectra = layer(x)
+        assert_close([by_spectra], [layer(x)])
+
+
+def test_copies_and_pickles_after_inference(backbone):
+    """Prepared weights stay out of the model."""
+    waveforms = torch.randn(1, 6000)
+    with torch.no_grad():
+        expected = backbone(waveforms).hidden_states
+        assert_close(copy.deepcopy(backbone)(waveforms).hidden_states, expected)
+        assert_close(pickle.loads(pickle.dumps(backbone))(waveforms).hidden_states, expected)

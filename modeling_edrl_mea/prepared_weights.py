@@ -1,10 +1,12 @@
-"""Linear layers and convolutions whose weights are packed once for the CPU's matrix kernels, at inference.
+"""Linear layers and convolutions whose weights are prepared once for the CPU's matrix kernels, at inference.
 
 PyTorch hands oneDNN a plain weight matrix, which has to be rearranged in every call, and under autocast also
-cast. Here it is arranged and cast once, and GELU is applied while the result is still in the cache. Gradients,
-other devices, compilation and anything but plain `nn.Linear` and `nn.Conv1d` take the usual way.
+cast. Here it is arranged and cast once, and GELU is applied while the result is still in the cache. With
+gradients, on other devices, under compilation, and for layers other than plain `nn.Linear` and `nn.Conv1d`,
+the usual way is taken.
 """
 
+from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-# Module → (fingerprint, packed weight, bias). Not kept on the module: packed weights cannot be copied or pickled.
-_PACKED: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
+# Module → (fingerprint, what was made of its weights). Kept here: packed weights cannot be copied or pickled.
+_PREPARED: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
 FINGERPRINT_ELEMENTS = 256  # weights compared before a packed copy is reused; some 10 microseconds a layer
 
@@ -48,15 +50,23 @@ def is_exact(activation: nn.Module) -> bool:
 
 def can_pack(module: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
     return (
-        not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and x.device.type == module.weight.device.type == "cpu"
+        is_plain_inference(x)
+        and module.weight.device.type == "cpu"
         and type(module) in (nn.Linear, nn.Conv1d)
         and not (module._forward_hooks or module._forward_pre_hooks)
         and type(module.weight) in (nn.Parameter, Tensor)
         and x.numel() > 0
         and has_kernels(dtype)
+    )
+
+
+def is_plain_inference(x: Tensor) -> bool:
+    """On the CPU, with no gradient, and not under compilation or export."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or x.device.type != "cpu"
     )
 
 
@@ -73,24 +83,29 @@ def has_kernels(dtype: torch.dtype) -> bool:
 
 
 def packed(module: nn.Linear | nn.Conv1d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, ready for the kernel. Packed again whenever the weights have changed."""
-    now = fingerprint(module, dtype)
-    known = _PACKED.get(module)
-    if known is None or known[0] != now:
+    """Weight and bias, ready for the kernel."""
+
+    def pack():
         weight = filters(module) if isinstance(module, nn.Conv1d) else module.weight
         weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous(), None)
-        bias = None if module.bias is None else module.bias.detach().to(dtype, copy=True)
-        _PACKED[module] = known = (now, weight, bias)
-    return known[1:]
+        return weight, None if module.bias is None else module.bias.detach().to(dtype, copy=True)
+
+    return prepared(module, (module.weight, module.bias), dtype, pack)
 
 
-def fingerprint(module: nn.Module, dtype: torch.dtype) -> tuple:
-    """Differs once weights have changed. Version counters miss changes by way of `.data`, and addresses come
+def prepared(module: nn.Module, weights: Iterable[Tensor | None], dtype: torch.dtype, prepare: Callable):
+    """What `prepare` makes of a module's weights; made again once they have changed."""
+    now = (dtype, *(fingerprint(weight) for weight in weights if weight is not None))
+    known = _PREPARED.get(module)
+    if known is None or known[0] != now:
+        _PREPARED[module] = known = (now, prepare())
+    return known[1]
+
+
+def fingerprint(weight: Tensor) -> tuple:
+    """Differs once a weight has changed. Version counters miss changes by way of `.data`, and addresses come
     back, so some of the values are compared as well."""
-    values = []
-    for tensor in (module.weight, module.bias):
-        if tensor is not None:
-            flat = tensor.detach().view(-1)
-            version = -1 if tensor.is_inference() else tensor._version
-            values += [version, *flat[:: max(1, flat.numel() // FINGERPRINT_ELEMENTS)].tolist()]
-    return dtype, module.weight.dtype, module.weight.data_ptr(), *values
+    flat = weight.detach().view(-1)
+    version = None if weight.is_inference() else weight._version
+    values = flat[:: max(1, flat.numel() // FINGERPRINT_ELEMENTS)].tolist()
+    return weight.dtype, weight.data_ptr(), version, *values

@@ -1,0 +1,288 @@
+"""Speed and memory at inference, against transformers' WavLM on the same weights and recordings, in one run.
+
+    python scripts/benchmark_inference.py
+    python scripts/benchmark_inference.py --model MODEL_DIR --recordings FOLDER --tables mixed pipeline
+
+Tables: `latency` (one recording at a time), `mixed` (many of different lengths), `pipeline` (a list through
+`pipeline`), `memory` (peak over the loaded model, each in its own process). Stock is transformers'
+WavLMForSequenceClassification as its documentation uses it. Contenders take turns, so that other load on the
+machine meets all alike: trust the ratios more than the times. Speed does not depend on what weights hold:
+without --model they are random, in WavLM-base's shape.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForSequenceClassification, pipeline
+from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+import modeling_edrl_mea  # noqa: E402
+from modeling_edrl_mea.backbone import LengthAwareWavLM  # noqa: E402
+
+SAMPLING_RATE = 16_000
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EMOTIONS = dict(enumerate(["anger", "happiness", "neutral", "sadness"]))
+BASELINE = "stock float32"
+MEMORY_REPORT = "peak MiB over the loaded model:"
+# Lengths in seconds when no recordings are given: EMO-DB's are log-normal with this median and spread.
+MEDIAN_SECONDS, LOG_SPREAD, LONGEST_SECONDS = 2.6, 0.37, 9.0
+
+Waveforms = list[np.ndarray]
+
+
+class BackboneWithHead(nn.Module):
+    """The backbone, mean over valid frames, a linear layer: what remains when the rest costs nothing."""
+
+    def __init__(self, backbone: LengthAwareWavLM):
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Linear(backbone.config.hidden_size, len(EMOTIONS)).to(backbone.dtype)
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        output = self.backbone(input_values, attention_mask)
+        valid = output.frame_mask[..., None].to(input_values.dtype)
+        return self.classifier((output.hidden_states[-1] * valid).sum(1) / valid.sum(1))
+
+
+def load(name: str, directory: str, whole_model: str | None) -> tuple[nn.Module, Wav2Vec2FeatureExtractor]:
+    """Model and feature extractor of a contender like `ours bfloat16`; `directory` has the stock weights."""
+    kind, dtype = name.split()
+    if kind == "stock":
+        model = WavLMForSequenceClassification.from_pretrained(directory, num_labels=len(EMOTIONS))
+    elif hasattr(modeling_edrl_mea, "EdrlMeaForAudioClassification"):
+        model_class = modeling_edrl_mea.EdrlMeaForAudioClassification
+        if whole_model:
+            model = model_class.from_pretrained(whole_model)
+        else:
+            model = model_class.from_backbone(directory, id2label=EMOTIONS)
+    else:
+        model = BackboneWithHead(LengthAwareWavLM.from_pretrained(directory))
+    # What WavLM-base's own preprocessor config says; with it stock gets no mask, which is its fastest way.
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=kind == "ours")
+    return model.eval().to(DTYPES[dtype]), extractor
+
+
+def classifier(
+    model: nn.Module, extractor: Wav2Vec2FeatureExtractor, device: str
+) -> Callable[[Waveforms], None]:
+    """Runs one padded batch from waveforms to logits."""
+    model.to(device)
+    dtype = next(model.parameters()).dtype
+
+    def classify(waveforms: Waveforms) -> None:
+        inputs = extractor(waveforms, sampling_rate=SAMPLING_RATE, padding=True, return_tensors="pt").to(
+            device
+        )
+        inputs["input_values"] = inputs["input_values"].to(dtype)
+        with torch.inference_mode():
+            model(**inputs)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return classify
+
+
+def seconds_of_turns(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of each contender in each turn; they alternate, after one turn that does not count."""
+    times = {name: [] for name in contenders}
+    for turn in range(repeats + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def print_times(title: str, times: dict[str, np.ndarray], audio_seconds: float, baseline: str) -> None:
+    print(f"\n{title}\n{'':28}{'p50 ms':>10}{'p95 ms':>10}{'x real time':>13}{'x ' + baseline:>24}")
+    for name, values in times.items():
+        median = np.median(values)
+        # The ratio is taken turn by turn: neighbours in time met the same load.
+        ratio = np.median(times[baseline] / values)
+        p95 = np.percentile(values, 95)
+        print(f"{name:28}{1e3 * median:10.0f}{1e3 * p95:10.0f}{audio_seconds / median:13.1f}{ratio:24.2f}")
+    sys.stdout.flush()
+
+
+def print_latency(models: dict, args) -> None:
+    for seconds in args.seconds:
+        waveform = [noise(seconds)]
+        runs = {n: partial(classifier(*m, args.device), waveform) for n, m in models.items()}
+        times = seconds_of_turns(runs, args.repeats)
+        print_times(f"One recording of {seconds:g} s at a time", times, seconds, BASELINE)
+
+
+def print_mixed(models: dict, args) -> None:
+    waveforms = recordings(args.recordings, args.n_recordings)
+    total = sum(map(len, waveforms)) / SAMPLING_RATE
+    runs = {}
+    for name, model in models.items():
+        classify = classifier(*model, args.device)
+        sizes = [1, args.batch_size] if name.startswith("stock") else [args.batch_size]
+        for size in sizes:
+            runs[f"{name}, batches of {size}"] = lambda f=classify, s=size: in_batches(f, waveforms, s)
+        if name.startswith("ours"):
+            by_length = sorted(waveforms, key=len)
+            runs[f"{name}, sorted"] = lambda f=classify, w=by_length: in_batches(f, w, args.batch_size)
+    times = seconds_of_turns(runs, max(2, args.repeats // 4))
+    title = f"{len(waveforms)} recordings of mixed lengths, {total:.0f} s in all"
+    print_times(title, times, total, f"{BASELINE}, batches of {args.batch_size}")
+
+
+def in_batches(classify: Callable[[Waveforms], None], waveforms: Waveforms, size: int) -> None:
+    for i in range(0, len(waveforms), size):
+        classify(waveforms[i : i + size])
+
+
+def print_pipeline(models: dict, args) -> None:
+    waveforms = recordings(args.recordings, args.n_recordings)
+    total = sum(map(len, waveforms)) / SAMPLING_RATE
+    runs = {}
+    for name, (model, extractor) in models.items():
+        if isinstance(model, BackboneWithHead):
+            continue
+        if name.startswith("ours"):
+            extractor = modeling_edrl_mea.EdrlMeaFeatureExtractor()
+        dtype = next(model.parameters()).dtype
+        pipe = pipeline(
+            "audio-classification", model=model, feature_extractor=extractor, dtype=dtype, device=args.device
+        )
+        runs[name] = lambda p=pipe: p([{"raw": w, "sampling_rate": SAMPLING_RATE} for w in waveforms])
+    times = seconds_of_turns(runs, max(2, args.repeats // 4))
+    print_times(f"`pipeline` over a list of {len(waveforms)} recordings", times, total, BASELINE)
+
+
+def print_memory(directory: str, args) -> None:
+    print(f"\nPeak memory over the loaded model, MiB\n{'':28}" + "".join(f"{s:>9g} s" for s in args.seconds))
+    for name in args.contenders:
+        peaks = [peak_memory(name, directory, s, args) for s in args.seconds]
+        print(f"{name:28}" + "".join(f"{peak:11.0f}" for peak in peaks), flush=True)
+
+
+def peak_memory(name: str, directory: str, seconds: float, args) -> float:
+    command = [sys.executable, __file__, "--measure_memory", name, directory, "--seconds", str(seconds)]
+    if args.model:
+        command += ["--model", args.model]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split(MEMORY_REPORT)[1])
+
+
+def measure_memory(name: str, directory: str, args) -> None:
+    """In a process of its own: what one recording adds to the memory after a first, short one.
+
+    The short one lets libraries settle; weights that it prepared count as the model's.
+    """
+    model, extractor = load(name, directory, args.model)
+    classify = classifier(model, extractor, "cpu")
+    classify([noise(0.5)])
+    before = resident_mib()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
+    classify([noise(args.seconds[0])])
+    print(MEMORY_REPORT, peak_resident_mib() - before)
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def peak_resident_mib() -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
+
+
+def noise(seconds: float) -> np.ndarray:
+    n_samples = int(seconds * SAMPLING_RATE)
+    return (0.1 * np.random.default_rng(0).standard_normal(n_samples)).astype(np.float32)
+
+
+def recordings(folder: str | None, count: int) -> Waveforms:
+    """So many recordings of a folder (any depth), or noise of EMO-DB's lengths."""
+    if folder is None:
+        lengths = MEDIAN_SECONDS * np.exp(LOG_SPREAD * np.random.default_rng(0).standard_normal(count))
+        return [noise(min(length, LONGEST_SECONDS)) for length in lengths]
+    from modeling_edrl_mea.feature_extraction_edrl_mea import load_recording
+
+    files = sorted(
+        p for p in Path(folder).rglob("*") if p.suffix.lower() in {".wav", ".flac", ".ogg", ".mp3"}
+    )
+    if not files:
+        raise SystemExit(f"no wav, flac, ogg or mp3 file under {folder}")
+    chosen = np.random.default_rng(0).permutation(len(files))[:count]
+    return [load_recording(str(files[i])) for i in chosen]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--model", help="our model directory; stock gets its backbone (default: WavLM-base's shape)"
+    )
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 5, 20, 60])
+    parser.add_argument(
+        "--contenders", nargs="+", default=[f"{k} {d}" for d in DTYPES for k in ("stock", "ours")]
+    )
+    parser.add_argument("--tables", nargs="+", default=["latency", "mixed", "pipeline", "memory"])
+    parser.add_argument("--recordings", help="folder of real recordings for mixed lengths")
+    parser.add_argument("--n_recordings", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--measure_memory", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def save_stock(directory: str, whole_model: str | None) -> None:
+    """Stock WavLM with the weights that ours has, for both to load."""
+    if whole_model:
+        backbone = modeling_edrl_mea.EdrlMeaForAudioClassification.from_pretrained(whole_model).backbone
+        backbone.save_pretrained(directory)
+    else:
+        torch.manual_seed(0)
+        WavLMForSequenceClassification(WavLMConfig(num_labels=len(EMOTIONS))).save_pretrained(directory)
+
+
+def main() -> None:
+    args = parse_arguments()
+    warnings.filterwarnings("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(args.threads)
+    if args.measure_memory:
+        return measure_memory(*args.measure_memory, args)
+    with tempfile.TemporaryDirectory() as directory:
+        save_stock(directory, args.model)
+        has_model = hasattr(modeling_edrl_mea, "EdrlMeaForAudioClassification")
+        print("ours:", "EdrlMeaForAudioClassification" if has_model else "backbone, mean, linear")
+        print(
+            f"torch {torch.__version__}, {args.device}, {args.threads} threads, load {os.getloadavg()[0]:.1f}"
+        )
+        models = {}
+        if set(args.tables) != {"memory"}:
+            models = {name: load(name, directory, args.model) for name in args.contenders}
+        if "latency" in args.tables:
+            print_latency(models, args)
+        if "mixed" in args.tables:
+            print_mixed(models, args)
+        if "pipeline" in args.tables:
+            print_pipeline(models, args)
+        if "memory" in args.tables:
+            print_memory(directory, args)
+
+
+if __name__ == "__main__":
+    main()
