@@ -1,0 +1,201 @@
+"""Recordings decoded once into one memory-mapped file; batches of clean and disturbed speech from them."""
+
+import itertools
+import json
+import math
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+SAMPLING_RATE = 16000
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
+CONVOLUTIONS = tuple(zip((10, 8, 8, 8), (5, 4, 4, 4), strict=True))  # kernel, stride: a frame every 20 ms
+
+
+def decode(path: str) -> np.ndarray:
+    """Samples (n,) int16 at 16 kHz, channels mixed. ValueError naming the file if it cannot be read."""
+    import soundfile
+    import soxr
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except Exception as error:
+        raise ValueError(f"{path} does not decode ({error}); remove it or convert it to wav") from error
+    samples = samples.mean(axis=1)
+    if rate != SAMPLING_RATE:
+        samples = soxr.resample(samples, rate, SAMPLING_RATE)
+    return (samples * 32767).round().clip(-32768, 32767).astype(np.int16)
+
+
+def functionals_of(samples: np.ndarray) -> np.ndarray:
+    """openSMILE's ComParE 2016 functionals (6373,) of samples (n,) int16."""
+    import opensmile
+
+    global _smile
+    if "_smile" not in globals():
+        _smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
+    signal = samples.astype(np.float32) / 32768
+    return _smile.process_signal(signal, SAMPLING_RATE).to_numpy(np.float32)[0]
+
+
+def audio_files(folder: str, leave_out: tuple[str, ...] = ()) -> list[str]:
+    """Sorted audio files below a folder but those whose name starts with a prefix in `leave_out`."""
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    found = [str(p) for p in found if not (leave_out and p.name.startswith(leave_out))]
+    if not found:
+        raise ValueError(f"no audio files ({', '.join(sorted(AUDIO_SUFFIXES))}) below {folder}")
+    return found
+
+
+class Recordings:
+    """Decoded recordings of some folders in one memory-mapped int16 file: `recordings[i]` is (n,) float32.
+
+    `files`, `folder_of` (index of the folder each came from) and `lengths` (samples) run in parallel;
+    `functionals` is None or (files, 6373).
+    """
+
+    def __init__(self, cache: Path):
+        index = json.loads((cache / "index.json").read_text())
+        self.files, self.folder_of = index["files"], np.array(index["folder_of"])
+        self.lengths = np.array(index["lengths"])
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.samples = np.memmap(cache / "samples.int16", dtype=np.int16, mode="r")
+        stored = cache / "functionals.npy"
+        self.functionals = np.load(stored, mmap_mode="r") if stored.exists() else None
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.samples[self.starts[i] : self.starts[i + 1]].astype(np.float32) / 32768
+
+    @classmethod
+    def build(cls, cache: Path, folders: list[str], leave_out=(), functionals=False, workers=None):
+        """Open the cache of these folders, decoding them first if it is not there or is of other files."""
+        per_folder = [audio_files(folder, tuple(leave_out)) for folder in folders]
+        files = list(itertools.chain.from_iterable(per_folder))
+        index = cache / "index.json"
+        if not index.exists() or json.loads(index.read_text())["files"] != files:
+            shutil.rmtree(cache, ignore_errors=True)
+            cache.mkdir(parents=True)
+            lengths = []
+            with ProcessPoolExecutor(workers) as pool, open(cache / "samples.int16", "wb") as out:
+                for samples in pool.map(decode, files, chunksize=8):
+                    lengths.append(len(samples))
+                    samples.tofile(out)
+            folder_of = [i for i, found in enumerate(per_folder) for _ in found]
+            index.write_text(json.dumps({"files": files, "folder_of": folder_of, "lengths": lengths}))
+        recordings = cls(cache)
+        if functionals and recordings.functionals is None:
+            clips = ((recordings[i] * 32768).astype(np.int16) for i in range(len(recordings)))
+            with ProcessPoolExecutor(workers) as pool:
+                np.save(
+                    cache / "functionals.npy", np.stack(list(pool.map(functionals_of, clips, chunksize=8)))
+                )
+            recordings = cls(cache)
+        return recordings
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+def num_frames(num_samples):
+    """Frames the feature encoder makes of so many samples."""
+    for kernel, stride in CONVOLUTIONS:
+        num_samples = (num_samples - kernel) // stride + 1
+    return num_samples
+
+
+def normalise(signal: np.ndarray) -> np.ndarray:
+    """Zero mean, unit variance, as Wav2Vec2FeatureExtractor with do_normalize."""
+    return (signal - signal.mean()) / np.sqrt(signal.var() + 1e-7)
+
+
+def crop(signal: np.ndarray, length: int, rng) -> np.ndarray:
+    """A random stretch of `length` samples, the signal repeated if it is shorter."""
+    if len(signal) < length:
+        signal = np.tile(signal, -(-length // max(len(signal), 1)))
+    start = rng.integers(len(signal) - length + 1)
+    return signal[start : start + length]
+
+
+def coloured_noise(length: int, rng) -> np.ndarray:
+    """Gaussian noise (length,) whose power falls as 1 / f^slope, slope drawn from 0 (white) to 2 (brown)."""
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    spectrum *= np.arange(1, len(spectrum) + 1) ** (-rng.uniform(0, 2) / 2)
+    return np.fft.irfft(spectrum, length).astype(np.float32)
+
+
+class MixtureStream(Dataset):
+    """`stream[step]`: one batch, a function of (seed, rank, step) alone.
+
+    noisy, clean (batch, samples) float32 zero-padded, lengths (batch,), mask (batch, frames) bool: frames
+    hidden from the model; functionals (batch, k). Files are drawn with probability proportional to
+    (files in their folder)^-(1 - balance), so that small folders are heard more often than their share.
+    """
+
+    def __init__(self, speech, noise, functionals, args, rank=0):
+        self.speech, self.noise, self.functionals = speech, noise, functionals
+        self.args, self.rank = args, rank
+        counts = np.bincount(speech.folder_of)
+        weight = counts[speech.folder_of] ** (args.folder_balance - 1.0)
+        self.probability = weight / weight.sum()
+
+    def __getitem__(self, step: int) -> dict:
+        args, rng = self.args, np.random.default_rng([self.args.seed, self.rank, step])
+        picks = rng.choice(len(self.speech), args.batch_size, p=self.probability)
+        crops = [self.clean_crop(i, rng) for i in picks]
+        longest = max(len(c) for c in crops)
+        clean = np.zeros((len(crops), longest), np.float32)
+        noisy = np.zeros_like(clean)
+        mask = np.zeros((len(crops), num_frames(longest)), bool)
+        for i, signal in enumerate(crops):
+            clean[i, : len(signal)] = normalise(signal)
+            noisy[i, : len(signal)] = normalise(self.disturb(signal, rng))
+            mask[i, : num_frames(len(signal))] = self.span_mask(num_frames(len(signal)), rng)
+        return {
+            "clean": torch.from_numpy(clean),
+            "noisy": torch.from_numpy(noisy),
+            "mask": torch.from_numpy(mask),
+            "lengths": torch.tensor([len(c) for c in crops]),
+            "functionals": torch.from_numpy(self.functionals[picks]),
+        }
+
+    def clean_crop(self, i: int, rng) -> np.ndarray:
+        signal, longest = self.speech[i], int(self.args.crop_seconds * SAMPLING_RATE)
+        if len(signal) > longest:
+            signal = crop(signal, longest, rng)
+        elif len(signal) < SAMPLING_RATE // 2:  # under half a second: too little to mask anything
+            signal = crop(signal, SAMPLING_RATE // 2, rng)
+        return signal + 1e-5 * rng.standard_normal(len(signal)).astype(np.float32)  # no digital silence
+
+    def disturb(self, signal: np.ndarray, rng) -> np.ndarray:
+        """The signal with a disturbance at -3 to 20 dB, or as it is."""
+        if rng.random() >= self.args.noisy_share:
+            return signal
+        kind, length = rng.random(), len(signal)
+        if kind < 0.5 and self.noise is not None:
+            added = sum(crop(self.noise[rng.integers(len(self.noise))], length, rng) for _ in range(2))
+        elif kind < 0.65:
+            added = coloured_noise(length, rng)
+        else:  # a second voice, or babble
+            voices = 1 if kind < 0.85 else rng.integers(3, 7)
+            others = rng.choice(len(self.speech), voices)
+            added = sum(normalise(crop(self.speech[i], length, rng)) for i in others)
+        snr = rng.uniform(-3, 20)
+        gain = np.sqrt(signal.var() / (added.var() + 1e-9) * 10 ** (-snr / 10))
+        return signal + (gain * added).astype(np.float32)
+
+    def span_mask(self, frames: int, rng) -> np.ndarray:
+        """Spans of `mask_frames` over about `mask_share` of the frames; one recording in five whole."""
+        mask, width = np.zeros(frames, bool), self.args.mask_frames
+        if frames > width and rng.random() >= 0.2:
+            # n spans placed at random leave exp(-n width / frames) of the frames uncovered
+            spans = round(-math.log(1 - self.args.mask_share) * frames / width)
+            for start in rng.integers(0, frames - width + 1, spans):
+                mask[start : start + width] = True
+        return mask

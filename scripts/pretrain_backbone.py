@@ -1,0 +1,421 @@
+#!/usr/bin/env python
+"""Pretrain a compact WavLM on folders of recordings, without labels.
+
+Noisy or overlapped speech goes in; what the *clean* recording sounds like is to be predicted:
+
+- at every frame, masked ones counting most: its log-mel spectrum, and its autocorrelation over pitch lags
+  (voicing, pitch and its strength without a pitch tracker's hard decisions);
+- from the mean and standard deviation of every layer: openSMILE's ComParE functionals of the recording
+  (`--functionals`, needs `pip install opensmile`), so that what pooling keeps is what emotion is told by.
+
+Masked prediction of clean targets from mixtures follows WavLM (Chen et al. 2022, arXiv:2110.13900); the
+targets are ours. Recordings are decoded once into a memory-mapped file. Batch n is a function of the seed and
+n alone, so that a run resumed after a kill goes on with the batches it would have seen.
+
+    python scripts/pretrain_backbone.py OUT --speech FOLDER... --noise FOLDER... --hours 1.5
+
+`accelerate launch scripts/pretrain_backbone.py ...` for several GPUs. Run the same command again to resume.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from mixtures import CONVOLUTIONS, SAMPLING_RATE, MixtureStream, Recordings, num_frames
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
+from transformers.audio_utils import mel_filter_bank
+
+HOP = 320  # samples between frames: 20 ms, as every WavLM
+RECEPTIVE_FIELD = 745  # samples one frame of the four convolutions sees
+WINDOW = 1024  # samples of a target frame: 64 ms, two periods of a 31 Hz voice
+PITCH_HZ = (60.0, 500.0)  # range of speaking voices
+
+COMPACT = dict(
+    conv_dim=(64, 128, 256, 256),
+    conv_kernel=tuple(kernel for kernel, _ in CONVOLUTIONS),
+    conv_stride=tuple(stride for _, stride in CONVOLUTIONS),
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=1024,
+    num_conv_pos_embeddings=64,
+    num_conv_pos_embedding_groups=16,
+    num_buckets=160,
+    max_bucket_distance=400,
+)
+
+
+def backbone_config(**sizes) -> WavLMConfig:
+    """Configuration of the backbone; `sizes` replaces fields of COMPACT. Hop 320 samples, padding exact."""
+    return WavLMConfig(
+        **{**COMPACT, **sizes},
+        feat_extract_norm="layer",  # statistics over channels of one frame: padding changes no result
+        mask_time_prob=0.05,  # transformers' default; masks are given here, but at 0 it has no mask embedding
+        layerdrop=0.0,
+        hidden_dropout=0.0,  # a few passes over the data: nothing to regularise, and resuming is exact
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+    )
+
+
+# --- targets ------------------------------------------------------------------------------------------------
+
+
+class FrameTargets(nn.Module):
+    """Clean waveform (batch, samples) -> targets (batch, frames, mels + lags), standardised, and loudness.
+
+    Log-mels in 64 ms windows; the autocorrelation of the same window at log-spaced pitch lags, divided by
+    that of the window function (Boersma 1993) and faded out where the frame is 30 dB below the recording.
+    """
+
+    def __init__(self, mels: int = 80, lags: int = 48):
+        super().__init__()
+        filters = mel_filter_bank(WINDOW // 2 + 1, mels, 50.0, 8000.0, SAMPLING_RATE, mel_scale="htk")
+        window = torch.hann_window(WINDOW)
+        positions = SAMPLING_RATE / torch.logspace(*(math.log10(hz) for hz in PITCH_HZ), lags).flip(0)
+        register = lambda name, value: self.register_buffer(name, value, persistent=False)  # noqa: E731
+        register("filters", torch.from_numpy(filters).float())
+        register("window", window)
+        register("window_correlation", self.autocorrelation(window))
+        register("lower", positions.long())
+        register("fraction", positions - positions.long())
+        self.register_buffer("mean", torch.zeros(mels + lags))
+        self.register_buffer("scale", torch.ones(mels + lags))
+
+    @staticmethod
+    def autocorrelation(frames: torch.Tensor) -> torch.Tensor:
+        power = torch.fft.rfft(frames, 2 * WINDOW).abs().square()
+        correlation = torch.fft.irfft(power)[..., :WINDOW]
+        return correlation / (correlation[..., :1] + 1e-6)
+
+    def forward(self, clean: torch.Tensor) -> torch.Tensor:
+        lead = (WINDOW - RECEPTIVE_FIELD) // 2  # centre each window on what the frame sees
+        count = num_frames(clean.shape[1])
+        tail = max(0, (count - 1) * HOP + WINDOW - lead - clean.shape[1])
+        frames = F.pad(clean, (lead, tail)).unfold(1, WINDOW, HOP)[:, :count]
+        frames = (frames - frames.mean(-1, keepdim=True)) * self.window
+        power = torch.fft.rfft(frames).abs().square()
+        mels = torch.log(power @ self.filters + 1e-2)  # the signal has unit variance: a floor at about -50 dB
+        correlation = self.autocorrelation(frames) / self.window_correlation.clamp(min=0.05)
+        low, high = correlation[..., self.lower], correlation[..., self.lower + 1]
+        energy = power.mean(-1, keepdim=True)
+        loud = energy / (energy + 1e-3 * energy.mean(1, keepdim=True))
+        pitch = torch.lerp(low, high, self.fraction) * loud
+        return (torch.cat([mels, pitch], -1) - self.mean) / self.scale
+
+    @torch.no_grad()
+    def standardise(self, batches: list[dict]):
+        """Set mean and scale from the clean signals of some batches."""
+        values = torch.cat([self(b["clean"])[frame_mask(b)] for b in batches])
+        self.mean.copy_(values.mean(0))
+        self.scale.copy_(values.std(0))
+
+
+def frame_mask(batch: dict) -> torch.Tensor:
+    """(batch, frames) bool: frames of the recording, not of its padding."""
+    frames = torch.arange(batch["mask"].shape[1], device=batch["mask"].device)
+    return frames < num_frames(batch["lengths"])[:, None]
+
+
+def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.ndarray:
+    """Functionals (files, 6373) -> standardised, clipped at 5, (files, components) half-whitened.
+
+    Principal component k is divided by the square root of its standard deviation: more even than the raw
+    scores, less noise than whitened ones; then all by one constant, so that their mean square is 1.
+    """
+    values = torch.from_numpy(np.nan_to_num(np.asarray(functionals, np.float32)))
+    values = ((values - values.mean(0)) / (values.std(0) + 1e-6)).clamp(-5, 5)
+    generator = torch.Generator().manual_seed(0)
+    components = min(components, *values.shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())
+        _, _, directions = torch.pca_lowrank(values, components, niter=4)
+    scores = values @ directions - values.mean(0) @ directions
+    scores = scores / scores.std(0).clamp(min=1e-6).sqrt()
+    return (scores / scores.square().mean().sqrt()).numpy()
+
+
+# --- model --------------------------------------------------------------------------------------------------
+
+
+class Pretraining(nn.Module):
+    """The backbone and the heads that are thrown away after pretraining."""
+
+    def __init__(self, config: WavLMConfig, targets: FrameTargets, functionals: int, args):
+        super().__init__()
+        self.backbone, self.targets, self.args = WavLMModel(config), targets, args
+        self.frame_head = nn.Linear(config.hidden_size, len(targets.mean))
+        pooled = 2 * config.hidden_size * (config.num_hidden_layers + 1)
+        self.recording_head = nn.Linear(pooled, functionals) if functionals else None
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Losses by name; `loss` is their weighted sum."""
+        valid = frame_mask(batch)
+        samples = torch.arange(batch["noisy"].shape[1], device=valid.device)
+        output = self.backbone(
+            batch["noisy"],
+            attention_mask=(samples < batch["lengths"][:, None]).long(),
+            mask_time_indices=batch["mask"],
+            output_hidden_states=True,
+        )
+        with torch.autocast(valid.device.type, enabled=False):
+            error = F.smooth_l1_loss(
+                self.frame_head(output.last_hidden_state.float()),
+                self.targets(batch["clean"]),
+                reduction="none",
+                beta=0.5,
+            ).mean(-1)
+            losses = {"masked": mean_at(error, batch["mask"]), "seen": mean_at(error, valid & ~batch["mask"])}
+            loss = losses["masked"] + self.args.seen_weight * losses["seen"]
+            if self.recording_head is not None:
+                pooled = pool(output.hidden_states, valid)
+                losses["recording"] = F.mse_loss(self.recording_head(pooled), batch["functionals"])
+                loss = loss + self.args.recording_weight * losses["recording"]
+        return {"loss": loss, **losses}
+
+
+def mean_at(error: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Mean of error (batch, frames) where True; 0 where nothing is."""
+    return (error * where).sum() / where.sum().clamp(min=1)
+
+
+def pool(hidden_states, valid: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation over valid frames of every layer: (batch, layers * 2 * hidden) float32."""
+    states = torch.stack(tuple(hidden_states), 1).float()  # (batch, layers, frames, hidden)
+    weight = valid[:, None, :, None] / valid.sum(1)[:, None, None, None]
+    mean = (states * weight).sum(2)
+    variance = ((states - mean[:, :, None]).square() * weight).sum(2)
+    return torch.cat([mean, (variance + 1e-6).sqrt()], -1).flatten(1)
+
+
+class MovingAverage:
+    """Exponential moving average of a module's weights; its decay grows to `decay` as steps are taken."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int):
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in module.state_dict().items():
+            self.weights[name].lerp_(value.detach(), 1 - decay)
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, write) -> None:
+    """Call write(temporary path), then rename: `path` is the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def export(config: WavLMConfig, weights: dict, output: Path, name: str = "backbone") -> Path:
+    """Write averaged backbone weights, config and preprocessor config as one folder, whole or not at all."""
+    temporary, final = output / f"{name}.partial", output / name
+    shutil.rmtree(temporary, ignore_errors=True)
+    model = WavLMModel(config)
+    model.load_state_dict(weights)
+    model.save_pretrained(temporary)
+    extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLING_RATE, do_normalize=True, return_attention_mask=True, padding_value=0.0
+    )
+    extractor.save_pretrained(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    return final
+
+
+class Run:
+    """One pretraining run in a folder: `training.pt` (all to resume from), `log.jsonl`, `backbone/`."""
+
+    def __init__(self, args, accelerator: Accelerator, model: Pretraining):
+        self.args, self.accelerator, self.output = args, accelerator, Path(args.output)
+        self.average = MovingAverage(model.backbone, args.average_decay)
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        plain = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
+        self.step, self.seconds, self.audio_hours = 0, 0.0, 0.0  # of training, over all resumptions
+        self.model = model
+        if (self.output / "training.pt").exists():
+            self.load()
+        self.parallel, self.optimizer = accelerator.prepare(model, self.optimizer)
+        self.average.weights = {k: v.to(accelerator.device) for k, v in self.average.weights.items()}
+
+    def load(self):
+        state = torch.load(self.output / "training.pt", map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.weights = state["average"]
+        self.step, self.seconds, self.audio_hours = state["step"], state["seconds"], state["audio_hours"]
+        self.accelerator.print(f"resuming at step {self.step}, {self.audio_hours:.1f} h of audio seen")
+
+    def save(self):
+        if self.accelerator.is_main_process:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.weights,
+                "step": self.step,
+                "seconds": self.seconds,
+                "audio_hours": self.audio_hours,
+            }
+            write_whole(self.output / "training.pt", lambda path: torch.save(state, path))
+            export(self.model.backbone.config, self.average.weights, self.output)
+
+    def progress(self) -> float:
+        """Share of the budget used, 0 to 1, the same in every process."""
+        if self.args.steps:
+            return min(1.0, self.step / self.args.steps)
+        used = torch.tensor(self.seconds / 3600 / self.args.hours, device=self.accelerator.device)
+        return min(1.0, broadcast(used).item())
+
+    def learning_rate(self, progress: float) -> float:
+        warm_up = min(1.0, (self.step + 1) / self.args.warmup_steps)
+        return self.args.learning_rate * warm_up * (1.0 - progress)
+
+    def train(self, stream: MixtureStream):
+        workers = self.args.workers
+        batches = DataLoader(stream, sampler=itertools.count(self.step), batch_size=None, num_workers=workers)
+        saved = logged = stepped = time.monotonic()
+        sums, heard, steps = {}, 0.0, 0
+        for batch in batches:
+            progress = self.progress()
+            if progress >= 1.0:
+                break
+            losses = self.take_step(batch, self.learning_rate(progress))
+            seconds_of_audio = batch["lengths"].sum().item() / SAMPLING_RATE
+            heard += seconds_of_audio * self.accelerator.num_processes
+            self.audio_hours += seconds_of_audio * self.accelerator.num_processes / 3600
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+            self.step, steps = self.step + 1, steps + 1
+            now = time.monotonic()
+            self.seconds, stepped = self.seconds + now - stepped, now
+            if self.step % self.args.log_every == 0:
+                means = {name: round(float(s) / steps, 4) for name, s in sums.items()}
+                self.log(means, self.learning_rate(progress), heard / (now - logged))
+                sums, heard, steps, logged = {}, 0.0, 0, now
+            if now - saved > 60 * self.args.save_minutes:
+                self.save()
+                saved = now
+        self.save()
+
+    def take_step(self, batch: dict, learning_rate: float) -> dict:
+        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with self.accelerator.autocast():
+            losses = self.parallel(batch)
+        self.accelerator.backward(losses["loss"])
+        self.accelerator.clip_grad_norm_(self.parallel.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.model.backbone, self.step)
+        return losses
+
+    def log(self, means: dict, learning_rate: float, speed: float):
+        line = {
+            "step": self.step,
+            **means,
+            "learning_rate": round(learning_rate, 7),
+            "audio_hours": round(self.audio_hours, 3),
+            "training_hours": round(self.seconds / 3600, 4),
+            "times_real_time": round(speed, 1),
+        }
+        if not math.isfinite(means["loss"]):
+            raise RuntimeError(
+                f"loss is {means['loss']} at step {self.step}; lower --learning_rate and resume"
+            )
+        if self.accelerator.is_main_process:
+            print(json.dumps(line), flush=True)
+            with open(self.output / "log.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("output", help="folder of the run; an interrupted run in it is resumed")
+    add("--speech", nargs="+", required=True, help="folders of recordings, searched recursively")
+    add("--noise", nargs="*", default=[], help="folders of noise recordings")
+    add("--noise_leave_out", nargs="*", default=[], help="file-name prefixes of noise kept for testing")
+    add("--cache", help="where decoded audio goes (default: OUTPUT/cache)")
+    add("--functionals", action="store_true", help="also predict openSMILE ComParE functionals")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--steps", type=int, help="learning rate falls to zero over so many steps")
+    budget.add_argument("--hours", type=float, help="... or over so many hours of training")
+    add("--batch_size", type=int, default=16, help="recordings per process")
+    add("--crop_seconds", type=float, default=3.0)
+    add("--learning_rate", type=float, default=1e-3)
+    add("--warmup_steps", type=int, default=200)
+    add("--mask_frames", type=int, default=12, help="frames in a masked span: 240 ms, about a syllable")
+    add("--mask_share", type=float, default=0.45, help="share of frames masked, about")
+    add("--noisy_share", type=float, default=0.55, help="share of recordings disturbed")
+    add("--seen_weight", type=float, default=0.5, help="weight of the loss at frames that are not masked")
+    add("--recording_weight", type=float, default=0.5, help="weight of the loss on functionals")
+    add("--folder_balance", type=float, default=0.5, help="1: by number of files; 0: all folders alike")
+    add("--average_decay", type=float, default=0.999, help="decay of the weights' moving average")
+    add("--save_minutes", type=float, default=4.0)
+    add("--log_every", type=int, default=50)
+    add("--workers", type=int, default=0, help="processes that make batches; 0: the training process itself")
+    add("--mixed_precision", choices=("no", "bf16"), default="bf16")
+    add(
+        "--sizes", type=json.loads, default={}, help="JSON: fields of WavLMConfig other than the compact ones"
+    )
+    add("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def open_recordings(args, accelerator: Accelerator):
+    cache = Path(args.cache or Path(args.output) / "cache")
+    with accelerator.main_process_first():
+        speech = Recordings.build(cache / "speech", args.speech, functionals=args.functionals)
+        noise = None
+        if args.noise:
+            noise = Recordings.build(cache / "noise", args.noise, leave_out=args.noise_leave_out)
+    return speech, noise
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    speech, noise = open_recordings(args, accelerator)
+    functionals = np.zeros((len(speech), 0), np.float32)
+    if args.functionals:
+        functionals = principal_functionals(speech.functionals)
+    stream = MixtureStream(speech, noise, functionals, args, rank=accelerator.process_index)
+    accelerator.print(f"{len(speech)} recordings, {speech.lengths.sum() / SAMPLING_RATE / 3600:.2f} h")
+
+    torch.manual_seed(args.seed)
+    targets = FrameTargets()
+    targets.standardise([MixtureStream(speech, noise, functionals, args)[-1 - i + 2**31] for i in range(16)])
+    model = Pretraining(backbone_config(**args.sizes), targets, functionals.shape[1], args)
+    accelerator.print(f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M parameters")
+    Run(args, accelerator, model).train(stream)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+#!/usr/bin/env python
+"""Judge a backbone by what a linear probe on its frozen features tells of emotion.
+
+Features: mean and standard deviation over frames of every layer. Probe: class-balanced logistic regression
+whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
+on clean speech and with unseen noise at 10 and 0 dB; and, trained on the whole of one corpus, on the others.
+The same probe on openSMILE's eGeMAPS and ComParE functionals (`pip install opensmile`; left out where it is
+not installed) and on an untrained copy of the first backbone says what the numbers are worth.
+
+    python scripts/probe_backbone.py checkpoints/wavlm-compact --corpora DATA/emodb DATA/ravdess \
+        --noise DATA/noise/esc10 --cache /tmp/probe
+
+A corpus is a folder with `metadata.csv` (file_name, emotion, speaker); noise files' names start with their
+fold, as ESC's do. Features are cached: a second run takes minutes less.
+"""
+
+import argparse
+import csv
+import hashlib
+import itertools
+import json
+import os
+import sys
+import time
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mixtures import SAMPLING_RATE, decode
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
+
+EMOTIONS = ("anger", "happiness", "neutral", "sadness")
+CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
+STRENGTHS = (1.0, 5.0, 25.0, 125.0)  # C times the number of features, so that one grid suits 88 and 6,373
+FOLDS = 5
+
+
+@dataclass
+class Corpus:
+    """Files of four emotions from one folder."""
+
+    name: str
+    files: list[str]
+    emotions: np.ndarray  # indices into EMOTIONS
+    speakers: np.ndarray
+
+
+def read_corpus(folder: Path, at_most: int) -> Corpus:
+    """The recordings of EMOTIONS in `folder/metadata.csv`; of more than `at_most`, a sample fixed by name."""
+    table = folder / "metadata.csv"
+    if not table.exists():
+        raise ValueError(f"{table} is missing: it names file_name, emotion and speaker of each recording")
+    with open(table, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["emotion"] in EMOTIONS]
+    if not rows:
+        raise ValueError(f"{table} lists no recording of {', '.join(EMOTIONS)}")
+    rows.sort(key=lambda row: zlib.crc32(row["file_name"].encode()))
+    rows = sorted(rows[:at_most], key=lambda row: row["file_name"])
+    return Corpus(
+        folder.name,
+        [str(folder / row["file_name"]) for row in rows],
+        np.array([EMOTIONS.index(row["emotion"]) for row in rows]),
+        np.array([row["speaker"] for row in rows]),
+    )
+
+
+# --- recordings and noise -----------------------------------------------------------------------------------
+
+
+def load(path: str) -> np.ndarray:
+    """(n,) float32 at 16 kHz, channels mixed."""
+    return decode(path).astype(np.float32) / 32768
+
+
+def noisy(path: str, noise_files: list[str], snr: float | None) -> np.ndarray:
+    """The recording with a stretch of noise at `snr` dB; which one depends on the file's name alone."""
+    signal = load(path)
+    if snr is None:
+        return signal
+    rng = np.random.default_rng(zlib.crc32(Path(path).name.encode()))
+    noise = np.zeros(1)
+    while noise.var() < 1e-8:  # ESC clips are padded with silence
+        noise = load(noise_files[rng.integers(len(noise_files))])
+        noise = np.tile(noise, -(-len(signal) // len(noise)) + 1)
+        start = rng.integers(len(noise) - len(signal) + 1)
+        noise = noise[start : start + len(signal)]
+    gain = np.sqrt(signal.var() / noise.var() * 10 ** (-snr / 10))
+    return (signal + gain * noise).astype(np.float32)
+
+
+# --- features -----------------------------------------------------------------------------------------------
+
+
+class BackboneFeatures:
+    """Mean and standard deviation over frames of every layer: (files, (layers + 1) * 2 * hidden)."""
+
+    def __init__(self, directory: str, untrained: bool = False):
+        self.directory, self.untrained = directory, untrained
+        self.extractor = AutoFeatureExtractor.from_pretrained(directory)
+        if untrained:
+            torch.manual_seed(0)
+            self.model = WavLMModel(WavLMConfig.from_pretrained(directory)).eval()
+        else:
+            self.model = WavLMModel.from_pretrained(directory).eval()
+        if self.model.config.feat_extract_norm != "layer":
+            raise ValueError(f"{directory} normalises over time, so padding would change its features")
+
+    @property
+    def key(self) -> str:
+        weights = "untrained" if self.untrained else (Path(self.directory) / "model.safetensors").read_bytes()
+        config = (Path(self.directory) / "config.json").read_bytes()
+        return hashlib.sha1(
+            config + (weights if isinstance(weights, bytes) else weights.encode())
+        ).hexdigest()
+
+    @torch.inference_mode()
+    def __call__(self, signals: list[np.ndarray], batch_size: int = 16) -> np.ndarray:
+        order = np.argsort([len(signal) for signal in signals])
+        features = [None] * len(signals)
+        for batch in np.array_split(order, -(-len(order) // batch_size)):
+            inputs = self.extractor(
+                [signals[i] for i in batch],
+                sampling_rate=SAMPLING_RATE,
+                padding=True,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+            states = self.model(**inputs, output_hidden_states=True).hidden_states
+            lengths = self.model._get_feat_extract_output_lengths(inputs.attention_mask.sum(1))
+            for row, (i, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
+                frames = torch.stack([state[row, :length] for state in states])
+                pooled = torch.cat([frames.mean(1), frames.std(1, correction=0)], -1)
+                features[i] = pooled.flatten().numpy()
+        return np.stack(features)
+
+
+class SmileFeatures:
+    """openSMILE functionals, (files, 88) of eGeMAPS or (files, 6373) of ComParE."""
+
+    def __init__(self, feature_set: str):
+        self.key = feature_set
+
+    def __call__(self, signals: list[np.ndarray]) -> np.ndarray:
+        jobs = [(self.key, signal) for signal in signals]
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            return np.stack(list(pool.map(smile_functionals, jobs, chunksize=8)))
+
+
+def smile_functionals(job: tuple[str, np.ndarray]) -> np.ndarray:
+    import opensmile
+
+    global _smile  # one a process and feature set: it is slow to make
+    feature_set, signal = job
+    if "_smile" not in globals() or _smile.feature_set.name != feature_set:
+        _smile = opensmile.Smile(opensmile.FeatureSet[feature_set], opensmile.FeatureLevel.Functionals)
+    return np.nan_to_num(_smile.process_signal(signal, SAMPLING_RATE).to_numpy(np.float32)[0])
+
+
+def features_of(corpus: Corpus, condition: str, extract, noise_files: list[str], cache: Path) -> np.ndarray:
+    """(files, features) of a corpus in one condition, from the cache where it has them."""
+    parts = (extract.key, condition, *corpus.files, *noise_files)
+    stored = cache / f"{hashlib.sha1(repr(parts).encode()).hexdigest()}.npy"
+    if not stored.exists():
+        signals = [noisy(path, noise_files, CONDITIONS[condition]) for path in corpus.files]
+        partial = stored.with_suffix(f".{os.getpid()}.npy")
+        np.save(partial, extract(signals))
+        os.replace(partial, stored)
+    return np.load(stored)
+
+
+# --- probe --------------------------------------------------------------------------------------------------
+
+
+class Probe:
+    """Logistic regression on standardised features clipped at 6, rotated to their row space (which changes no
+    prediction of an L2-penalised model, and makes 6,373 features as fast as there are recordings)."""
+
+    def fit(self, features, emotions, speakers):
+        self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
+        values = self.standardise(features)
+        _, spread, rotation = np.linalg.svd(values, full_matrices=False)
+        self.rotation = rotation[spread > 1e-5 * spread[0]].T
+        rotated = values @ self.rotation
+        self.strength = self.choose_strength(rotated, emotions, speakers)
+        self.classifier = self.regression(self.strength).fit(rotated, emotions)
+        return self
+
+    def standardise(self, features):
+        values = np.clip((features - self.mean) / self.scale, -6, 6)
+        return (values / np.sqrt(values.shape[1])).astype(np.float64)
+
+    @staticmethod
+    def regression(strength: float) -> LogisticRegression:
+        return LogisticRegression(C=strength, class_weight="balanced", max_iter=300, tol=1e-3)
+
+    def choose_strength(self, rotated, emotions, speakers) -> float:
+        folds = list(GroupKFold(min(3, len(set(speakers)))).split(rotated, emotions, speakers))
+        scores = []
+        for strength in STRENGTHS:
+            predicted = np.empty_like(emotions)
+            for train, test in folds:
+                model = self.regression(strength).fit(rotated[train], emotions[train])
+                predicted[test] = model.predict(rotated[test])
+            scores.append(uar(emotions, predicted))
+        return STRENGTHS[int(np.argmax(scores))]
+
+    def predict(self, features):
+        return self.classifier.predict(self.standardise(features) @ self.rotation)
+
+
+def uar(emotions: np.ndarray, predicted: np.ndarray) -> float:
+    """Unweighted average recall, per cent, over the emotions that occur."""
+    return 100 * np.mean([(predicted[emotions == e] == e).mean() for e in np.unique(emotions)])
+
+
+def interval(emotions, predicted, speakers, draws: int = 500) -> tuple[float, float]:
+    """95% bootstrap interval of the UAR, resampling speakers."""
+    rng, names = np.random.default_rng(0), np.unique(speakers)
+    rows = {name: np.flatnonzero(speakers == name) for name in names}
+    samples = (np.concatenate([rows[n] for n in rng.choice(names, len(names))]) for _ in range(draws))
+    return tuple(np.percentile([uar(emotions[s], predicted[s]) for s in samples], (2.5, 97.5)))
+
+
+def within_corpus(corpus: Corpus, features: dict[str, np.ndarray]) -> dict[str, dict]:
+    """UAR and its interval in each condition; every speaker is tested by a probe that never heard them."""
+    predicted = {condition: np.empty_like(corpus.emotions) for condition in features}
+    folds = min(FOLDS, len(set(corpus.speakers)))
+    for train, test in GroupKFold(folds).split(corpus.files, corpus.emotions, corpus.speakers):
+        probe = Probe().fit(features["clean"][train], corpus.emotions[train], corpus.speakers[train])
+        for condition, values in features.items():
+            predicted[condition][test] = probe.predict(values[test])
+    return {
+        condition: {
+            "uar": uar(corpus.emotions, found),
+            "interval": interval(corpus.emotions, found, corpus.speakers),
+        }
+        for condition, found in predicted.items()
+    }
+
+
+def across_corpora(corpora: list[Corpus], clean: list[np.ndarray]) -> dict[str, float]:
+    """UAR for each `trained > tested` pair of corpora."""
+    scores = {}
+    for i, trained in enumerate(corpora):
+        probe = Probe().fit(clean[i], trained.emotions, trained.speakers)
+        for j, tested in enumerate(corpora):
+            if i != j:
+                scores[f"{trained.name} > {tested.name}"] = uar(tested.emotions, probe.predict(clean[j]))
+    return scores
+
+
+def judge(corpora: list[Corpus], extract, noise_files: list[str], cache: Path) -> dict:
+    """Both protocols for one kind of features."""
+    per_corpus = [
+        {c: features_of(corpus, c, extract, noise_files, cache) for c in CONDITIONS} for corpus in corpora
+    ]
+    within = {c.name: within_corpus(c, features) for c, features in zip(corpora, per_corpus, strict=True)}
+    across = (
+        across_corpora(corpora, [features["clean"] for features in per_corpus]) if len(corpora) > 1 else {}
+    )
+    return {"features": per_corpus[0]["clean"].shape[1], "within": within, "across": across}
+
+
+# --- speed --------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def seconds_for(model: WavLMModel, duration: float = 5.0, repeats: int = 7) -> float:
+    """Median time of one forward pass over `duration` seconds of audio, one recording at a time."""
+    signal, times = torch.randn(1, int(duration * SAMPLING_RATE)), []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        model(signal)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))  # the first warms up
+
+
+def measure_speed(directory: str) -> dict[str, float]:
+    """Seconds for 5 s of audio: this backbone, and a WavLM-base (random weights: they cost the same)."""
+    base = WavLMModel(WavLMConfig()).eval()
+    ours = WavLMModel.from_pretrained(directory).eval()
+    return {"wavlm_base_s": seconds_for(base), "backbone_s": seconds_for(ours)}
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def table(report: dict, corpora: list[Corpus]) -> str:
+    """Two Markdown tables, UAR in per cent."""
+    names = [corpus.name for corpus in corpora]
+    columns = [f"{name} {condition}" for condition in CONDITIONS for name in names]
+    means = [f"mean {condition}" for condition in CONDITIONS]
+    lines = ["| features | size | " + " | ".join(columns + means) + " |"]
+    lines.append("|---" * (2 + len(columns) + len(means)) + "|")
+    for kind, found in report.items():
+        cells = [found["within"][n][c] for c in CONDITIONS for n in names]
+        shown = [f"{cell['uar']:.1f} [{cell['interval'][0]:.0f}–{cell['interval'][1]:.0f}]" for cell in cells]
+        average = [np.mean([found["within"][n][c]["uar"] for n in names]) for c in CONDITIONS]
+        lines.append(
+            f"| {kind} | {found['features']} | " + " | ".join(shown + [f"{a:.1f}" for a in average]) + " |"
+        )
+    if len(names) > 1:
+        pairs = [f"{a} > {b}" for a, b in itertools.permutations(names, 2)]
+        lines += [
+            "",
+            "| across corpora, clean | " + " | ".join(pairs) + " | mean |",
+            "|---" * (2 + len(pairs)) + "|",
+        ]
+        for kind, found in report.items():
+            scores = [found["across"][pair] for pair in pairs]
+            lines.append(f"| {kind} | " + " | ".join(f"{s:.1f}" for s in [*scores, np.mean(scores)]) + " |")
+    return "\n".join(lines)
+
+
+def kinds_of_features(args) -> dict:
+    kinds = {Path(directory).name: BackboneFeatures(directory) for directory in args.backbones}
+    if args.untrained:
+        kinds["untrained"] = BackboneFeatures(args.backbones[0], untrained=True)
+    if args.opensmile:
+        try:
+            import opensmile  # noqa: F401
+
+            kinds["eGeMAPS"] = SmileFeatures("eGeMAPSv02")
+            kinds["ComParE"] = SmileFeatures("ComParE_2016")
+        except ImportError:
+            print("opensmile is not installed: eGeMAPS and ComParE are left out", file=sys.stderr)
+    return kinds
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("backbones", nargs="+", help="directories of WavLM backbones")
+    add("--corpora", nargs="+", type=Path, required=True)
+    add("--noise", type=Path, required=True)
+    add("--noise_folds", nargs="+", default=["4", "5"], help="folds of noise never used in training")
+    add("--at_most", type=int, default=700, help="recordings per corpus")
+    add("--cache", type=Path, default=Path("probe_cache"))
+    add("--report", type=Path, help="write all numbers here as JSON")
+    add("--untrained", action=argparse.BooleanOptionalAction, default=True)
+    add("--opensmile", action=argparse.BooleanOptionalAction, default=True)
+    add("--speed", action="store_true", help="also time the first backbone against WavLM-base")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    corpora = [read_corpus(folder, args.at_most) for folder in args.corpora]
+    noise_files = sorted(
+        str(p) for p in args.noise.rglob("*") if p.name.startswith(tuple(f"{f}-" for f in args.noise_folds))
+    )
+    if not noise_files:
+        raise ValueError(f"no noise of folds {', '.join(args.noise_folds)} below {args.noise}")
+    for corpus in corpora:
+        print(f"{corpus.name}: {len(corpus.files)} recordings, {len(set(corpus.speakers))} speakers")
+    print(
+        f"noise: {len(noise_files)} recordings; probe: trained clean, {FOLDS} speaker folds, at most "
+        f"{args.at_most} recordings a corpus; UAR % [95% interval over speakers]\n",
+        flush=True,
+    )
+    report = {
+        kind: judge(corpora, extract, noise_files, args.cache)
+        for kind, extract in kinds_of_features(args).items()
+    }
+    print(table(report, corpora))
+    if args.speed:
+        speed = report["speed"] = measure_speed(args.backbones[0])
+        ratio = speed["wavlm_base_s"] / speed["backbone_s"]
+        print(
+            f"\n5 s of audio: WavLM-base {speed['wavlm_base_s']:.3f} s, {Path(args.backbones[0]).name} "
+            f"{speed['backbone_s']:.4f} s: {ratio:.1f} times as fast ({torch.get_num_threads()} threads)"
+        )
+    if args.report:
+        args.report.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
