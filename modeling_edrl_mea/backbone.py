@@ -31,8 +31,6 @@ from .feature_encoder import FeatureEncoder
 from .frames import frame_lengths, receptive_field
 from .prepared_weights import is_plain_inference, prepared, project
 
-    2**14
-)  # samples of a batch convolved at once at inference, so that activations stay in the cache
 MAX_MASK_ELEMENTS = 2**22  # attention masks are made for so many query-key pairs at once: 16 MB in float32
 
 
@@ -303,7 +301,8 @@ class LengthAwareWavLM(WavLMModel):
     ) -> BackboneOutput:
         """A padded batch, without the padding: a few cores gain nothing from a batch, and lose by padding."""
         outputs = [
-            self.forward(w[None, :n], None, output_attentions) for w, n in zip(waveforms, sample_lengths, strict=True)
+            self.forward(w[None, :n], None, output_attentions)
+            for w, n in zip(waveforms, sample_lengths, strict=True)
         ]
         n_frames = frame_lengths(self.config, waveforms.shape[1])
         missing = [n_frames - output.frame_mask.shape[1] for output in outputs]
