@@ -1,0 +1,143 @@
+"""What `train/run.py` takes, from a YAML file and from flags."""
+
+import dataclasses
+import difflib
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from modeling_edrl_mea import EdrlMeaConfig
+
+COMPACT_BACKBONE = Path(__file__).resolve().parents[1] / "checkpoints" / "wavlm-compact"
+# What the run works out itself, or what would contradict another flag.
+NOT_FLAGS = {"backbone_config", "normalize_waveform", "sampling_rate"}
+
+
+@dataclass
+class DataArguments:
+    dataset_name: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "corpora to train on: folder, name=folder, manifest, or Hub id; several are united"
+        },
+    )
+    test_dataset_name: list[str] = field(
+        default_factory=list, metadata={"help": "other corpora, only tested on; labels must fit"}
+    )
+    label_scheme: str = field(
+        default="native",
+        metadata={"help": "native, four_emotions, arousal or valence (table in train/emotions.py)"},
+    )
+    train_split_name: str | None = field(
+        default=None, metadata={"help": "official split to train on; default: all"}
+    )
+    audio_column_name: str = field(default="audio", metadata={"help": "of a Hub dataset or manifest"})
+    label_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
+    speaker_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
+    test_fraction: float = field(
+        default=0.25, metadata={"help": "share of the speakers held out for testing"}
+    )
+    validation_fraction: float = field(
+        default=0.2, metadata={"help": "share of the other speakers for early stopping"}
+    )
+    allow_shared_speakers: bool = field(
+        default=False,
+        metadata={"help": "split by recording where speakers are unknown: results come out too good"},
+    )
+    noisy_copies: int = field(
+        default=0,
+        metadata={"help": "augmented copies of each training recording; 0: trained on clean speech alone"},
+    )
+    noise_dir: str | None = field(
+        default=None, metadata={"help": "noise recordings; half never serve in training"}
+    )
+    rir_dir: str | None = field(
+        default=None, metadata={"help": "room impulse responses; half never serve in training"}
+    )
+    embedding_cache: str | None = field(
+        default=None, metadata={"help": "folder; default: OUTPUT_DIR/embeddings"}
+    )
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(
+        default=str(COMPACT_BACKBONE),
+        metadata={"help": "WavLM checkpoint, or an EDRL-MEA model to go on from: Hub id or folder"},
+    )
+    patience: int = field(
+        default=10, metadata={"help": "epochs without a better validation UAR before stage 1 stops"}
+    )
+
+
+@dataclass
+class EdrlMeaTrainingArguments(TrainingArguments):
+    output_dir: str = field(
+        default="outputs/edrl-mea", metadata={"help": "where the model and the report go"}
+    )
+    num_train_epochs: float = field(default=40.0)
+    per_device_train_batch_size: int = field(default=64)
+    per_device_eval_batch_size: int = field(default=256)
+    learning_rate: float = field(default=3e-3)
+    weight_decay: float = field(default=0.1)
+    eval_strategy: str = field(default="epoch")
+    save_strategy: str = field(default="no", metadata={"help": "stage 1 on cached embeddings takes seconds"})
+    logging_strategy: str = field(default="epoch")
+    report_to: str = field(default="tensorboard")
+    seed: int = field(default=0)
+
+
+def _config_field(spec: dataclasses.Field):
+    kind = spec.type
+    if typing.get_origin(kind) in (list, tuple) or spec.name == "alignment_target":
+        kind = list[str]
+    elif spec.name in ("pooling", "layer_combination", "arrangement"):
+        kind = str  # the config itself names the choices and the nearest one
+    return (
+        spec.name,
+        kind | None,
+        field(default=None, metadata={"help": "field of EdrlMeaConfig, with its default"}),
+    )
+
+
+def _own_fields():
+    own = set(EdrlMeaConfig.__annotations__) - NOT_FLAGS
+    return [_config_field(spec) for spec in dataclasses.fields(EdrlMeaConfig) if spec.name in own]
+
+
+ConfigArguments = dataclasses.make_dataclass("ConfigArguments", _own_fields())
+
+
+def parse_arguments(argv: list[str] | None = None):
+    """(model, data, config, training) arguments from `[CONFIG.yaml] [--flag value …]`; flags win.
+
+    Exits naming the nearest known key for one that is unknown or misspelt, before anything else happens.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    from_file = []
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        from_file = _flags_of(Path(argv.pop(0)))
+    parser = HfArgumentParser((ModelArguments, DataArguments, ConfigArguments, EdrlMeaTrainingArguments))
+    parser.allow_abbrev = False
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    for flag in (part.partition("=")[0] for part in from_file + argv):
+        if flag.startswith("--") and flag not in known:
+            nearest = difflib.get_close_matches(flag, known, n=1)
+            raise SystemExit(
+                f"Unknown setting {flag[2:]!r}." + (f" Did you mean {nearest[0][2:]!r}?" if nearest else "")
+            )
+    return parser.parse_args_into_dataclasses(args=from_file + argv)
+
+
+def _flags_of(path: Path) -> list[str]:
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such configuration file.")
+    flags = []
+    for key, value in (yaml.safe_load(path.read_text()) or {}).items():
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{key}", *(str(part) for part in values)] if value is not None else []
+    return flags

@@ -1,0 +1,189 @@
+"""What the frozen backbone says of each recording, computed once and kept on disk.
+
+The cache is addressed by content: the backbone's weights, the recordings' bytes and the corruption applied. It can be
+shared by any number of runs, and a run that was killed goes on where it was.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
+
+CHUNK = 64  # recordings in one file of the cache: what a kill can cost
+MAX_LISTED = 20  # bad recordings named in one error
+
+
+@dataclass
+class Embeddings(torch.utils.data.Dataset):
+    """Layer statistics of N recordings with what training needs to know of each; a dataset for `Trainer`."""
+
+    layer_statistics: torch.Tensor  # (N, L+1, S')
+    labels: torch.Tensor  # (N,) ids
+    speakers: list[str]
+    clean_rows: torch.Tensor  # (N,) row of each recording's clean original: its own unless it is a noisy copy
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict:
+        return {
+            "layer_statistics": self.layer_statistics[row],
+            "labels": self.labels[row],
+            "sample_weights": self.sample_weights[row],
+        }
+
+    @property
+    def sample_weights(self) -> torch.Tensor:
+        """(N,) weights, of mean 1, under which every class counts the same."""
+        if not hasattr(self, "_sample_weights"):
+            counts = torch.bincount(self.labels)
+            self._sample_weights = len(self) / ((counts > 0).sum() * counts[self.labels]).float()
+        return self._sample_weights
+
+    def with_copies(self, copies: Sequence[torch.Tensor]) -> "Embeddings":
+        """These recordings followed by noisy copies of all of them, each linked to its clean original."""
+        repeats = 1 + len(copies)
+        return Embeddings(
+            torch.cat([self.layer_statistics, *copies]),
+            self.labels.repeat(repeats),
+            self.speakers * repeats,
+            self.clean_rows.repeat(repeats),
+        )
+
+
+class EmbeddingCache:
+    """Embeds recordings with a model's backbone, through a folder that remembers what was computed.
+
+    Several processes share the work and the folder: each computes its part of the chunks and reads the others'.
+    """
+
+    def __init__(self, model: EdrlMeaForAudioClassification, folder: str | Path, accelerator=None):
+        self.model, self.accelerator = model, accelerator
+        self.folder = Path(folder) / fingerprint_of(model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def embed(
+        self,
+        audio: Sequence,
+        condition: Callable | None = None,
+        keys: Sequence[str] | None = None,
+        title: str = "embedding",
+    ) -> torch.Tensor:
+        """Layer statistics (N, L+1, S') of recordings (paths, or dicts as `datasets` makes them).
+
+        Args:
+            condition: a corruption or augmentation `(waveform, key) -> waveform` with a `fingerprint`.
+            keys: what the condition draws its randomness from; the file names by default.
+
+        Raises:
+            RecordingError: lists every recording that cannot be used, before anything is trained.
+        """
+        keys = keys or [_name_of(recording) for recording in audio]
+        starts = range(0, len(audio), CHUNK)
+        paths = [
+            self._chunk_path(audio[start : start + CHUNK], keys[start : start + CHUNK], condition)
+            for start in starts
+        ]
+        n_processes = self.accelerator.num_processes if self.accelerator else 1
+        rank = self.accelerator.process_index if self.accelerator else 0
+        missing = [i for i, path in enumerate(paths) if not _is_readable(path)]
+        errors: list[str] = []
+        progress = tqdm(
+            missing[rank::n_processes], desc=title, unit_scale=CHUNK, unit="rec", disable=rank or not missing
+        )
+        for i in progress:
+            rows = slice(i * CHUNK, (i + 1) * CHUNK)
+            self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
+        if errors:
+            listed = "\n  ".join(errors[:MAX_LISTED]) + ("\n  …" if len(errors) > MAX_LISTED else "")
+            raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:\n  {listed}")
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+        return torch.from_numpy(np.concatenate([np.load(path) for path in paths]))
+
+    def _embed_chunk(self, path: Path, audio, keys, condition, errors: list[str]) -> None:
+        waveforms = []
+        for recording, key in zip(audio, keys, strict=True):
+            try:
+                waveform = load_recording(recording)
+                waveforms.append(waveform if condition is None else condition(waveform, key))
+            except RecordingError as error:
+                errors.append(str(error))
+        if errors:  # go on only to find the others that are broken
+            return
+        by_length = np.argsort([len(waveform) for waveform in waveforms])  # little padding in a batch
+        statistics = self.model.embed_recordings([waveforms[i] for i in by_length]).numpy()
+        _write_whole(path, statistics[np.argsort(by_length)])
+
+    def _chunk_path(self, audio, keys, condition) -> Path:
+        digest = hashlib.sha256((condition.fingerprint if condition is not None else "clean").encode())
+        for recording, key in zip(audio, keys, strict=True):
+            digest.update(_content_hash(recording))
+            digest.update(key.encode() if condition is not None else b"")
+        return self.folder / f"{digest.hexdigest()[:32]}.npy"
+
+
+def fingerprint_of(model: EdrlMeaForAudioClassification) -> str:
+    """16 hexadecimal digits that change with anything that changes layer statistics."""
+    config = model.config
+    settings = (
+        config.pooling,
+        config.normalize_waveform,
+        config.max_window_seconds,
+        config.window_overlap_seconds,
+    )
+    digest = hashlib.sha256(repr(settings).encode())
+    for part in (model.backbone, model.edrl_mea.pooling):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _name_of(recording) -> str:
+    if isinstance(recording, dict):
+        return str(recording.get("path") or hashlib.sha256(recording["bytes"]).hexdigest())
+    return Path(recording).name
+
+
+def _content_hash(recording) -> bytes:
+    if isinstance(recording, dict):
+        if recording.get("bytes"):
+            return hashlib.sha256(recording["bytes"]).digest()
+        recording = recording["path"]
+    try:
+        status = os.stat(recording)
+    except OSError as error:
+        raise RecordingError(f"{recording}: {error.strerror}.") from error
+    return _file_hash(str(recording), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _file_hash(path: str, size: int, modified: int) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        np.load(path, mmap_mode="r")
+        return True
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _write_whole(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""The closed-form steps of training: standardisation, MEA, and the classifier on aligned embeddings."""
+
+import logging
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
+
+from .embeddings import Embeddings
+
+logger = logging.getLogger(__name__)
+
+ROWS = 512  # recordings per pass through the heads
+INVERSE_REGULARIZATION = [
+    0.001,
+    0.01,
+    0.1,
+    1.0,
+]  # C of the logistic regression, on embeddings of unit variance
+N_FOLDS = 4
+
+
+def fit_speech_embedding(model: EdrlMeaForAudioClassification, data: Embeddings) -> None:
+    """Standardise, and whiten, by the clean originals and their noisy copies alike."""
+    model.edrl_mea.speech_embedding.fit(data.layer_statistics.to(model.device))
+
+
+def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> MultiblockPLS:
+    """MEA in one pass over the recordings, shared among processes; EDRL's weights stay as they are."""
+    model.eval()
+    pls = MultiblockPLS(model.config.n_components, scale_blocks=model.config.scale_blocks)
+    rank, n_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    for rows in torch.arange(len(data))[rank::n_processes].split(ROWS):
+        clean = data.layer_statistics[data.clean_rows[rows]].to(model.device)
+        own, labels = data.layer_statistics[rows].to(model.device), data.labels[rows].to(model.device)
+        pls.partial_fit(*model.edrl_mea.alignment_inputs(own, clean, labels))
+    if n_processes > 1:
+        pls.reduce(accelerator)
+    pls.solve(accelerator=accelerator if n_processes > 1 else None)
+    model.alignment.load_solution(pls)
+    return pls
+
+
+def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
+    """Class-balanced logistic regression on the aligned embedding (on u without MEA); returns the chosen C.
+
+    C is chosen by cross-validation whose folds share no speaker.
+    """
+    features = classifier_features(model, data)
+    labels = data.labels.numpy()
+    regression = LogisticRegression(class_weight="balanced", max_iter=5000)
+    folds = _folds(features, labels, data.speakers)
+    if folds:
+        search = GridSearchCV(
+            regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds
+        )
+        regression = search.fit(features, labels).best_estimator_
+    else:
+        regression.set_params(C=0.1).fit(features, labels)
+    _copy_weights(regression, model)
+    return regression.C
+
+
+@torch.no_grad()
+def classifier_features(model: EdrlMeaForAudioClassification, data: Embeddings) -> np.ndarray:
+    """(N, k) aligned embeddings, or (N, S) speech embeddings where the arrangement has no MEA."""
+    model.eval()
+    features = []
+    for statistics in data.layer_statistics.split(ROWS):
+        output = model.edrl_mea(layer_statistics=statistics.to(model.device))
+        features.append(output.speech_embedding if model.alignment is None else output.aligned_embedding)
+    return torch.cat(features).double().cpu().numpy()
+
+
+def _folds(features, labels, speakers) -> list:
+    groups = np.unique(speakers, return_inverse=True)[1]
+    n_folds = min(N_FOLDS, len(set(groups)))
+    if n_folds < 2:
+        return []
+    return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(features, labels, groups))
+
+
+@torch.no_grad()
+def _copy_weights(regression: LogisticRegression, model: EdrlMeaForAudioClassification) -> None:
+    weight, bias = regression.coef_, regression.intercept_
+    if len(weight) == 1:  # scikit-learn keeps one row for two classes
+        weight, bias = np.vstack([-weight, weight]) / 2, np.array([-bias[0], bias[0]]) / 2
+    classes = torch.from_numpy(regression.classes_)
+    head = model.classifier
+    head.weight.zero_()
+    head.bias.fill_(-30.0)  # a class that training never showed
+    head.weight[classes] = torch.from_numpy(weight).to(head.weight)
+    head.bias[classes] = torch.from_numpy(bias).to(head.bias)
