@@ -2,11 +2,11 @@
 
 Weights and names are those of `transformers.WavLMModel`; only the computation differs.
 
-- Feature encoder (`feature_encoder.py`). Time runs before channels, so a convolution is one matrix product. Where the
-  first convolution is followed by a group norm, mean and variance over a recording's *own* samples follow
-  from the covariance of its waveform windows: no pass over the activations, and nothing padded counts.
+- Feature encoder (`feature_encoder.py`). Time runs before channels, so a convolution is one matrix product.
+  Where a group norm follows the first convolution, its mean and variance over a recording's *own* samples come
+  from the covariance of waveform windows: no pass over the activations, and nothing padded counts.
 - Transformer. Attention by `scaled_dot_product_attention`, whose mask is the gated relative position bias
-  (Chen et al. 2022, WavLM, arXiv 2110.13900, section 3.2) and -inf at padded keys.
+  (Chen et al. 2022, WavLM, arXiv 2110.13900) and -inf at padded keys.
 """
 
 from collections.abc import Iterable
@@ -300,10 +300,8 @@ class LengthAwareWavLM(WavLMModel):
         self, waveforms: Tensor, sample_lengths: list[int], output_attentions: bool
     ) -> BackboneOutput:
         """A padded batch, without the padding: a few cores gain nothing from a batch, and lose by padding."""
-        outputs = [
-            self.forward(w[None, :n], None, output_attentions)
-            for w, n in zip(waveforms, sample_lengths, strict=True)
-        ]
+        rows = zip(waveforms, sample_lengths, strict=True)
+        outputs = [self.forward(row[None, :n], None, output_attentions) for row, n in rows]
         n_frames = frame_lengths(self.config, waveforms.shape[1])
         missing = [n_frames - output.frame_mask.shape[1] for output in outputs]
 
