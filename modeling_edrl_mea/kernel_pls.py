@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,27 +13,28 @@ CHECK_EVERY = 5  # Lanczos steps between looks at convergence
 
 
 def kernel_pls(
-    x_products: Tensor, xy_products: Tensor, n_components: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x_times: Callable[[Tensor], Tensor], x_squares: Tensor, xy_products: Tensor, n_components: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Components of greatest covariance one after another, each deflated from the (P, q) cross-products.
 
     Args:
-        x_products: (P, P) X'X.
+        x_times: maps a vector (P,) to X'X times it, (P,); called once a component.
+        x_squares: (P,) diagonal of X'X.
         xy_products: (P, q) X'Y.
         n_components: components to look for.
 
     Returns:
-        weights (P, K), rotations (P, K), loadings (P, K), y_loadings (q, K), with K <= n_components: the
-        search ends when the cross-products are zero to rounding.
+        weights (P, K), rotations (P, K), loadings (P, K), y_loadings (q, K), sums of squares of the scores
+        (K,), with K <= n_components: the search ends when the cross-products are zero to rounding.
     """
     cross = xy_products.clone()
     # What rounding leaves of cross-products that are used up, by numpy's convention for the rank of a matrix.
     noise = max(cross.shape) * torch.finfo(cross.dtype).eps
     floor = noise * float(torch.linalg.matrix_norm(cross))
-    smallest_score = noise * float(x_products.diagonal().max())
+    smallest_score = noise * float(x_squares.max())
     n_components = min(n_components, len(cross))
     weights, rotations, loadings = (cross.new_zeros(len(cross), n_components) for _ in range(3))
-    y_loadings = cross.new_zeros(cross.shape[1], n_components)
+    y_loadings, score_squares = cross.new_zeros(cross.shape[1], n_components), cross.new_zeros(n_components)
     start = None
     found = 0
     while found < n_components:
@@ -41,7 +44,7 @@ def kernel_pls(
         rotation = weight.clone()
         for _ in range(2):  # the second pass restores the digits that the first one loses to cancellation
             rotation -= rotations[:, :found] @ (loadings[:, :found].T @ rotation)
-        score_products = x_products @ rotation
+        score_products = x_times(rotation)
         score_square = float(rotation @ score_products)
         if score_square <= smallest_score:
             break
@@ -49,9 +52,9 @@ def kernel_pls(
         loading = score_products / score_square
         cross.addr_(loading, y_loading, alpha=-score_square)
         weights[:, found], rotations[:, found], loadings[:, found] = weight, rotation, loading
-        y_loadings[:, found] = y_loading
+        y_loadings[:, found], score_squares[found] = y_loading, score_square
         found += 1
-    return weights[:, :found], rotations[:, :found], loadings[:, :found], y_loadings[:, :found]
+    return (*(m[:, :found] for m in (weights, rotations, loadings, y_loadings)), score_squares[:found])
 
 
 def dominant_left_singular_vector(

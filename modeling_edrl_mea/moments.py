@@ -68,7 +68,7 @@ class JointMoments:
         for start in range(0, self.x_size, TILE):
             stop = min(start + TILE, self.x_size)
             self.products[start:stop, start:].addmm_(centred[:, start:stop].T, centred[:, start:])
-        self.y_squares += centred[:, self.x_size :].square().sum(0)
+        self.y_squares += column_sums(centred[:, self.x_size :].square())
 
     def _join(self, n_other: int, other_mean: Tensor) -> None:
         """Account for the distance between the mean so far and that of `n_other` rows whose products were
@@ -127,6 +127,11 @@ class JointMoments:
         self.mean, self.n_rows = common_mean, n_total
         return self
 
+    @property
+    def x_squares(self) -> Tensor:
+        """(P,) centred sums of squares of X's columns."""
+        return self.products[:, : self.x_size].diagonal()
+
     def x_products(self) -> Tensor:
         """(P, P) centred sums of products of X, both triangles."""
         upper = self.products[:, : self.x_size].triu()
@@ -137,6 +142,15 @@ class JointMoments:
         return self.products[:, self.x_size :]
 
 
+def column_sums(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(p,) sums of the columns of (n, p): a product with ones, several times as fast as `sum(0)` on a CPU."""
+    sums = torch.zeros(matrix.shape[1], dtype=dtype or matrix.dtype, device=matrix.device)
+    for part in matrix.split(ROWS_AT_ONCE):
+        part = part.to(sums.dtype)
+        sums.addmv_(part.T, part.new_ones(len(part)))
+    return sums
+
+
 def finite_sums(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """(P + q,) sums of the columns of [X | Y], the last matrix being Y.
 
@@ -144,7 +158,7 @@ def finite_sums(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         ValueError: a value is NaN or infinite, naming its block and row.
     """
     # A column with a NaN or an infinity in it has no finite sum: one pass both checks and adds.
-    sums = torch.cat([matrix.sum(0, dtype=dtype) for matrix in columns])
+    sums = torch.cat([column_sums(matrix, dtype) for matrix in columns])
     if torch.isfinite(sums).all():
         return sums
     for index, matrix in enumerate(columns):

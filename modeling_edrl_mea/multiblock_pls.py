@@ -10,15 +10,21 @@ Notation: n rows, B blocks of p_b columns, P = p_1 + ... + p_B, q target columns
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .component_choice import assign_folds, one_standard_error_choice
+from .held_rows import HeldRows
 from .kernel_pls import kernel_pls
 from .moments import JointMoments
 from .streamed_statistics import NO_FOLD, StreamedStatistics, as_blocks, as_matrix
+
+# Wide enough data has this many columns a component for one pass over the rows per component to cost less
+# than X'X; measured with 1280 columns.
+COLUMNS_PER_COMPONENT = 64
 
 
 class MultiblockPLS:
@@ -117,16 +123,27 @@ class MultiblockPLS:
         return self
 
     def fit(self, blocks, y, groups: Sequence[Hashable] | None = None, n_folds: int = 5) -> MultiblockPLS:
-        """Forget earlier rows, take these in, and solve.
+        """Solve for these rows alone, and forget them: to go on adding rows, use `partial_fit` and `solve`.
+
+        Reads X'X off the rows where few components are wanted, which is faster; the result is the same.
 
         Args:
             groups: (n,) group of each row (a speaker), of any hashable type. Where given, the number of
                 components is chosen by cross-validation over groups, up to `n_components`.
             n_folds: folds of that cross-validation.
         """
-        folds = None if groups is None else assign_folds(groups, n_folds)
-        self.reset().partial_fit(blocks, y, folds)
-        return self.solve(self.n_components if groups is None else self.select_n_components())
+        self.reset()
+        columns = self.statistics.checked(as_blocks(blocks), as_matrix(y, "y"))
+        widths = tuple(matrix.shape[1] for matrix in columns[:-1])
+        if groups is None and self.n_components * COLUMNS_PER_COMPONENT <= sum(widths):
+            self.statistics.block_sizes = widths
+            self._learn(HeldRows(columns, self.dtype), self.n_components)
+            self._warn_if_fewer(self.n_components)
+        elif groups is None:
+            self.partial_fit(blocks, y).solve()
+        else:
+            self.partial_fit(blocks, y, assign_folds(groups, n_folds)).solve(self.select_n_components())
+        return self.reset()
 
     def solve(self, n_components: int | None = None, accelerator=None) -> MultiblockPLS:
         """Compute the learned attributes from the rows seen, at a cost that does not depend on their number.
@@ -146,77 +163,92 @@ class MultiblockPLS:
             self._learn(self.statistics.total(), asked)
         else:
             self._learn_from_first(asked, accelerator)
+        self._warn_if_fewer(asked)
+        return self
+
+    def _warn_if_fewer(self, asked: int) -> None:
         if self.n_components_ < asked:
             warnings.warn(
                 f"The cross-covariance of blocks and target was used up after {self.n_components_} "
                 f"components; {asked} were asked for.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self
 
-    def _learn(self, moments: JointMoments, n_components: int) -> None:
+    def _learn(self, moments: JointMoments | HeldRows, n_components: int) -> None:
         scaled = self._scale(moments)
         components = self._components(scaled, n_components)
         if components[0].shape[1] == 0:
             raise ValueError(_why_nothing_covaries(scaled))
-        self.weights_, self.rotations_, self.loadings_, self.y_loadings_ = components
+        self.weights_, self.rotations_, self.loadings_, self.y_loadings_, score_squares = components
         self.n_components_ = self.weights_.shape[1]
         self.block_sizes_, self.n_rows_ = self.statistics.block_sizes, scaled.n_rows
         self.x_mean_, self.y_mean_ = scaled.x_mean, scaled.y_mean
         self.x_scale_, self.y_scale_ = (
             torch.where(inverse > 0, 1 / inverse, 1) for inverse in (scaled.x_inverse, scaled.y_inverse)
         )
-        self._explain(scaled)
+        # X'X times the rotations, less what ridge added.
+        score_products = self.loadings_ * score_squares - self._shrinkage(scaled) * self.rotations_
+        self._explain(scaled, score_products)
 
-    def _scale(self, moments: JointMoments) -> _ScaledMoments:
+    def _scale(self, moments: JointMoments | HeldRows) -> _ScaledMoments:
         """Centre and scale the moments as the constructor asks; constant columns become zero."""
         n, n_x = moments.n_rows, moments.x_size
         if n < 2:
             raise ValueError(f"Partial least squares needs at least 2 rows, not {n}.")
-        mean, y_squares = moments.mean.cpu(), moments.y_squares.cpu()
-        x_products, xy_products = moments.x_products().cpu(), moments.xy_products().cpu()
-        deviation = torch.cat([x_products.diagonal(), y_squares]).clamp(min=0).div(n - 1).sqrt()
-        # A constant column deviates from its mean by the rounding of that mean.
-        is_constant = deviation <= 1e3 * torch.finfo(self.dtype).eps * mean.abs()
+        mean, squares = (
+            moments.mean.cpu(),
+            torch.cat([moments.x_squares, moments.y_squares]).cpu().clamp(min=0),
+        )
+        deviation = squares.div(n - 1).sqrt()
         inverse = 1 / deviation if self.standardize else torch.ones_like(deviation)
         if self.standardize or self.center:
-            inverse[is_constant] = 0
+            # A constant column deviates from its mean by the rounding of that mean.
+            inverse[deviation <= 1e3 * torch.finfo(self.dtype).eps * mean.abs()] = 0
         if self.scale_blocks:
             widths = torch.tensor(self.statistics.block_sizes)
             inverse[:n_x] /= widths.repeat_interleave(widths).to(inverse).sqrt()
-        if not self.center:
-            x_products = x_products + n * torch.outer(mean[:n_x], mean[:n_x])
-            xy_products = xy_products + n * torch.outer(mean[:n_x], mean[n_x:])
-            y_squares = y_squares + n * mean[n_x:].square()
-            mean = torch.zeros_like(mean)
         x_inverse, y_inverse = inverse[:n_x], inverse[n_x:]
+        xy_products = x_inverse[:, None] * moments.xy_products().cpu() * y_inverse
+        x_times = _scaled_product(moments, x_inverse)
+        squares = squares * inverse.square()
+        if not self.center:
+            x_shift, y_shift = (mean * inverse).split([n_x, len(y_inverse)])
+            xy_products += n * torch.outer(x_shift, y_shift)
+            squares += n * (mean * inverse).square()
+            x_times = _uncentred_product(x_times, x_shift, n)
+            mean = torch.zeros_like(mean)
         return _ScaledMoments(
             n_rows=n,
             x_mean=mean[:n_x],
             y_mean=mean[n_x:],
             x_inverse=x_inverse,
             y_inverse=y_inverse,
-            x_products=x_inverse[:, None] * x_products * x_inverse,
-            xy_products=x_inverse[:, None] * xy_products * y_inverse,
-            y_square=float((y_squares * y_inverse.square()).sum()),
+            x_times=x_times,
+            x_squares=squares[:n_x],
+            xy_products=xy_products,
+            y_square=float(squares[n_x:].sum()),
         )
 
     def _components(self, scaled: _ScaledMoments, n_components: int) -> tuple[Tensor, ...]:
-        x_products = scaled.x_products
-        if self.ridge:
-            x_products = x_products.clone()
-            x_products.diagonal().add_(self.ridge * x_products.diagonal().mean())
-        return kernel_pls(x_products, scaled.xy_products, n_components)
+        shrinkage = self._shrinkage(scaled)
 
-    def _explain(self, scaled: _ScaledMoments) -> None:
+        def x_times(vector: Tensor) -> Tensor:
+            return scaled.x_times(vector) + shrinkage * vector
+
+        return kernel_pls(x_times, scaled.x_squares, scaled.xy_products, n_components)
+
+    def _shrinkage(self, scaled: _ScaledMoments) -> float:
+        """What ridge adds to the diagonal of X'X."""
+        return self.ridge * float(scaled.x_squares.mean())
+
+    def _explain(self, scaled: _ScaledMoments, score_products: Tensor) -> None:
         """What each component adds, measured on the rows seen; scores may be correlated (ridge)."""
-        score_products = scaled.x_products @ self.rotations_
         scores_square = self.rotations_.T @ score_products
         self.score_scales_ = (scores_square.diagonal() / (scaled.n_rows - 1)).sqrt()
         y_explained = ((scaled.xy_products.T @ self.rotations_) * self.y_loadings_).sum(0)
         y_square = scores_square * (self.y_loadings_.T @ self.y_loadings_)
         self.explained_variance_y_ = _added(y_explained, y_square) / scaled.y_square
-        variances = scaled.x_products.diagonal().split(self.block_sizes_)
+        variances = scaled.x_squares.split(self.block_sizes_)
         parts = zip(
             score_products.split(self.block_sizes_), self.loadings_.split(self.block_sizes_), strict=True
         )
@@ -292,7 +324,7 @@ class MultiblockPLS:
     def _errors_on(self, held_out: JointMoments, training: JointMoments, n_components: int) -> Tensor:
         """(k + 1,) mean squared errors on held-out rows with 0 ... k components from the training rows."""
         scaled = self._scale(training)
-        _, rotations, _, y_loadings = self._components(scaled, n_components)
+        _, rotations, _, y_loadings, _ = self._components(scaled, n_components)
         rotations = scaled.x_inverse[:, None] * rotations
         x_distance, y_distance = (held_out.mean.cpu() - torch.cat([scaled.x_mean, scaled.y_mean])).split(
             [held_out.x_size, held_out.y_size]
@@ -380,9 +412,23 @@ class _ScaledMoments(NamedTuple):
     y_mean: Tensor
     x_inverse: Tensor
     y_inverse: Tensor
-    x_products: Tensor
+    x_times: Callable[[Tensor], Tensor]  # X'X times a vector
+    x_squares: Tensor
     xy_products: Tensor
     y_square: float
+
+
+def _scaled_product(moments: JointMoments | HeldRows, inverse: Tensor) -> Callable[[Tensor], Tensor]:
+    if isinstance(moments, HeldRows):
+        return lambda vector: inverse * moments.x_times(inverse * vector)
+    products = moments.x_products().cpu()
+    products *= inverse[:, None]
+    products *= inverse
+    return products.mv
+
+
+def _uncentred_product(x_times: Callable, mean: Tensor, n_rows: int) -> Callable[[Tensor], Tensor]:
+    return lambda vector: x_times(vector) + n_rows * (mean @ vector) * mean
 
 
 def _added(explained: Tensor, squares: Tensor) -> Tensor:
@@ -398,43 +444,3 @@ def _why_nothing_covaries(scaled: _ScaledMoments) -> str:
     if not scaled.x_inverse.any():
         return "The blocks are constant in all their columns: there is nothing to align."
     return "Nothing in the blocks covaries with y."
-
-
-def assign_folds(groups: Sequence[Hashable], n_folds: int = 5) -> Tensor:
-    """Spread groups over folds of about equal numbers of rows, none in two folds.
-
-    Args:
-        groups: (n,) group of each row, a speaker say.
-        n_folds: folds wanted; there are never more than groups.
-
-    Returns:
-        (n,) fold of each row.
-
-    Raises:
-        ValueError: fewer than two groups.
-    """
-    groups = groups.tolist() if hasattr(groups, "tolist") else list(groups)
-    counts: dict[Hashable, int] = {}
-    for group in groups:
-        counts[group] = counts.get(group, 0) + 1
-    if len(counts) < 2:
-        raise ValueError("Grouped cross-validation needs at least two groups.")
-    rows_in = [0] * min(n_folds, len(counts))
-    fold_of = {}
-    for group in sorted(counts, key=lambda group: (-counts[group], str(group))):
-        fold_of[group] = rows_in.index(min(rows_in))
-        rows_in[fold_of[group]] += counts[group]
-    return torch.tensor([fold_of[group] for group in groups])
-
-
-def one_standard_error_choice(errors: Tensor) -> int:
-    """Fewest components (at least 1) whose mean error over folds is within one standard error of the best.
-
-    Args:
-        errors: (folds, k + 1) errors with 0, 1, ... k components.
-    """
-    errors = errors[:, 1:]
-    mean = errors.mean(0)
-    best = int(mean.argmin())
-    standard_error = errors[:, best].std() / len(errors) ** 0.5
-    return 1 + int((mean <= mean[best] + standard_error).nonzero()[0])

@@ -29,9 +29,8 @@ class StreamedStatistics:
 
     def update(self, blocks: Sequence[Tensor], y: Tensor, folds=None) -> None:
         """Take in blocks (m, p_b) and y (m, q), all or nothing; errors as in `MultiblockPLS.partial_fit`."""
-        columns = [*blocks, y]
+        columns = self.checked(blocks, y)
         sizes = tuple(matrix.shape[1] for matrix in columns)
-        self._check_chunk(columns, sizes)
         if folds is None:
             rows_of = {NO_FOLD: None}
         else:
@@ -44,7 +43,10 @@ class StreamedStatistics:
             self.folds[fold] = moments.update(columns, rows)
         self.block_sizes, self.y_size = sizes[:-1], sizes[-1]
 
-    def _check_chunk(self, columns: Sequence[Tensor], sizes: tuple[int, ...]) -> None:
+    def checked(self, blocks: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+        """Blocks and y as one list, if their shapes fit one another and what was seen."""
+        columns = [*blocks, y]
+        sizes = tuple(matrix.shape[1] for matrix in columns)
         lengths = [len(matrix) for matrix in columns]
         if len(set(lengths)) != 1:
             raise ValueError(f"Blocks and y differ in rows: blocks {lengths[:-1]}, y {lengths[-1]}.")
@@ -53,6 +55,7 @@ class StreamedStatistics:
                 f"Widths changed within the stream: blocks {sizes[:-1]} and y {sizes[-1]}, "
                 f"after blocks {self.block_sizes} and y {self.y_size}."
             )
+        return columns
 
     @staticmethod
     def _rows_of_folds(folds: Tensor, n_rows: int) -> dict[int, Tensor]:

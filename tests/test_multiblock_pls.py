@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_edrl_mea.multiblock_pls import MultiblockPLS, assign_folds, one_standard_error_choice
+from modeling_edrl_mea.component_choice import assign_folds, one_standard_error_choice
+from modeling_edrl_mea.multiblock_pls import LEARNED, MultiblockPLS
 
 SIZES = (12, 7, 21)
 
@@ -301,3 +302,17 @@ def test_what_cannot_be_solved_is_said():
         MultiblockPLS(3).partial_fit(blocks, y).select_n_components()
     with pytest.raises(ValueError, match="the solution is for"):
         MultiblockPLS(3).fit(blocks, y).transform(blocks[:2])
+
+
+@pytest.mark.parametrize("options", [{}, {"center": False}, {"standardize": False}, {"ridge": 0.1}])
+def test_a_wide_fit_from_rows_in_memory_equals_the_streamed_one(options):
+    blocks, y = latent_data(600, sizes=(150, 170), q=5)
+    y = y + 3.0
+    direct = MultiblockPLS(4, **options).fit(blocks, y)
+    streamed = MultiblockPLS(4, **options).partial_fit(blocks, y).solve()
+    for name in LEARNED:
+        np.testing.assert_allclose(
+            getattr(direct, name), getattr(streamed, name), rtol=1e-9, atol=1e-10, err_msg=name
+        )
+    with pytest.raises(ValueError, match="block 1 has a NaN"):
+        MultiblockPLS(4).fit([blocks[0], blocks[1] / 0 * 0], y)
