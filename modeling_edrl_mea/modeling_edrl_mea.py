@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoFeatureExtractor, PreTrainedModel, WavLMConfig
+from transformers import AutoConfig, AutoFeatureExtractor, PreTrainedModel, WavLMConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .alignment import EmbeddingAlignment
 from .backbone import LengthAwareWavLM
 from .configuration_edrl_mea import EdrlMeaConfig
-from .disentanglement import ClassWiseLinear, EmotionDisentanglement, init_class_wise
+from .disentanglement import ClassWiseLinear, EmotionDisentanglement, as_targets, cross_entropy, init_class_wise
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from .frames import iter_windows, receptive_field
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
@@ -74,14 +74,16 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for module in model.modules():
-            if isinstance(module, EmbeddingAlignment):
-                module.refresh()
+            if isinstance(module, EmbeddingAlignment) and not module.refresh():
+                module.reset()  # all of it, where another label set emptied a part
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Also writes the feature extractor, so that any saved directory works with `pipeline`."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
+            # Also where this code was itself loaded by `trust_remote_code`: the copy shall work as the original did.
+            EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
             self.feature_extractor().save_pretrained(save_directory)
 
     def feature_extractor(self) -> EdrlMeaFeatureExtractor:
@@ -145,6 +147,8 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
 
     def _disentangle_and_align(self, u, labels=None, sample_weights=None):
         """The config's arrangement: (aligned embedding, disentanglement), None for a room it leaves out."""
+        if self.config.arrangement in ("mea", "mea_edrl") and not self.alignment.is_fitted:
+            logger.warning_once("The alignment is not fitted yet: every recording gets the same scores.")
         if self.config.arrangement == "mea_edrl":
             if labels is not None and not self.alignment.is_fitted:
                 raise RuntimeError(
@@ -259,10 +263,13 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
 
         Raises:
             ValueError: a checkpoint that does not say whether it was trained on normalised waveforms, where
-                `normalize_waveform` is not given either.
+                `normalize_waveform` is not given either; a checkpoint of another architecture.
         """
         if isinstance(backbone, WavLMConfig):
             return cls(EdrlMeaConfig(backbone_config=backbone, id2label=id2label, **kwargs))
+        architecture = AutoConfig.from_pretrained(backbone).model_type
+        if architecture != "wavlm":  # transformers would load it with a warning and random weights
+            raise ValueError(f"{backbone} is a {architecture} checkpoint; the backbone must be a WavLM.")
         if "normalize_waveform" not in kwargs:
             kwargs["normalize_waveform"] = _normalization_of(backbone)
         pretrained = LengthAwareWavLM.from_pretrained(backbone)
@@ -299,8 +306,8 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         return_dict: bool = True,
         **kwargs,
     ) -> EdrlMeaOutput:
-        """As [`EdrlMeaModel.forward`]; with `labels` also the loss: EDRL's terms, and the cross-entropy of the classifier
-        that the logits come from where that is another one."""
+        """As [`EdrlMeaModel.forward`]; with `labels` also the loss: EDRL's terms, and the cross-entropy of the
+        classifier that the logits come from where that is another one."""
         output = self.edrl_mea(
             input_values,
             attention_mask,
@@ -319,7 +326,9 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
                 )
             output.logits = self.classifier(features.to(self.classifier.weight.dtype))
             if labels is not None:
-                losses["aligned_classification"] = F.cross_entropy(output.logits, labels)
+                targets = as_targets(labels, self.config.num_labels).to(output.logits)
+                weights = targets.new_ones(len(targets)) if sample_weights is None else sample_weights
+                losses["aligned_classification"] = cross_entropy(output.logits, targets, weights)
         if labels is not None:
             if not self.training:
                 losses = {"classification": F.cross_entropy(output.logits, labels)}
@@ -332,9 +341,13 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
 
     def freeze_backbone(self, keep_last_n_layers: int = 0) -> None:
         """No gradients for the backbone, but for its last `keep_last_n_layers` transformer layers."""
+        layers = self.backbone.encoder.layers
+        if not 0 <= keep_last_n_layers <= len(layers):
+            raise ValueError(
+                f"keep_last_n_layers={keep_last_n_layers}: the backbone has {len(layers)} transformer layers."
+            )
         self.backbone.requires_grad_(False)
-        if keep_last_n_layers:
-            self.backbone.encoder.layers[-keep_last_n_layers:].requires_grad_(True)
+        layers[len(layers) - keep_last_n_layers :].requires_grad_(True)
         self.train(self.training)
 
     @property
@@ -346,18 +359,21 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
     @torch.no_grad()
     def embed_recordings(self, recordings: Sequence, sampling_rate: int | None = None) -> torch.Tensor:
         """Layer statistics (N, L+1, S'), on the CPU, of recordings as [`load_recording`] takes them."""
+        if isinstance(recordings, (str, os.PathLike, bytes)) or not len(recordings):
+            raise ValueError(f"Give a list of at least one recording, not {recordings!r:.60}.")
         extract, was_training = self.feature_extractor(), self.training
         rate = sampling_rate or self.config.sampling_rate
-        self.eval()
         statistics = []
-        for start in range(0, len(recordings), EMBEDDING_BATCH):
-            batch = [
-                load_recording(recording, rate) for recording in recordings[start : start + EMBEDDING_BATCH]
-            ]
-            inputs = extract(batch, sampling_rate=rate, return_tensors="pt").to(self.device)
-            inputs["input_values"] = inputs["input_values"].to(self.dtype)
-            statistics.append(self.edrl_mea.layer_statistics(**inputs).cpu())
-        self.train(was_training)
+        self.eval()
+        try:
+            for start in range(0, len(recordings), EMBEDDING_BATCH):
+                numbers = range(start, min(start + EMBEDDING_BATCH, len(recordings)))
+                batch = [load_recording(recordings[i], rate, name=f"recording {i}") for i in numbers]
+                inputs = extract(batch, sampling_rate=rate, return_tensors="pt").to(self.device)
+                inputs["input_values"] = inputs["input_values"].to(self.dtype)
+                statistics.append(self.edrl_mea.layer_statistics(**inputs).cpu())
+        finally:
+            self.train(was_training)
         return torch.cat(statistics)
 
     def adapt(self, recordings: Sequence, sampling_rate: int | None = None):
@@ -386,9 +402,15 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         """What decided for the winning emotion.
 
         Returns a dict: `label`, `logits` by label, `logit_contributions` by block (for the winning label; with the
-        classifier's bias they sum to its logit) and, where the logits come from the alignment, `component_contributions`
-        by block, k numbers each.
+        classifier's bias they sum to its logit) and, where the logits come from the alignment,
+        `component_contributions` by block, k numbers each.
         """
+        if self.training:  # dropout would explain another recording than it classifies
+            self.eval()
+            try:
+                return self.explain(recording, sampling_rate)
+            finally:
+                self.train()
         statistics = self.embed_recordings([recording], sampling_rate).to(self.device)
         u = self.edrl_mea.speech_embedding(statistics)
         _, disentangled = self.edrl_mea._disentangle_and_align(u)

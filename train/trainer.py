@@ -27,8 +27,9 @@ class EdrlMeaTrainer(Trainer):
     Args:
         model: an `EdrlMeaForAudioClassification` whose backbone is frozen.
         args: `TrainingArguments`, for stage 1.
-        train_dataset, eval_dataset: [`Embeddings`]; with an `eval_dataset` (grouped validation speakers) stage 1 keeps the
-            weights of its best epoch and stops after `patience` epochs without a better one.
+        train_dataset: [`Embeddings`].
+        eval_dataset: [`Embeddings`] of other speakers; with it stage 1 keeps the weights of its best epoch and stops
+            after `patience` epochs without a better one.
     """
 
     def __init__(

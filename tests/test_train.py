@@ -1,0 +1,217 @@
+"""Both stages of training, from recordings on disk to a directory that `pipeline` loads."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import Trainer, TrainingArguments, Wav2Vec2FeatureExtractor, WavLMModel, pipeline
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
+from train import run, stages
+from train.arguments import parse_arguments
+from train.embeddings import EmbeddingCache, Embeddings
+from train.trainer import AlignmentCallback, EdrlMeaTrainer
+
+EMOTIONS = {"anger": 600.0, "happiness": 400.0, "neutral": 200.0, "sadness": 100.0}  # Hz
+
+
+def tone(emotion: str, speaker: int, take: int) -> np.ndarray:
+    rng = np.random.default_rng([len(emotion), speaker, take])
+    seconds = np.arange(6000) / 16_000
+    pitch = EMOTIONS[emotion] * (1 + 0.02 * speaker)
+    return (0.3 * np.sin(2 * np.pi * pitch * seconds) + 0.02 * rng.standard_normal(6000)).astype(np.float32)
+
+
+def write_corpus(folder, n_speakers: int, emotions=EMOTIONS):
+    """A corpus whose emotions are tones, so that any model that learns at all learns it."""
+    folder.mkdir(parents=True)
+    lines = ["file_name,emotion,speaker"]
+    for emotion in emotions:
+        for speaker in range(n_speakers):
+            for take in range(3):
+                name = f"{emotion}_{speaker}_{take}.wav"
+                soundfile.write(folder / name, tone(emotion, speaker, take), 16_000)
+                lines.append(f"{name},{emotion},{folder.name}_{speaker}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "tones", n_speakers=6)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, tiny_backbone_config):
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    WavLMModel(tiny_backbone_config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder
+
+
+def embeddings(model, n: int = 40) -> Embeddings:
+    names = list(EMOTIONS)
+    labels = [i % 4 for i in range(n)]
+    waveforms = [tone(names[label], i % 5, i) for i, label in enumerate(labels)]
+    speakers = [str(i % 5) for i in range(n)]
+    return Embeddings(model.embed_recordings(waveforms), torch.tensor(labels), speakers, torch.arange(n))
+
+
+def new_model(backbone, **kwargs) -> EdrlMeaForAudioClassification:
+    model = EdrlMeaForAudioClassification.from_backbone(backbone, id2label=dict(enumerate(EMOTIONS)), **kwargs)
+    model.freeze_backbone()
+    return model
+
+
+def arguments(folder, **kwargs) -> TrainingArguments:
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "use_cpu": True}
+    return TrainingArguments(
+        str(folder), report_to="none", save_strategy="no", disable_tqdm=True, **(settings | kwargs)
+    )
+
+
+@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
+def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_path, corpus, backbone, arrangement):
+    other = write_corpus(tmp_path / "other", n_speakers=2)
+    results = run.main(
+        [
+            *("--model_name_or_path", str(backbone), "--dataset_name", str(corpus), "--test_dataset_name", str(other)),
+            *("--label_scheme", "four_emotions", "--arrangement", arrangement, "--noisy_copies", "1"),
+            *("--output_dir", str(tmp_path / "out"), "--num_train_epochs", "15", "--use_cpu", "True"),
+            *("--report_to", "none", "--disable_tqdm", "True", "--per_device_train_batch_size", "16"),
+        ]
+    )
+    assert results["clean"]["uar"] > 0.7  # chance is 0.25
+    assert {"clean", "gaussian noise, 10 dB", "other corpus: other"} <= set(results)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    speakers = report["speakers"]
+    assert not set(speakers["train"]) & set(speakers["test"]) and not set(speakers["train"]) & set(speakers["validation"])
+    heard = pipeline("audio-classification", model=str(tmp_path / "out"))(tone("sadness", 5, 9), top_k=4)
+    assert {score["label"] for score in heard} == set(EMOTIONS)
+
+
+def test_stage_two_leaves_stage_one_untouched(tmp_path, backbone):
+    model = new_model(backbone, arrangement="edrl_mea")
+    data = embeddings(model)
+    trainer = EdrlMeaTrainer(model, arguments(tmp_path), data)
+    trainer.fit_speech_embedding()
+    trainer.train_disentanglement()
+    before = {name: tensor.clone() for name, tensor in model.named_parameters() if not name.startswith("classifier.")}
+    trainer.fit_alignment()
+    trainer.train_classifier()
+    after = dict(model.named_parameters())
+    assert model.stage == "alignment"
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_every_loss_term_is_logged(tmp_path, backbone):
+    model = new_model(backbone, arrangement="edrl")
+    trainer = EdrlMeaTrainer(model, arguments(tmp_path, logging_steps=1), embeddings(model))
+    trainer.train()
+    logged = set().union(*trainer.state.log_history)
+    terms = ("classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance")
+    assert {f"loss_{term}" for term in terms} <= logged
+
+
+class Recordings(torch.utils.data.Dataset):
+    """What a user of the stock Trainer has: waveforms and labels."""
+
+    def __init__(self, model, emotions, n: int = 24):
+        extract = model.feature_extractor()
+        self.rows = []
+        for i in range(n):
+            waveform = tone(emotions[i % len(emotions)], i % 5, i)
+            inputs = extract(waveform, sampling_rate=16_000, return_tensors="pt")
+            self.rows.append({name: tensor[0] for name, tensor in inputs.items()} | {"labels": i % len(emotions)})
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
+
+
+@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
+def test_the_stock_trainer_fine_tunes_to_a_new_label_set(tmp_path, backbone, arrangement):
+    new_model(backbone, arrangement=arrangement).save_pretrained(tmp_path / "start")
+    emotions = ["anger", "sadness"]
+    model = EdrlMeaForAudioClassification.from_pretrained(
+        tmp_path / "start", id2label=dict(enumerate(emotions)), ignore_mismatched_sizes=True
+    )
+    data = Recordings(model, emotions)
+    args = arguments(tmp_path / "out", num_train_epochs=4, per_device_train_batch_size=8)
+    trainer = Trainer(model, args, train_dataset=data, eval_dataset=data, callbacks=[AlignmentCallback()])
+    trainer.train()
+    assert model.alignment.is_fitted
+    predictions = trainer.predict(data)
+    assert predictions.predictions.shape == (24, 2)
+    assert (predictions.predictions.argmax(-1) == predictions.label_ids).mean() > 0.8
+
+
+def test_the_cache_gives_the_same_embeddings_again_without_the_model(tmp_path, corpus, backbone, monkeypatch):
+    model = new_model(backbone)
+    audio = sorted(str(path) for path in corpus.glob("*.wav"))
+    first = EmbeddingCache(model, tmp_path).embed(audio)
+    monkeypatch.setattr(model, "embed_recordings", lambda *_: pytest.fail("embedded again"))
+    assert torch.equal(EmbeddingCache(model, tmp_path).embed(audio), first)
+
+
+def test_a_damaged_chunk_of_the_cache_is_computed_again(tmp_path, corpus, backbone):
+    cache = EmbeddingCache(new_model(backbone), tmp_path)
+    audio = sorted(str(path) for path in corpus.glob("*.wav"))
+    first = cache.embed(audio)
+    next(cache.folder.glob("*.npy")).write_bytes(b"half a file")
+    assert torch.equal(cache.embed(audio), first)
+
+
+def test_other_weights_do_not_share_a_cache(tmp_path, backbone):
+    model = new_model(backbone)
+    folder = EmbeddingCache(model, tmp_path).folder
+    with torch.no_grad():
+        next(model.backbone.parameters()).add_(1e-3)
+    assert EmbeddingCache(model, tmp_path).folder != folder
+
+
+def test_all_broken_recordings_are_listed_at_once(tmp_path, backbone):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"no audio")
+    with pytest.raises(RecordingError, match="2 of 2(.|\n)*a.wav(.|\n)*b.wav"):
+        EmbeddingCache(new_model(backbone), tmp_path / "cache").embed([str(tmp_path / "a.wav"), str(tmp_path / "b.wav")])
+
+
+def test_copies_stay_linked_to_their_clean_originals(backbone):
+    model = new_model(backbone)
+    data = embeddings(model, 8)
+    both = data.with_copies([data.layer_statistics + 1])
+    assert torch.equal(both.layer_statistics[both.clean_rows], data.layer_statistics.repeat(2, 1, 1))
+
+
+def test_classes_count_the_same_however_rare():
+    labels = torch.tensor([0] * 9 + [1])
+    weights = Embeddings(torch.zeros(10, 1, 1), labels, [""] * 10, torch.arange(10)).sample_weights
+    assert weights[labels == 0].sum() == pytest.approx(weights[labels == 1].sum().item())
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_two_classes_get_the_probabilities_of_the_logistic_regression(backbone):
+    model = EdrlMeaForAudioClassification.from_backbone(backbone, id2label={0: "low", 1: "high"}, arrangement="linear")
+    data = embeddings(model)
+    data.labels = data.labels % 2
+    stages.fit_speech_embedding(model, data)
+    stages.train_classifier(model, data)
+    accuracy = (model(layer_statistics=data.layer_statistics).logits.argmax(-1) == data.labels).float().mean()
+    assert accuracy > 0.9
+
+
+def test_a_misspelt_setting_names_the_nearest_one():
+    with pytest.raises(SystemExit, match="n_components"):
+        parse_arguments(["--n_componets", "4"])
+
+
+def test_flags_win_over_the_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("n_components: 4\nblock_size: 8\ndataset_name: [a, b]\n")
+    _, data, config, _ = parse_arguments([str(tmp_path / "config.yaml"), "--n_components", "6", "--use_cpu", "True"])
+    assert (config.n_components, config.block_size, data.dataset_name) == (6, 8, ["a", "b"])
