@@ -3,8 +3,8 @@
 Weights and names are those of `transformers.WavLMModel`; only the computation differs.
 
 - Feature encoder (`feature_encoder.py`). Time runs before channels, so a convolution is one matrix product.
-  Where a group norm follows the first convolution, its mean and variance over a recording's *own* samples come
-  from the covariance of waveform windows: no pass over the activations, and nothing padded counts.
+  Where a group norm follows the first, mean and variance over a recording's *own* samples come from the
+  covariance of waveform windows: no pass over the activations, and nothing padded counts.
 - Transformer. Attention by `scaled_dot_product_attention`, whose mask is the gated relative position bias
   (Chen et al. 2022, WavLM, arXiv 2110.13900) and -inf at padded keys.
 """
@@ -31,7 +31,10 @@ from .feature_encoder import FeatureEncoder
 from .frames import frame_lengths, receptive_field
 from .prepared_weights import is_plain_inference, prepared, project
 
-MAX_MASK_ELEMENTS = 2**22  # attention masks are made for so many query-key pairs at once: 16 MB in float32
+# At inference the attention mask is made for so many query-key pairs at once (64 MB in float32), but for no fewer
+# queries than the CPU's attention needs to work in its largest blocks.
+MAX_MASK_ELEMENTS = 2**24
+MIN_QUERIES = 768
 
 
 @dataclass
@@ -130,7 +133,7 @@ class GatedAttention(WavLMAttention):
         n_queries = query.shape[2]
         step = n_queries
         if not (torch.compiler.is_compiling() or torch.is_grad_enabled()):
-            step = max(1, MAX_MASK_ELEMENTS // (query.shape[0] * self.num_heads * n_queries))
+            step = max(MIN_QUERIES, MAX_MASK_ELEMENTS // (query.shape[0] * self.num_heads * n_queries))
         if step >= n_queries:
             mask = gated_bias(gate, bias, key_bias)
             return F.scaled_dot_product_attention(query, key, value, mask, dropout)
@@ -138,9 +141,7 @@ class GatedAttention(WavLMAttention):
         for i in range(0, n_queries, step):
             rows = slice(i, i + step)
             mask = gated_bias(gate[:, :, rows], bias[:, rows], key_bias)
-            attended[:, :, rows] = F.scaled_dot_product_attention(
-                query[:, :, rows], key, value, mask, dropout
-            )
+            attended[:, :, rows] = F.scaled_dot_product_attention(query[:, :, rows], key, value, mask, dropout)
         return attended
 
 
@@ -310,12 +311,8 @@ class LengthAwareWavLM(WavLMModel):
             return torch.cat([F.pad(row, (0, 0) * (n_axes == 1) + (0, n) * n_axes) for row, n in pairs])
 
         return BackboneOutput(
-            hidden_states=tuple(
-                padded(rows, 1) for rows in zip(*(o.hidden_states for o in outputs), strict=True)
-            ),
-            frame_mask=torch.cat(
-                [F.pad(o.frame_mask, (0, n)) for o, n in zip(outputs, missing, strict=True)]
-            ),
+            hidden_states=tuple(padded(rows, 1) for rows in zip(*(o.hidden_states for o in outputs), strict=True)),
+            frame_mask=torch.cat([F.pad(o.frame_mask, (0, n)) for o, n in zip(outputs, missing, strict=True)]),
             attentions=tuple(padded(rows, 2) for rows in zip(*(o.attentions for o in outputs), strict=True))
             if output_attentions
             else None,
@@ -325,9 +322,7 @@ class LengthAwareWavLM(WavLMModel):
         """Samples in each recording (batch,), or None where nothing is padded."""
         shortest = receptive_field(self.config)
         if input_values.shape[1] < shortest:
-            raise ValueError(
-                f"{input_values.shape[1]} samples are less than one frame; pad to {shortest} or more"
-            )
+            raise ValueError(f"{input_values.shape[1]} samples are less than one frame; pad to {shortest} or more")
         if attention_mask is None:
             return None
         attention_mask = attention_mask.bool()
@@ -342,7 +337,5 @@ class LengthAwareWavLM(WavLMModel):
                 f"samples, less than one frame; pad it to {shortest} or more and say so in attention_mask"
             )
         if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
-            raise ValueError(
-                "attention_mask must be 1 within a recording and 0 after its end (right padding)"
-            )
+            raise ValueError("attention_mask must be 1 within a recording and 0 after its end (right padding)")
         return sample_lengths

@@ -51,16 +51,12 @@ def iter_windows(
     window_frames = frame_lengths(config, max_window_samples)
     context = -(-overlap_samples // (2 * hop))  # frames on either side of a seam
     if n_frames < 1:
-        raise ValueError(
-            f"{n_samples} samples are shorter than one frame ({receptive_field(config)} samples)"
-        )
+        raise ValueError(f"{n_samples} samples are shorter than one frame ({receptive_field(config)} samples)")
     if n_samples <= max_window_samples:
         yield 0, n_samples, 0, n_frames
         return
     if window_frames <= 2 * context:
-        raise ValueError(
-            f"windows of {max_window_samples} samples must exceed the overlap, {overlap_samples}"
-        )
+        raise ValueError(f"windows of {max_window_samples} samples must exceed the overlap, {overlap_samples}")
     taken = 0
     while taken < n_frames:
         # The last window is moved back to full length: frames at its start see more context, not less.

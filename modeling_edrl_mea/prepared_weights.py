@@ -63,23 +63,16 @@ def can_pack(module: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
 def is_plain_inference(x: Tensor) -> bool:
     """On the CPU, with no gradient, and not under compilation or export."""
     return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or x.device.type != "cpu"
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu"
     )
 
 
 def has_kernels(dtype: torch.dtype) -> bool:
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
-    if "AVX" not in torch.backends.cpu.get_cpu_capability() or not hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    ):
+    if "AVX" not in torch.backends.cpu.get_cpu_capability() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    return dtype == torch.float32 or (
-        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def packed(module: nn.Linear | nn.Conv1d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -75,17 +75,13 @@ def load(name: str, directory: str, whole_model: str | None) -> tuple[nn.Module,
     return model.eval().to(DTYPES[dtype]), extractor
 
 
-def classifier(
-    model: nn.Module, extractor: Wav2Vec2FeatureExtractor, device: str
-) -> Callable[[Waveforms], None]:
+def classifier(model: nn.Module, extractor: Wav2Vec2FeatureExtractor, device: str) -> Callable[[Waveforms], None]:
     """Runs one padded batch from waveforms to logits."""
     model.to(device)
     dtype = next(model.parameters()).dtype
 
     def classify(waveforms: Waveforms) -> None:
-        inputs = extractor(waveforms, sampling_rate=SAMPLING_RATE, padding=True, return_tensors="pt").to(
-            device
-        )
+        inputs = extractor(waveforms, sampling_rate=SAMPLING_RATE, padding=True, return_tensors="pt").to(device)
         inputs["input_values"] = inputs["input_values"].to(dtype)
         with torch.inference_mode():
             model(**inputs)
@@ -217,9 +213,7 @@ def recordings(folder: str | None, count: int) -> Waveforms:
         return [noise(min(length, LONGEST_SECONDS)) for length in lengths]
     from modeling_edrl_mea.feature_extraction_edrl_mea import load_recording
 
-    files = sorted(
-        p for p in Path(folder).rglob("*") if p.suffix.lower() in {".wav", ".flac", ".ogg", ".mp3"}
-    )
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in {".wav", ".flac", ".ogg", ".mp3"})
     if not files:
         raise SystemExit(f"no wav, flac, ogg or mp3 file under {folder}")
     chosen = np.random.default_rng(0).permutation(len(files))[:count]
@@ -228,13 +222,9 @@ def recordings(folder: str | None, count: int) -> Waveforms:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--model", help="our model directory; stock gets its backbone (default: WavLM-base's shape)"
-    )
+    parser.add_argument("--model", help="our model directory; stock gets its backbone (default: WavLM-base's shape)")
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 5, 20, 60])
-    parser.add_argument(
-        "--contenders", nargs="+", default=[f"{k} {d}" for d in DTYPES for k in ("stock", "ours")]
-    )
+    parser.add_argument("--contenders", nargs="+", default=[f"{k} {d}" for d in DTYPES for k in ("stock", "ours")])
     parser.add_argument("--tables", nargs="+", default=["latency", "mixed", "pipeline", "memory"])
     parser.add_argument("--recordings", help="folder of real recordings for mixed lengths")
     parser.add_argument("--n_recordings", type=int, default=32)
@@ -268,9 +258,7 @@ def main() -> None:
         save_stock(directory, args.model)
         has_model = hasattr(modeling_edrl_mea, "EdrlMeaForAudioClassification")
         print("ours:", "EdrlMeaForAudioClassification" if has_model else "backbone, mean, linear")
-        print(
-            f"torch {torch.__version__}, {args.device}, {args.threads} threads, load {os.getloadavg()[0]:.1f}"
-        )
+        print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
         models = {}
         if set(args.tables) != {"memory"}:
             models = {name: load(name, directory, args.model) for name in args.contenders}

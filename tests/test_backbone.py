@@ -1,7 +1,6 @@
 """The backbone: equal to stock WavLM, and to itself whatever else is in the batch."""
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -118,9 +117,7 @@ def test_hidden_states_do_not_depend_on_padding_or_company(backbone, way, monkey
                 output = backbone(*padded([waveforms[i] for i in order], length, filler=float("nan")))
                 for row, i in enumerate(order):
                     n_frames = alone[i][0].shape[1]
-                    assert (
-                        output.frame_mask[row].sum() == n_frames and output.frame_mask[row, :n_frames].all()
-                    )
+                    assert output.frame_mask[row].sum() == n_frames and output.frame_mask[row, :n_frames].all()
                     assert_close([h[row, :n_frames] for h in output.hidden_states], [h[0] for h in alone[i]])
                 assert all(h.isfinite().all() for h in output.hidden_states)
 
@@ -137,12 +134,11 @@ def test_long_recordings_in_pieces_equal_one_pass(stock, backbone, monkeypatch):
     """Feature encoder and attention work piece by piece where memory would be large."""
     monkeypatch.setattr("modeling_edrl_mea.feature_encoder.ENCODER_SAMPLES", 4000)
     monkeypatch.setattr("modeling_edrl_mea.backbone.is_plain_inference", lambda x: False)
+    monkeypatch.setattr("modeling_edrl_mea.backbone.MIN_QUERIES", 1)
     monkeypatch.setattr("modeling_edrl_mea.backbone.MAX_MASK_ELEMENTS", 1000)
     waveforms = recordings(backbone.config, 71, 50)
     with torch.no_grad():
-        assert_close(
-            backbone(waveforms[0][None]).hidden_states, stock_hidden_states(stock, waveforms[0][None])
-        )
+        assert_close(backbone(waveforms[0][None]).hidden_states, stock_hidden_states(stock, waveforms[0][None]))
         output = backbone(*padded(waveforms))
         alone = stock_hidden_states(stock, waveforms[1][None])
     assert_close([h[1, :50] for h in output.hidden_states], [h[0] for h in alone])
@@ -234,9 +230,7 @@ def test_published_checkpoints_load_completely(config, tmp_path, published):
     assert not report["missing_keys"] and not report["mismatched_keys"]
     assert all(name.startswith("lm_head") for name in report["unexpected_keys"])
     waveforms = torch.randn(1, 6000)
-    assert_close(
-        model(waveforms).hidden_states, stock_hidden_states(getattr(stock, "wavlm", stock), waveforms)
-    )
+    assert_close(model(waveforms).hidden_states, stock_hidden_states(getattr(stock, "wavlm", stock), waveforms))
 
 
 def test_its_checkpoints_load_in_stock_wavlm(stock, backbone, tmp_path):
@@ -280,10 +274,9 @@ def test_positional_convolution_by_spectra_equals_the_convolution(backbone):
         assert_close([by_spectra], [layer(x)])
 
 
-def test_copies_and_pickles_after_inference(backbone):
+def test_a_copy_made_after_inference_works(backbone):
     """Prepared weights stay out of the model."""
     waveforms = torch.randn(1, 6000)
     with torch.no_grad():
         expected = backbone(waveforms).hidden_states
         assert_close(copy.deepcopy(backbone)(waveforms).hidden_states, expected)
-        assert_close(pickle.loads(pickle.dumps(backbone))(waveforms).hidden_states, expected)
