@@ -67,7 +67,7 @@ def load(name: str, directory: str, whole_model: str | None) -> tuple[nn.Module,
         if whole_model:
             model = model_class.from_pretrained(whole_model)
         else:
-            model = model_class.from_backbone(directory, id2label=EMOTIONS)
+            model = model_class.from_backbone(directory, id2label=EMOTIONS, normalize_waveform=False)
     else:
         model = BackboneWithHead(LengthAwareWavLM.from_pretrained(directory))
     # What WavLM-base's own preprocessor config says; with it stock gets no mask, which is its fastest way.
