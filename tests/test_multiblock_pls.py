@@ -19,8 +19,7 @@ def latent_data(n_rows, sizes=SIZES, q=6, rank=8, noise=0.3, seed=0):
     rng = np.random.default_rng(seed)
     factors = rng.standard_normal((n_rows, rank)) * 1.5 ** -np.arange(rank)
     blocks = [
-        factors @ rng.standard_normal((rank, p)) * rng.uniform(0.5, 2, p)
-        + noise * rng.standard_normal((n_rows, p))
+        factors @ rng.standard_normal((rank, p)) * rng.uniform(0.5, 2, p) + noise * rng.standard_normal((n_rows, p))
         for p in sizes
     ]
     y = factors @ rng.standard_normal((rank, q)) + noise * rng.standard_normal((n_rows, q))
@@ -244,9 +243,7 @@ def test_one_standard_error_prefers_fewer_components():
 def test_folds_keep_groups_whole_and_balanced():
     groups = [f"{i % 10}" for i in range(200)]
     folds = assign_folds(groups, 5)
-    assert all(
-        len({int(f) for f, g in zip(folds, groups, strict=True) if g == name}) == 1 for name in set(groups)
-    )
+    assert all(len({int(f) for f, g in zip(folds, groups, strict=True) if g == name}) == 1 for name in set(groups))
     assert folds.bincount().tolist() == [40] * 5
     assert assign_folds(["a", "b", "b"], 5).unique().numel() == 2
 
@@ -305,14 +302,15 @@ def test_what_cannot_be_solved_is_said():
 
 
 @pytest.mark.parametrize("options", [{}, {"center": False}, {"standardize": False}, {"ridge": 0.1}])
-def test_a_wide_fit_from_rows_in_memory_equals_the_streamed_one(options):
+@pytest.mark.parametrize("dtype, offset", [(torch.float64, 1), (torch.float64, 1e5), (torch.float32, 1)])
+def test_a_wide_fit_from_rows_in_memory_equals_the_streamed_one(options, dtype, offset):
+    if options.get("center") is False and offset > 1:
+        pytest.skip("uncentred, an offset is most of the second moments: no float64 method keeps ten digits")
     blocks, y = latent_data(600, sizes=(150, 170), q=5)
-    y = y + 3.0
+    blocks, y = [torch.tensor(block + offset, dtype=dtype) for block in blocks], y + 3.0
     direct = MultiblockPLS(4, **options).fit(blocks, y)
     streamed = MultiblockPLS(4, **options).partial_fit(blocks, y).solve()
     for name in LEARNED:
-        np.testing.assert_allclose(
-            getattr(direct, name), getattr(streamed, name), rtol=1e-9, atol=1e-10, err_msg=name
-        )
+        np.testing.assert_allclose(getattr(direct, name), getattr(streamed, name), rtol=1e-8, atol=1e-9, err_msg=name)
     with pytest.raises(ValueError, match="block 1 has a NaN"):
         MultiblockPLS(4).fit([blocks[0], blocks[1] / 0 * 0], y)
