@@ -1,9 +1,12 @@
 """Every size, weight and choice of an EDRL-MEA model."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from transformers import PreTrainedConfig, WavLMConfig
+
+from .frames import iter_windows
 
 Arrangement = Literal["linear", "edrl", "mea", "edrl_mea", "mea_edrl"]
 AlignmentTarget = Literal["own_speech", "clean_original", "labels"]
@@ -15,6 +18,9 @@ PAPER_FAITHFUL = {
     "alignment_target": ["own_speech"],
     "align_speech_embedding": False,
 }
+
+
+COUNTS = ("sampling_rate", "block_size", "encoder_hidden_size", "whitening_size", "n_components")
 
 
 class EdrlMeaConfig(PreTrainedConfig):
@@ -58,13 +64,9 @@ class EdrlMeaConfig(PreTrainedConfig):
     # weighted_sum: softmax weights over layers, learned in stage 1, so S stays that of one layer whatever the backbone.
     # concatenate: every layer side by side; better for a small backbone, but a (L+1)²-fold covariance for a large one.
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
-    standardization_clip: float = (
-        6.0  # in standard deviations; one broken recording must not dominate a covariance
-    )
+    standardization_clip: float = 6.0  # in standard deviations; one broken recording must not dominate a covariance
     whitening_size: int | None = None  # PCA-whiten u to this width (S); None: leave it as it is
-    adaptation_prior: float = (
-        10.0  # recordings that the training statistics count for when `adapt` re-estimates them
-    )
+    adaptation_prior: float = 10.0  # recordings that the training statistics count for when `adapt` re-estimates them
 
     # How the rooms follow one another, and which logits count:
     #   linear     u → classifier                       (baseline)
@@ -76,9 +78,7 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     # EDRL: one encoder per emotion (intra-class) beside one that they share (inter-class)
     block_size: int = 16  # d; small blocks overfit less: 64 lost up to 3 points of UAR
-    encoder_hidden_size: int | None = (
-        None  # width of a hidden layer in each encoder; None: encoders are linear
-    )
+    encoder_hidden_size: int | None = None  # width of a hidden layer in each encoder; None: encoders are linear
     disentanglement_dropout: float = 0.5  # on u, and on the encoders' hidden layer
     mixup_alpha: float = 0.4  # Beta(α, α) mixing of u and labels within a batch in training; 0: none
     embedding_noise: float = 0.1  # standard deviation of Gaussian noise on the standardised u in training
@@ -89,9 +89,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     shared_invariance_weight: float = 0.1  # spread of the class means of z₀
 
     # MEA: multiblock partial least squares
-    n_components: int = (
-        8  # k; chosen on training speakers: more components fit the training corpus, fewer travel
-    )
+    n_components: int = 8  # k; chosen on training speakers: more components fit the training corpus, fewer travel
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = (
         "clean_original",
         "labels",
@@ -100,16 +98,73 @@ class EdrlMeaConfig(PreTrainedConfig):
     scale_blocks: bool = True  # each block counts 1/√width, so that no block wins by its width alone
 
     def __post_init__(self, **kwargs):
+        _check_spelling(kwargs, type(self).__annotations__)
         if self.backbone_config is None:
             self.backbone_config = WavLMConfig()
         elif isinstance(self.backbone_config, dict):
+            _check_choice("backbone_config.model_type", self.backbone_config.get("model_type", "wavlm"), ["wavlm"])
             self.backbone_config = WavLMConfig(**self.backbone_config)
-        self.alignment_target = list(self.alignment_target)
+        if self.id2label is None and self.label2id:
+            self.id2label = {i: label for label, i in self.label2id.items()}
+        if self.id2label is not None and not isinstance(self.id2label, Mapping):
+            raise ValueError(f"id2label={self.id2label!r} must map ids to names: {{0: 'anger', 1: ...}}.")
         super().__post_init__(**kwargs)
-        self.label2id = {label: i for i, label in self.id2label.items()}
-        self._check()
+        self._settle()
 
-    def _check(self):
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        result = super().from_dict(config_dict, **kwargs)
+        # transformers sets what `kwargs` override after construction, unchecked.
+        (result[0] if isinstance(result, tuple) else result)._settle()
+        return result
+
+    def _settle(self):
+        if isinstance(self.alignment_target, str):
+            self.alignment_target = [self.alignment_target]
+        self.alignment_target = list(self.alignment_target)
+        self.id2label = {int(i): label for i, label in self.id2label.items()}
+        self._check_labels()
+        self.label2id = {label: i for i, label in self.id2label.items()}
+        self._check_choices()
+        self._check_numbers()
+        self._check_windows()
+
+    def _check_labels(self):
+        if self.num_labels < 2:
+            raise ValueError(f"id2label={self.id2label}: a classifier needs at least two emotions.")
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(
+                f"id2label has the ids {sorted(self.id2label)}; they must be 0 to {self.num_labels - 1}, the places of "
+                "the logits."
+            )
+        names = list(self.id2label.values())
+        repeated = sorted({str(name) for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"id2label names {repeated} more than once; give each emotion one id.")
+
+    def _check_numbers(self):
+        for name in COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        for name in ("standardization_clip", "max_window_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+        weights = [name for name in type(self).__annotations__ if name.endswith("_weight")]
+        for name in (*weights, "mixup_alpha", "embedding_noise", "adaptation_prior"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if self.uses_disentanglement and not any(getattr(self, name) for name in weights):
+            raise ValueError(f"Nothing to train EDRL by: {', '.join(weights)} are all 0.")
+        if not 0 <= self.disentanglement_dropout < 1:
+            raise ValueError(f"disentanglement_dropout={self.disentanglement_dropout} must be in [0, 1).")
+        if self.whitening_size is not None and self.whitening_size > self.statistics_size * self.n_layers:
+            raise ValueError(
+                f"whitening_size={self.whitening_size} is wider than what it whitens, "
+                f"{self.statistics_size * self.n_layers}."
+            )
+
+    def _check_choices(self):
         for name in ("pooling", "layer_combination", "arrangement"):
             _check_choice(name, getattr(self, name), get_args(type(self).__annotations__[name]))
         for target in self.alignment_target:
@@ -128,11 +183,20 @@ class EdrlMeaConfig(PreTrainedConfig):
                 "align_speech_embedding adds u to EDRL's blocks, so it needs arrangement='edrl_mea', "
                 f"not {self.arrangement!r}."
             )
-        if not 0 <= self.window_overlap_seconds < self.max_window_seconds:
+
+    def _check_windows(self):
+        window, overlap = (
+            int(seconds * self.sampling_rate) for seconds in (self.max_window_seconds, self.window_overlap_seconds)
+        )
+        try:
+            if overlap < 0:
+                raise ValueError
+            next(iter_windows(self.backbone_config, 4 * window, window, overlap))
+        except ValueError:
             raise ValueError(
-                f"window_overlap_seconds={self.window_overlap_seconds} must be at least 0 and shorter than "
-                f"max_window_seconds={self.max_window_seconds}."
-            )
+                f"window_overlap_seconds={self.window_overlap_seconds} must be at least 0, and shorter by some frames "
+                f"than max_window_seconds={self.max_window_seconds}."
+            ) from None
 
     @property
     def labels(self) -> list[str]:
@@ -173,9 +237,7 @@ class EdrlMeaConfig(PreTrainedConfig):
         """Widths of MEA's X-blocks: z₀, z₁…z_C (and u), or u alone."""
         if self.arrangement != "edrl_mea":
             return [self.speech_embedding_size]
-        return [self.block_size] * (self.num_labels + 1) + [
-            self.speech_embedding_size
-        ] * self.align_speech_embedding
+        return [self.block_size] * (self.num_labels + 1) + [self.speech_embedding_size] * self.align_speech_embedding
 
     @property
     def block_names(self) -> list[str]:
@@ -188,6 +250,14 @@ class EdrlMeaConfig(PreTrainedConfig):
         """Width of MEA's Y."""
         sizes = {"labels": self.num_labels}
         return sum(sizes.get(target, self.speech_embedding_size) for target in self.alignment_target)
+
+
+def _check_spelling(given, fields) -> None:
+    """transformers keeps unknown settings as they are, so a misspelt one would silently do nothing."""
+    for name in given:
+        nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+        if nearest:
+            raise ValueError(f"{name} is no setting of EdrlMeaConfig. Did you mean {nearest[0]}?")
 
 
 def _check_choice(field: str, value, choices) -> None:

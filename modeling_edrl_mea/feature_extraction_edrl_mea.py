@@ -21,10 +21,9 @@ logger = logging.get_logger(__name__)
 
 SAMPLING_RATE = 16_000  # Hz
 RECEPTIVE_FIELD = 400  # samples that WavLM's convolutions need for one frame: 25 ms at 16 kHz
+MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
 MAX_CHANNELS = 8  # an array with one side this short and the other long is multi-channel audio, not a batch
-FULL_SCALE = (
-    4.0  # floats beyond it were integers that nobody scaled; overshoot of lossy codecs stays well below
-)
+FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy codecs overshoot far less
 
 
 class RecordingError(ValueError):
@@ -86,10 +85,12 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
         """
         if sampling_rate is None:
             logger.warning_once(f"No sampling_rate given: taking the audio to be at {self.sampling_rate} Hz.")
+            sampling_rate = self.sampling_rate
         recordings = as_list_of_recordings(raw_speech)
+        if not recordings:
+            raise RecordingError(f"A batch of no recordings, shape {raw_speech.shape}: give at least one.")
         waveforms = [
-            self._prepare(recording, sampling_rate or self.sampling_rate, name=f"recording {i}")
-            for i, recording in enumerate(recordings)
+            self._prepare(recording, sampling_rate, name=f"recording {i}") for i, recording in enumerate(recordings)
         ]
         return self.pad(
             BatchFeature({"input_values": waveforms}),
@@ -111,23 +112,27 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
         return np.pad(waveform, (0, max(0, missing))).astype(np.float32)
 
 
-def load_recording(source, sampling_rate: int = SAMPLING_RATE) -> np.ndarray:
+def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "recording") -> np.ndarray:
     """A recording from a path, bytes, an array (at `sampling_rate`), or a dict as `datasets` makes it
     (`{"array", "sampling_rate"}`, `{"bytes", "path"}`), as float32 (n,) mono at `sampling_rate` Hz.
+    `name` is what errors call a recording that has no path.
 
     Raises `RecordingError`, naming the file and the remedy, for what is missing, does not decode, is empty or holds
     NaN or infinite samples.
     """
     if isinstance(source, Mapping):
         if source.get("array") is not None:
-            waveform = to_mono(source["array"], str(source.get("path") or "recording"))
-            return resample(waveform, int(source["sampling_rate"]), sampling_rate)
-        source = source.get("bytes") or source.get("path")
+            waveform = to_mono(source["array"], str(source.get("path") or name))
+            return resample(waveform, source.get("sampling_rate") or sampling_rate, sampling_rate)
+        content, path = source.get("bytes"), source.get("path")
+        if not content and not path:
+            raise RecordingError(f"{name} with the keys {sorted(source)}: none of array, bytes or path is filled.")
+        source, name = content or path, str(path or name)
     if isinstance(source, (str, os.PathLike, bytes)):
-        name = "bytes" if isinstance(source, bytes) else os.fspath(source)
+        name = name if isinstance(source, bytes) else os.fspath(source)
         samples, rate = _decode(source, name)
         return resample(to_mono(samples, name), rate, sampling_rate)
-    return to_mono(source, "recording")
+    return to_mono(source, name)
 
 
 def _decode(source, name: str) -> tuple[np.ndarray, int]:
@@ -137,7 +142,7 @@ def _decode(source, name: str) -> tuple[np.ndarray, int]:
         raise RecordingError(f"{name}: no such file.")
     try:
         return soundfile.read(io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:  # TypeError: headerless
         raise RecordingError(
             f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read; convert it, "
             f"e.g. `ffmpeg -i {name} -ac 1 -ar {SAMPLING_RATE} out.wav`."
@@ -175,11 +180,11 @@ def to_mono(samples, name: str) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise RecordingError(f"{name}: NaN or infinite samples. Check the file, or how it was processed.")
     if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+        channels = int(np.argmin(samples.shape))
+        # Divided before they are added, as the sum of huge samples overflows.
+        samples = (samples / samples.shape[channels]).sum(axis=channels)
     if samples.ndim != 1:
-        raise RecordingError(
-            f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels."
-        )
+        raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")
     peak = float(np.abs(samples).max())
     if peak > FULL_SCALE:
         logger.warning_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
@@ -191,8 +196,8 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """(n,) at `from_rate` Hz to (n · to_rate / from_rate,), at least one sample."""
     if from_rate == to_rate:
         return waveform
-    if from_rate <= 0:
-        raise RecordingError(f"sampling_rate={from_rate}: give a positive number of Hz.")
+    if not from_rate >= MINIMUM_RATE:
+        raise RecordingError(f"sampling_rate={from_rate}: give it in Hz, at least {MINIMUM_RATE}.")
     if soxr is None:
         raise ImportError(f"Converting {from_rate} Hz to {to_rate} Hz needs soxr: pip install soxr")
     converted = soxr.resample(waveform, from_rate, to_rate)

@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 N_ATTENTION_HIDDEN = 64
-MINIMUM_SCALE = (
-    1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
-)
+MINIMUM_SCALE = 1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
 
 
 class FrameMoments(NamedTuple):
@@ -98,8 +96,9 @@ class SpeechEmbedding(nn.Module):
 
     def forward(self, layer_statistics: torch.Tensor) -> torch.Tensor:
         """(B, L+1, S') → u (B, S), float32."""
-        combined = self.combine(self.standardize(layer_statistics))
-        return combined @ self.whitening if self.whiten else combined
+        with torch.autocast(layer_statistics.device.type, enabled=False):
+            combined = self.combine(self.standardize(layer_statistics))
+            return combined @ self.whitening if self.whiten else combined
 
     def standardize(self, layer_statistics: torch.Tensor) -> torch.Tensor:
         return ((layer_statistics.float() - self.mean) / self.scale).clamp(-self.clip, self.clip)
@@ -138,18 +137,18 @@ class SpeechEmbedding(nn.Module):
         # Directions of almost no variance hold rounding noise, which dividing by it would blow up.
         kept = variances > variances[0] * 1e-9
         self.whitening.zero_()
-        self.whitening[:, :n_found] = torch.where(
-            kept, directions / variances.clamp_min(1e-30).sqrt(), 0.0
-        ).float()
+        self.whitening[:, :n_found] = torch.where(kept, directions / variances.clamp_min(1e-30).sqrt(), 0.0).float()
 
     @torch.no_grad()
     def adapt(self, layer_statistics: torch.Tensor, prior: float) -> None:
         """Move the standardisation towards (N, L+1, S') statistics of a new condition; the present one counts for
         `prior` recordings, so that a handful of new ones cannot overturn it."""
-        mean, scale = mean_and_scale(layer_statistics)
-        share = len(layer_statistics) / (len(layer_statistics) + prior)
-        new_mean = (1 - share) * self.mean.double() + share * mean
-        new_variance = (1 - share) * self.scale.double().square() + share * scale.square()
+        rows = layer_statistics.double()
+        share = len(rows) / (len(rows) + prior)
+        new_mean = (1 - share) * self.mean.double() + share * rows.mean(0)
+        # Recordings that are all alike have no variance; with the present one's share it is never zero.
+        new_variance = (1 - share) * self.scale.double().square() + share * rows.var(0, unbiased=False)
+        new_variance = new_variance.clamp_min(MINIMUM_SCALE**2)
         self.set_standardization(new_mean, new_variance.sqrt(), self.n_recordings + len(layer_statistics))
 
     @torch.no_grad()

@@ -1,7 +1,9 @@
 """What several tests share: where real recordings lie, and one tiny model."""
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,3 +44,45 @@ def tiny_backbone_config():
         max_bucket_distance=80,
         mask_time_prob=0.0,
     )
+
+
+EMOTIONS = {0: "anger", 1: "happiness", 2: "neutral", 3: "sadness"}
+
+
+def noise_recordings(count: int, seconds: float = 0.4, seed: int = 0) -> list[np.ndarray]:
+    """Noise of 16 kHz whose loudness and colour differ from recording to recording."""
+    generator = np.random.default_rng(seed)
+    recordings = []
+    for _ in range(count):
+        white = generator.normal(size=int(16_000 * seconds * generator.uniform(0.8, 1.2)))
+        colour = generator.uniform(0, 0.9)
+        coloured = white[1:] - colour * white[:-1]
+        recordings.append((generator.uniform(0.02, 0.3) * coloured).astype(np.float32))
+    return recordings
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_backbone_config):
+    """Factory of untrained models with fitted standardisation: `tiny_model("edrl_mea", fitted=False, **config)`.
+
+    `fitted` says whether the alignment, where the arrangement has one, holds a solution.
+    """
+    from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
+
+    recordings = noise_recordings(32)
+    labels = torch.arange(len(recordings)) % len(EMOTIONS)
+
+    def build(arrangement: str = "mea_edrl", fitted: bool = True, **config) -> EdrlMeaForAudioClassification:
+        config.setdefault("id2label", EMOTIONS)
+        backbone = copy.deepcopy(tiny_backbone_config)
+        model = EdrlMeaForAudioClassification.from_backbone(backbone, arrangement=arrangement, **config).eval()
+        statistics = model.embed_recordings(recordings)
+        model.edrl_mea.speech_embedding.fit(statistics)
+        if fitted and model.alignment is not None:
+            pls = MultiblockPLS(model.config.n_components)
+            pls.partial_fit(*model.edrl_mea.alignment_inputs(statistics, statistics, labels))
+            pls.solve()
+            model.alignment.load_solution(pls)
+        return model
+
+    return build

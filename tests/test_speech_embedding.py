@@ -1,0 +1,143 @@
+"""From frames to the speech embedding: pooling, standardisation, whitening, adaptation."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from modeling_edrl_mea.speech_embedding import SpeechEmbedding, StatisticsPooling
+
+LAYERS, WIDTH = 3, 8
+
+
+def speech_embedding(**settings) -> SpeechEmbedding:
+    defaults = {
+        "n_layers": LAYERS,
+        "statistics_size": WIDTH,
+        "standardization_clip": 6.0,
+        "layer_combination": "weighted_sum",
+        "whitening_size": None,
+    }
+    return SpeechEmbedding(SimpleNamespace(**(defaults | settings)))
+
+
+def statistics(count: int = 200) -> torch.Tensor:
+    """(count, L+1, S) correlated, of any mean and scale."""
+    mixing = torch.randn(LAYERS * WIDTH, LAYERS * WIDTH)
+    return (torch.randn(count, LAYERS * WIDTH) @ mixing + 5).view(count, LAYERS, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_std", "attentive"])
+def test_moments_of_two_parts_merge_into_those_of_the_whole(kind):
+    pooling, frames = StatisticsPooling(kind, WIDTH), [torch.randn(2, 50, WIDTH) + 3 for _ in range(LAYERS)]
+    mask = torch.ones(2, 50, dtype=torch.bool)
+    whole = pooling.statistics(pooling.moments(frames, mask))
+    first = pooling.moments([layer[:, :13] for layer in frames], mask[:, :13])
+    second = pooling.moments([layer[:, 13:] for layer in frames], mask[:, 13:])
+    torch.testing.assert_close(pooling.statistics(first.merge(second)), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_pooling_is_the_mean_and_deviation_of_valid_frames_only():
+    pooling, frames = StatisticsPooling("mean_std", WIDTH), torch.randn(1, 20, WIDTH)
+    mask = torch.arange(20)[None] < 12
+    pooled = pooling.statistics(pooling.moments([frames], mask))[0, 0]
+    valid = frames[0, :12]
+    torch.testing.assert_close(pooled, torch.cat([valid.mean(0), valid.std(0, unbiased=False)]))
+
+
+@pytest.mark.parametrize("kind", ["mean_std", "attentive"])
+def test_one_frame_gives_finite_statistics_and_gradients(kind):
+    pooling, frames = StatisticsPooling(kind, WIDTH), torch.randn(2, 1, WIDTH, requires_grad=True)
+    pooled = pooling.statistics(pooling.moments([frames], torch.ones(2, 1, dtype=torch.bool)))
+    pooled.sum().backward()
+    assert pooled.isfinite().all() and frames.grad.isfinite().all()
+
+
+def test_fitted_statistics_have_zero_mean_and_unit_variance():
+    module, rows = speech_embedding(standardization_clip=100.0), statistics()
+    assert not module.is_fitted
+    module.fit(rows)
+    standardized = module.standardize(rows)
+    assert module.is_fitted and module.n_recordings == len(rows)
+    torch.testing.assert_close(standardized.mean(0), torch.zeros(LAYERS, WIDTH), atol=1e-5, rtol=0)
+    torch.testing.assert_close(standardized.std(0, unbiased=False), torch.ones(LAYERS, WIDTH))
+
+
+def test_a_constant_statistic_becomes_zero():
+    module, rows = speech_embedding(), statistics()
+    rows[:, 0, 0] = 7.0
+    module.fit(rows)
+    assert (module.standardize(rows)[:, 0, 0] == 0).all()
+
+
+def test_an_outlier_is_clipped():
+    module, rows = speech_embedding(standardization_clip=2.0), statistics()
+    module.fit(rows)
+    assert module(rows * 1e6).abs().max() <= 2.0
+
+
+def test_layers_start_equal_and_their_weights_learn():
+    module, rows = speech_embedding(), statistics()
+    module.fit(rows)
+    u = module(rows)
+    torch.testing.assert_close(u, module.standardize(rows).mean(1))
+    u.square().sum().backward()
+    assert module.layer_logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("count", [200, 10])
+def test_whitened_embeddings_are_uncorrelated(count):
+    module = speech_embedding(layer_combination="concatenate", whitening_size=6, standardization_clip=100.0)
+    rows = statistics(count)
+    module.fit(rows)
+    torch.testing.assert_close(torch.cov(module(rows).T, correction=0), torch.eye(6), atol=1e-3, rtol=0)
+
+
+def test_whitening_leaves_directions_that_few_recordings_lack_at_zero():
+    module = speech_embedding(layer_combination="concatenate", whitening_size=6)
+    rows = statistics(4)
+    module.fit(rows)
+    assert module(rows)[:, 3:].abs().max() == 0 and module(rows).isfinite().all()
+
+
+def test_the_embedding_stays_exact_under_autocast_and_casts():
+    module = speech_embedding(layer_combination="concatenate", whitening_size=6)
+    rows = statistics()
+    module.fit(rows)
+    expected = module(rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(rows), expected)
+    assert torch.equal(module.to(torch.bfloat16)(rows), expected)
+    assert all(buffer.dtype == torch.float32 for buffer in module.buffers())
+
+
+def test_adaptation_shrinks_towards_training_where_recordings_are_few():
+    rows = statistics()
+    elsewhere = 3 * statistics() + 40
+    target = elsewhere.mean(0)
+    distances = []
+    for count in (2, 20, 200):
+        module = speech_embedding()
+        module.fit(rows)
+        module.adapt(elsewhere[:count], prior=10.0)
+        share = count / (count + 10.0)
+        expected = (1 - share) * rows.mean(0) + share * elsewhere[:count].mean(0)
+        torch.testing.assert_close(module.mean, expected, atol=1e-4, rtol=1e-4)
+        distances.append(float((module.mean - target).norm()))
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_adapting_to_recordings_that_are_all_alike_keeps_the_scale():
+    module, rows = speech_embedding(), 0.01 * statistics()
+    module.fit(rows)
+    before = module.scale.clone()
+    module.adapt(rows[:1].expand(2, -1, -1), prior=10.0)
+    torch.testing.assert_close(module.scale, before * (10 / 12) ** 0.5)
+
+
+def test_adapting_without_a_prior_forgets_training():
+    module, elsewhere = speech_embedding(standardization_clip=100.0), 3 * statistics() + 40
+    module.fit(statistics())
+    module.adapt(elsewhere, prior=0.0)
+    torch.testing.assert_close(module.mean, elsewhere.mean(0), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(module.scale, elsewhere.std(0, unbiased=False), atol=1e-3, rtol=1e-4)
