@@ -105,9 +105,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         self.disentanglement = EmotionDisentanglement(config) if config.uses_disentanglement else None
         self.alignment = None
         if config.uses_alignment:
-            self.alignment = EmbeddingAlignment(
-                config.block_sizes, config.alignment_target_size, config.n_components
-            )
+            self.alignment = EmbeddingAlignment(config.block_sizes, config.alignment_target_size, config.n_components)
         self.post_init()
 
     def forward(
@@ -157,9 +155,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
                 )
             aligned = self.alignment([u])
             return aligned, self.disentanglement(aligned, labels, sample_weights)
-        disentangled = (
-            self.disentanglement(u, labels, sample_weights) if self.disentanglement is not None else None
-        )
+        disentangled = self.disentanglement(u, labels, sample_weights) if self.disentanglement is not None else None
         if self.alignment is None or not self.alignment.is_fitted:
             return None, disentangled
         return self.alignment(self._alignment_blocks(u, disentangled)), disentangled
@@ -188,9 +184,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         y = torch.cat([targets[target]() for target in self.config.alignment_target], dim=-1)
         return self._alignment_blocks(u, disentangled), y
 
-    def layer_statistics(
-        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""
         return self._run_backbone(input_values, attention_mask)[0]
 
@@ -198,25 +192,19 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         limit = int(self.config.max_window_seconds * self.config.sampling_rate)
         if input_values.shape[1] <= limit:
             frames = self.backbone(input_values, attention_mask, output_attentions=output_attentions)
-            return self.pooling.statistics(
-                self.pooling.moments(frames.hidden_states, frames.frame_mask)
-            ), frames
+            return self.pooling.statistics(self.pooling.moments(frames.hidden_states, frames.frame_mask)), frames
         lengths = [input_values.shape[1]] * len(input_values)
         if attention_mask is not None:
             lengths = attention_mask.sum(1).tolist()
         # Recording by recording: windows then depend on its own length only, not on the batch it is in.
-        rows = [
-            self._window_moments(row[: int(n)], limit) for row, n in zip(input_values, lengths, strict=True)
-        ]
+        rows = [self._window_moments(row[: int(n)], limit) for row, n in zip(input_values, lengths, strict=True)]
         return torch.cat([self.pooling.statistics(moments) for moments in rows]), None
 
     def _window_moments(self, waveform: torch.Tensor, limit: int):
         """Moments over all frames of a recording of any length (n,), in memory bounded by one window."""
         overlap = int(self.config.window_overlap_seconds * self.config.sampling_rate)
         total = None
-        for start, end, first, last in iter_windows(
-            self.config.backbone_config, len(waveform), limit, overlap
-        ):
+        for start, end, first, last in iter_windows(self.config.backbone_config, len(waveform), limit, overlap):
             frames = self.backbone(waveform[None, start:end])
             kept = [layer[:, first:last] for layer in frames.hidden_states]
             moments = self.pooling.moments(kept, frames.frame_mask[:, first:last])
@@ -251,9 +239,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_backbone(
-        cls, backbone: str | os.PathLike | WavLMConfig, id2label: dict[int, str] | None = None, **kwargs
-    ):
+    def from_backbone(cls, backbone: str | os.PathLike | WavLMConfig, id2label: dict[int, str] | None = None, **kwargs):
         """A model with new heads around a pretrained WavLM.
 
         Args:
@@ -288,9 +274,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
     @property
     def stage(self) -> str:
         """Where the logits come from: "alignment", or "disentanglement" (EDRL's own classifier), or "linear"."""
-        if self.classifier is None or (
-            self.edrl_mea.disentanglement is not None and not self.alignment.is_fitted
-        ):
+        if self.classifier is None or (self.edrl_mea.disentanglement is not None and not self.alignment.is_fitted):
             return "disentanglement"
         return "alignment" if self.alignment is not None else "linear"
 
@@ -321,9 +305,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         if self.stage != "disentanglement":
             features = output.speech_embedding if self.alignment is None else output.aligned_embedding
             if features is None:  # arrangement "mea", not fitted yet
-                features = output.speech_embedding.new_zeros(
-                    len(output.speech_embedding), self.config.n_components
-                )
+                features = output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
             output.logits = self.classifier(features.to(self.classifier.weight.dtype))
             if labels is not None:
                 targets = as_targets(labels, self.config.num_labels).to(output.logits)
@@ -390,9 +372,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             the model itself.
         """
         if len(recordings) < 2:
-            raise ValueError(
-                f"adapt needs at least two recordings of the new condition, got {len(recordings)}."
-            )
+            raise ValueError(f"adapt needs at least two recordings of the new condition, got {len(recordings)}.")
         statistics = self.embed_recordings(recordings, sampling_rate)
         self.edrl_mea.speech_embedding.adapt(statistics.to(self.device), self.config.adaptation_prior)
         return self
@@ -428,9 +408,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         elif self.stage == "disentanglement":
             names, head = ["shared", *self.config.labels], self.edrl_mea.disentanglement.classifier
             weights = head.weight[winner].float().split(self.config.block_size)
-            shares = torch.stack(
-                [block[0].float() @ w for block, w in zip(disentangled.blocks, weights, strict=True)]
-            )
+            shares = torch.stack([block[0].float() @ w for block, w in zip(disentangled.blocks, weights, strict=True)])
         else:
             names, shares = ["speech"], (u[0] @ self.classifier.weight[winner].float())[None]
         explanation["logit_contributions"] = dict(zip(names, shares.tolist(), strict=True))
