@@ -18,6 +18,12 @@ def shared_data() -> Path:
     return REAL_RECORDINGS
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The models are tiny, and threads that wait for one another are slow on a machine with other work."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
@@ -68,15 +74,23 @@ def tiny_model(tiny_backbone_config):
     `fitted` says whether the alignment, where the arrangement has one, holds a solution.
     """
     from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
+    from modeling_edrl_mea.backbone import LengthAwareWavLM
 
-    recordings = noise_recordings(32)
+    recordings = noise_recordings(24)
     labels = torch.arange(len(recordings)) % len(EMOTIONS)
+    torch.manual_seed(0)
+    weights = LengthAwareWavLM(copy.deepcopy(tiny_backbone_config)).state_dict()
+    known = {}  # statistics by kind of pooling: all models have the same backbone
 
     def build(arrangement: str = "mea_edrl", fitted: bool = True, **config) -> EdrlMeaForAudioClassification:
         config.setdefault("id2label", EMOTIONS)
         backbone = copy.deepcopy(tiny_backbone_config)
         model = EdrlMeaForAudioClassification.from_backbone(backbone, arrangement=arrangement, **config).eval()
-        statistics = model.embed_recordings(recordings)
+        model.backbone.load_state_dict(weights)
+        kind = model.config.pooling
+        if kind not in known or kind == "attentive":  # which has weights of its own
+            known[kind] = model.embed_recordings(recordings)
+        statistics = known[kind]
         model.edrl_mea.speech_embedding.fit(statistics)
         if fitted and model.alignment is not None:
             pls = MultiblockPLS(model.config.n_components)
