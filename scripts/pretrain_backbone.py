@@ -244,6 +244,19 @@ def export(config: WavLMConfig, weights: dict, output: Path, name: str = "backbo
     return final
 
 
+class Since:
+    """What happened since the last line of the log: sums of losses by name, steps, seconds of audio."""
+
+    def __init__(self):
+        self.sums, self.steps, self.audio_seconds, self.started = {}, 0, 0.0, time.monotonic()
+
+    def add(self, losses: dict, lengths: torch.Tensor):
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.steps += 1
+        self.audio_seconds += float(lengths.sum()) / SAMPLING_RATE
+
+
 class Run:
     """One pretraining run in a folder: `training.pt` (all to resume from), `log.jsonl`, `backbone/`."""
 
@@ -255,7 +268,7 @@ class Run:
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
         self.step, self.seconds, self.audio_hours = 0, 0.0, 0.0  # of training, over all resumptions
-        self.model = model
+        self.model, self.processes = model, accelerator.num_processes
         if (self.output / "training.pt").exists():
             self.load()
         self.parallel, self.optimizer = accelerator.prepare(model, self.optimizer)
@@ -296,28 +309,25 @@ class Run:
     def train(self, stream: MixtureStream):
         workers = self.args.workers
         batches = DataLoader(stream, sampler=itertools.count(self.step), batch_size=None, num_workers=workers)
-        saved = logged = stepped = time.monotonic()
-        sums, heard, steps = {}, 0.0, 0
+        saved = stepped = time.monotonic()
+        since = Since()
         for batch in batches:
             progress = self.progress()
             if progress >= 1.0:
                 break
-            losses = self.take_step(batch, self.learning_rate(progress))
-            seconds_of_audio = batch["lengths"].sum().item() / SAMPLING_RATE
-            heard += seconds_of_audio * self.accelerator.num_processes
-            self.audio_hours += seconds_of_audio * self.accelerator.num_processes / 3600
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
-            self.step, steps = self.step + 1, steps + 1
+            since.add(self.take_step(batch, self.learning_rate(progress)), batch["lengths"])
+            self.step += 1
+            self.audio_hours += float(batch["lengths"].sum()) / SAMPLING_RATE / 3600 * self.processes
             now = time.monotonic()
             self.seconds, stepped = self.seconds + now - stepped, now
             if self.step % self.args.log_every == 0:
-                means = {name: round(float(s) / steps, 4) for name, s in sums.items()}
-                self.log(means, self.learning_rate(progress), heard / (now - logged))
-                sums, heard, steps, logged = {}, 0.0, 0, now
+                self.log(since, self.learning_rate(progress))
+                since = Since()
             if now - saved > 60 * self.args.save_minutes:
                 self.save()
                 saved = now
+        if since.steps:
+            self.log(since, self.learning_rate(progress))
         self.save()
 
     def take_step(self, batch: dict, learning_rate: float) -> dict:
@@ -333,7 +343,9 @@ class Run:
         self.average.update(self.model.backbone, self.step)
         return losses
 
-    def log(self, means: dict, learning_rate: float, speed: float):
+    def log(self, since: "Since", learning_rate: float):
+        means = {name: round(float(total) / since.steps, 4) for name, total in since.sums.items()}
+        speed = since.audio_seconds * self.processes / (time.monotonic() - since.started)
         line = {
             "step": self.step,
             **means,
@@ -343,9 +355,7 @@ class Run:
             "times_real_time": round(speed, 1),
         }
         if not math.isfinite(means["loss"]):
-            raise RuntimeError(
-                f"loss is {means['loss']} at step {self.step}; lower --learning_rate and resume"
-            )
+            raise RuntimeError(f"loss is {means['loss']} at step {self.step}; lower --learning_rate and resume")
         if self.accelerator.is_main_process:
             print(json.dumps(line), flush=True)
             with open(self.output / "log.jsonl", "a") as file:
@@ -353,9 +363,7 @@ class Run:
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("output", help="folder of the run; an interrupted run in it is resumed")
     add("--speech", nargs="+", required=True, help="folders of recordings, searched recursively")
@@ -381,9 +389,7 @@ def parse_arguments(argv=None):
     add("--log_every", type=int, default=50)
     add("--workers", type=int, default=0, help="processes that make batches; 0: the training process itself")
     add("--mixed_precision", choices=("no", "bf16"), default="bf16")
-    add(
-        "--sizes", type=json.loads, default={}, help="JSON: fields of WavLMConfig other than the compact ones"
-    )
+    add("--sizes", type=json.loads, default={}, help="JSON: fields of WavLMConfig other than the compact ones")
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)
 

@@ -114,9 +114,7 @@ class BackboneFeatures:
     def key(self) -> str:
         weights = "untrained" if self.untrained else (Path(self.directory) / "model.safetensors").read_bytes()
         config = (Path(self.directory) / "config.json").read_bytes()
-        return hashlib.sha1(
-            config + (weights if isinstance(weights, bytes) else weights.encode())
-        ).hexdigest()
+        return hashlib.sha1(config + (weights if isinstance(weights, bytes) else weights.encode())).hexdigest()
 
     @torch.inference_mode()
     def __call__(self, signals: list[np.ndarray], batch_size: int = 16) -> np.ndarray:
@@ -256,13 +254,9 @@ def across_corpora(corpora: list[Corpus], clean: list[np.ndarray]) -> dict[str, 
 
 def judge(corpora: list[Corpus], extract, noise_files: list[str], cache: Path) -> dict:
     """Both protocols for one kind of features."""
-    per_corpus = [
-        {c: features_of(corpus, c, extract, noise_files, cache) for c in CONDITIONS} for corpus in corpora
-    ]
+    per_corpus = [{c: features_of(corpus, c, extract, noise_files, cache) for c in CONDITIONS} for corpus in corpora]
     within = {c.name: within_corpus(c, features) for c, features in zip(corpora, per_corpus, strict=True)}
-    across = (
-        across_corpora(corpora, [features["clean"] for features in per_corpus]) if len(corpora) > 1 else {}
-    )
+    across = across_corpora(corpora, [features["clean"] for features in per_corpus]) if len(corpora) > 1 else {}
     return {"features": per_corpus[0]["clean"].shape[1], "within": within, "across": across}
 
 
@@ -301,9 +295,7 @@ def table(report: dict, corpora: list[Corpus]) -> str:
         cells = [found["within"][n][c] for c in CONDITIONS for n in names]
         shown = [f"{cell['uar']:.1f} [{cell['interval'][0]:.0f}–{cell['interval'][1]:.0f}]" for cell in cells]
         average = [np.mean([found["within"][n][c]["uar"] for n in names]) for c in CONDITIONS]
-        lines.append(
-            f"| {kind} | {found['features']} | " + " | ".join(shown + [f"{a:.1f}" for a in average]) + " |"
-        )
+        lines.append(f"| {kind} | {found['features']} | " + " | ".join(shown + [f"{a:.1f}" for a in average]) + " |")
     if len(names) > 1:
         pairs = [f"{a} > {b}" for a, b in itertools.permutations(names, 2)]
         lines += [
@@ -333,15 +325,13 @@ def kinds_of_features(args) -> dict:
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("backbones", nargs="+", help="directories of WavLM backbones")
     add("--corpora", nargs="+", type=Path, required=True)
     add("--noise", type=Path, required=True)
     add("--noise_folds", nargs="+", default=["4", "5"], help="folds of noise never used in training")
-    add("--at_most", type=int, default=700, help="recordings per corpus")
+    add("--at_most", type=int, default=500, help="recordings per corpus")
     add("--cache", type=Path, default=Path("probe_cache"))
     add("--report", type=Path, help="write all numbers here as JSON")
     add("--untrained", action=argparse.BooleanOptionalAction, default=True)
@@ -367,8 +357,7 @@ def main(argv=None):
         flush=True,
     )
     report = {
-        kind: judge(corpora, extract, noise_files, args.cache)
-        for kind, extract in kinds_of_features(args).items()
+        kind: judge(corpora, extract, noise_files, args.cache) for kind, extract in kinds_of_features(args).items()
     }
     print(table(report, corpora))
     if args.speed:
