@@ -120,6 +120,9 @@ def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "reco
     Raises `RecordingError`, naming the file and the remedy, for what is missing, does not decode, is empty or holds
     NaN or infinite samples.
     """
+    if hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder, what `datasets` decodes to
+        decoded = source.get_all_samples()
+        return resample(to_mono(decoded.data, name), decoded.sample_rate, sampling_rate)
     if isinstance(source, Mapping):
         if source.get("array") is not None:
             waveform = to_mono(source["array"], str(source.get("path") or name))

@@ -12,7 +12,7 @@ import soundfile
 from transformers import pipeline
 
 import modeling_edrl_mea  # noqa: F401  registers the model
-from modeling_edrl_mea import RecordingError
+from modeling_edrl_mea import RecordingError, load_recording
 
 from .conftest import EMOTIONS, noise_recordings
 
@@ -83,6 +83,7 @@ def test_a_row_that_datasets_decodes_with_torchcodec_is_a_recording(classify, re
     decoded = rows[0]["audio"]
     row = {"array": decoded["array"], "sampling_rate": decoded["sampling_rate"]}
     assert_same(classify(row), classify(recording))
+    np.testing.assert_allclose(load_recording(decoded), recording, atol=1e-6)
 
 
 @needs_ffmpeg
