@@ -108,7 +108,7 @@ def measure_apart(method: str, data: str, k: int, limit: float) -> dict | None:
     if done.returncode == -signal.SIGALRM:
         return None
     if done.returncode:
-        raise RuntimeError(f"{method} failed:\n{done.stderr}")
+        raise RuntimeError(f"{method} failed with exit status {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
