@@ -55,9 +55,7 @@ class EmotionDisentanglement(nn.Module):
         self.decoder = ClassWiseLinear(n_classes, 2 * block, size)
         self.classifier = nn.Linear((n_classes + 1) * block, n_classes)
 
-    def forward(
-        self, u: torch.Tensor, labels: torch.Tensor | None = None, sample_weights: torch.Tensor | None = None
-    ):
+    def forward(self, u: torch.Tensor, labels: torch.Tensor | None = None, sample_weights: torch.Tensor | None = None):
         """`labels` (B,) int or (B, C) soft; `sample_weights` (B,), of mean 1 over the training data."""
         u = u.to(self.classifier.weight.dtype)
         targets = None if labels is None else as_targets(labels, self.classifier.out_features).to(u)
@@ -67,9 +65,7 @@ class EmotionDisentanglement(nn.Module):
             encoded = u + self.noise * torch.randn_like(u)
         encoded = self.dropout(encoded)
         intra, shared = self._encode(encoded)
-        result = Disentanglement(
-            intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1))
-        )
+        result = Disentanglement(intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1)))
         if targets is not None:
             result.losses = self._losses(result, u, targets, sample_weights)
         return result
@@ -100,9 +96,7 @@ class EmotionDisentanglement(nn.Module):
             "decorrelation": squared_correlation(result.intra_class_embeddings, result.shared_embedding),
             "shared_invariance": between_class_share(result.shared_embedding, targets),
         }
-        return {
-            name: self.loss_weights[name] * value for name, value in values.items() if self.loss_weights[name]
-        }
+        return {name: self.loss_weights[name] * value for name, value in values.items() if self.loss_weights[name]}
 
 
 LOSSES = ("classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance")

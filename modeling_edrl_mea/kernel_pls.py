@@ -57,9 +57,7 @@ def kernel_pls(
     return (*(m[:, :found] for m in (weights, rotations, loadings, y_loadings)), score_squares[:found])
 
 
-def dominant_left_singular_vector(
-    matrix: Tensor, start: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
+def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The left singular vector of the largest singular value, its largest entry positive.
 
     Args:

@@ -249,14 +249,9 @@ class MultiblockPLS:
         y_square = scores_square * (self.y_loadings_.T @ self.y_loadings_)
         self.explained_variance_y_ = _added(y_explained, y_square) / scaled.y_square
         variances = scaled.x_squares.split(self.block_sizes_)
-        parts = zip(
-            score_products.split(self.block_sizes_), self.loadings_.split(self.block_sizes_), strict=True
-        )
+        parts = zip(score_products.split(self.block_sizes_), self.loadings_.split(self.block_sizes_), strict=True)
         explained = torch.stack(
-            [
-                _added((product * loading).sum(0), scores_square * (loading.T @ loading))
-                for product, loading in parts
-            ]
+            [_added((product * loading).sum(0), scores_square * (loading.T @ loading)) for product, loading in parts]
         )
         block_variances = torch.stack([variance.sum() for variance in variances])
         self.explained_variance_x_ = explained.sum(0) / block_variances.sum()

@@ -114,9 +114,7 @@ class Speaker:
         data = espeakng_loader.get_data_path().encode()
         self.sampling_rate = self.library.espeak_Initialize(self.RETRIEVAL, 0, data, self.DONT_EXIT)
         if self.sampling_rate <= 0:
-            raise SystemExit(
-                f"espeak-ng does not start with its data in {data.decode()}; reinstall espeakng-loader"
-            )
+            raise SystemExit(f"espeak-ng does not start with its data in {data.decode()}; reinstall espeakng-loader")
         self.chunks: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self.callback = kind(self._keep)  # kept alive here: the library holds only a pointer
@@ -149,9 +147,7 @@ class Speaker:
         return soxr.resample(samples, self.sampling_rate, SAMPLING_RATE)
 
 
-def speak_one_speaker(
-    corpus: DemoCorpus, variant: str, n_sentences: int, seed: int, folder: Path
-) -> list[dict]:
+def speak_one_speaker(corpus: DemoCorpus, variant: str, n_sentences: int, seed: int, folder: Path) -> list[dict]:
     """Writes all recordings of one speaker to folder/audio; returns their rows of metadata."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{corpus.name}/{variant}".encode())])
     espeak = Speaker()
@@ -162,9 +158,7 @@ def speak_one_speaker(
     for place in range(n_sentences):
         for emotion, deviation in EMOTIONS.items():
             ratios = np.log(deviation[:3]) * expressiveness + style[:3] + rng.normal(0, UTTERANCE_JITTER[:3])
-            loudness, tilt = (
-                np.array(deviation[3:]) * expressiveness + style[3:] + rng.normal(0, UTTERANCE_JITTER[3:])
-            )
+            loudness, tilt = np.array(deviation[3:]) * expressiveness + style[3:] + rng.normal(0, UTTERANCE_JITTER[3:])
             text = corpus.sentences[place]
             speech = espeak.say(text, f"{corpus.voice}+{variant}", *np.exp(ratios))
             speech = at_level(tilted(speech, tilt), -26 + loudness)
@@ -237,9 +231,7 @@ def speak_corpora(out: Path, n_speakers: int, n_sentences: int, seed: int) -> in
             folder = out / corpus.name
             (folder / "audio").mkdir(parents=True)
             work = partial(_speak, corpus=corpus, n_sentences=n_sentences, seed=seed, folder=folder)
-            rows = [
-                row for part in pool.imap(work, corpus.variants[:n_speakers], chunksize=1) for row in part
-            ]
+            rows = [row for part in pool.imap(work, corpus.variants[:n_speakers], chunksize=1) for row in part]
             with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as table:
                 writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
                 writer.writeheader()
@@ -306,9 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speaks two small synthetic corpora of emotional speech.")
     parser.add_argument("out", help="folder to make; replaced if this script made it before")
     parser.add_argument("--speakers", type=int, default=8, help="voices in each corpus, at most 8")
-    parser.add_argument(
-        "--sentences", type=int, default=8, help="sentences per voice and emotion, at most 10"
-    )
+    parser.add_argument("--sentences", type=int, default=8, help="sentences per voice and emotion, at most 10")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     try:

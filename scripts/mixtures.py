@@ -93,9 +93,7 @@ class Recordings:
         if functionals and recordings.functionals is None:
             clips = ((recordings[i] * 32768).astype(np.int16) for i in range(len(recordings)))
             with ProcessPoolExecutor(workers) as pool:
-                np.save(
-                    cache / "functionals.npy", np.stack(list(pool.map(functionals_of, clips, chunksize=8)))
-                )
+                np.save(cache / "functionals.npy", np.stack(list(pool.map(functionals_of, clips, chunksize=8))))
             recordings = cls(cache)
         return recordings
 

@@ -1,5 +1,5 @@
-"""The main job on speech that the project makes itself: two synthetic corpora by espeak-ng, both stages of training with
-speakers held out, a table of clean, noisy and cross-corpus results, and one prediction through `pipeline`.
+"""The main job on speech that the project makes itself: two synthetic corpora by espeak-ng, both stages of training
+with speakers held out, a table of clean, noisy and cross-corpus results, and one prediction through `pipeline`.
 
 Real emotions sound different: this shows that everything works, not how well.
 """

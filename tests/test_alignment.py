@@ -58,9 +58,7 @@ def test_aligned_embedding_is_the_super_scores_at_unit_variance(solved, alignmen
     blocks, pls = solved
     aligned = alignment(blocks)
     assert aligned.shape == (200, K) and aligned.dtype == torch.float32
-    torch.testing.assert_close(
-        aligned[:, :5].double(), pls.transform(blocks) / pls.score_scales_, atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(aligned[:, :5].double(), pls.transform(blocks) / pls.score_scales_, atol=1e-4, rtol=0)
     torch.testing.assert_close(aligned[:, :5].std(0), torch.ones(5))
 
 

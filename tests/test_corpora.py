@@ -110,13 +110,10 @@ def make_iemocap(root: Path) -> Path:
         f"[6.2901 - 8.2357]\t{turn}\t{emotion}\t[2.5, 2.5, 2.5]\nC-E1:\tNeutral;\t()\n"
         for turn, emotion in turns.items()
     ]
-    (dialog / "EmoEvaluation" / "Ses01F_impro01.txt").write_text(
-        "% [START_TIME - END_TIME] …\n\n" + "\n".join(lines)
-    )
+    (dialog / "EmoEvaluation" / "Ses01F_impro01.txt").write_text("% [START_TIME - END_TIME] …\n\n" + "\n".join(lines))
     (dialog / "EmoEvaluation" / "._Ses01F_impro01.txt").write_bytes(b"\x00\x05\x16\x07")
     (dialog / "transcriptions" / "Ses01F_impro01.txt").write_text(
-        "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\n"
-        "Ses01F_impro01_M000 [007.5712-010.4750]: Your forms?\n"
+        "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nSes01F_impro01_M000 [007.5712-010.4750]: Your forms?\n"
     )
     return touch(root, *(f"Session1/sentences/wav/Ses01F_impro01/{turn}.wav" for turn in turns))
 
@@ -139,9 +136,7 @@ def make_msp_podcast(root: Path) -> Path:
         ("MSP-PODCAST_0002_0033.wav", "H", "Unknown", "Test1"),
     ]
     columns = ("FileName", "EmoClass", "SpkrID", "Split_Set")
-    write_table(
-        root / "Labels" / "labels_consensus.csv", [dict(zip(columns, row, strict=True)) for row in rows]
-    )
+    write_table(root / "Labels" / "labels_consensus.csv", [dict(zip(columns, row, strict=True)) for row in rows])
     return touch(root, *(f"Audios/{name}" for name, *_ in rows))
 
 
@@ -212,8 +207,7 @@ def test_a_real_corpus_agrees_with_its_metadata(name, shared_data):
         pytest.skip(f"needs the recordings of {name}")
     with open(folder / "metadata.csv", encoding="utf-8") as table:
         expected = {
-            row["file_name"]: (row["emotion"], row["speaker"], row["language"])
-            for row in csv.DictReader(table)
+            row["file_name"]: (row["emotion"], row["speaker"], row["language"]) for row in csv.DictReader(table)
         }
     dataset = load_corpus(f"{name}={folder}")
     found = zip(labels_of(dataset), dataset["speaker"], dataset["language"], strict=True)
@@ -283,9 +277,7 @@ def test_columns_can_be_named(tmp_path):
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     manifest = write_manifest(tmp_path / "m.csv")
-    with pytest.raises(
-        CorpusError, match="'mood', found file_name, emotion, speaker, text; name it by label_column"
-    ):
+    with pytest.raises(CorpusError, match="'mood', found file_name, emotion, speaker, text; name it by label_column"):
         load(manifest, label_column="mood")
 
 
@@ -345,9 +337,7 @@ def test_a_hub_dataset_that_is_not_there_is_named(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(manifests, "load_dataset", load_dataset)
-    with pytest.raises(
-        CorpusError, match="no folder or file here, and loading it from the Hub failed: no network"
-    ):
+    with pytest.raises(CorpusError, match="no folder or file here, and loading it from the Hub failed: no network"):
         load("somebody/emotions")
 
 
@@ -356,9 +346,7 @@ def test_a_hub_dataset_that_is_not_there_is_named(monkeypatch):
 
 def test_classes_of_a_scheme_are_fixed_whatever_the_corpus_has(tmp_path):
     touch(tmp_path, "anger/1.wav", "boredom/1.wav")
-    assert load(tmp_path, label_scheme="four_emotions").features["label"].names == list(
-        SCHEMES["four_emotions"]
-    )
+    assert load(tmp_path, label_scheme="four_emotions").features["label"].names == list(SCHEMES["four_emotions"])
     assert labels_of(load(tmp_path, label_scheme="arousal")) == ["high", "low"]
 
 

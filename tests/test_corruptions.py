@@ -80,8 +80,7 @@ def test_levels_add_the_same_noise_at_different_strengths(everything):
 @pytest.mark.parametrize("name", ["noise_street", "gaussian", "mp3", "clipping", "packet_loss", "opus"])
 def test_a_higher_level_is_further_from_the_clean_speech(everything, name):
     distances = [
-        np.mean([rms(corruption(SPEECH, key) - SPEECH) for key in range(10)])
-        for corruption in at(everything, name)
+        np.mean([rms(corruption(SPEECH, key) - SPEECH) for key in range(10)]) for corruption in at(everything, name)
     ]
     assert distances == sorted(distances)
 

@@ -82,9 +82,7 @@ def test_the_same_key_gives_the_same_draws_and_another_gives_others():
 
 @pytest.mark.parametrize("kbits", [8, 16, 32, 64])
 def test_mp3_has_the_bit_rate_asked_for(kbits, monkeypatch):
-    assert coded_kbits(lambda x: degradation.through_mp3(x, kbits), monkeypatch) == pytest.approx(
-        kbits, rel=0.03
-    )
+    assert coded_kbits(lambda x: degradation.through_mp3(x, kbits), monkeypatch) == pytest.approx(kbits, rel=0.03)
 
 
 @pytest.mark.parametrize("kbits", [6, 12, 24])

@@ -1,6 +1,7 @@
 """Both stages of training, from recordings on disk to a directory that `pipeline` loads."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +89,9 @@ def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_p
     assert {"clean", "gaussian noise, 10 dB", "other corpus: other"} <= set(results)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     speakers = report["speakers"]
-    assert not set(speakers["train"]) & set(speakers["test"]) and not set(speakers["train"]) & set(speakers["validation"])
+    assert not set(speakers["train"]) & set(speakers["test"]) and not set(speakers["train"]) & set(
+        speakers["validation"]
+    )
     heard = pipeline("audio-classification", model=str(tmp_path / "out"))(tone("sadness", 5, 9), top_k=4)
     assert {score["label"] for score in heard} == set(EMOTIONS)
 
@@ -176,10 +179,13 @@ def test_other_weights_do_not_share_a_cache(tmp_path, backbone):
 
 
 def test_all_broken_recordings_are_listed_at_once(tmp_path, backbone):
-    for name in ("a.wav", "b.wav"):
-        (tmp_path / name).write_bytes(b"no audio")
+    audio = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    for path in audio:
+        Path(path).write_bytes(b"no audio")
     with pytest.raises(RecordingError, match="2 of 2(.|\n)*a.wav(.|\n)*b.wav"):
-        EmbeddingCache(new_model(backbone), tmp_path / "cache").embed([str(tmp_path / "a.wav"), str(tmp_path / "b.wav")])
+        EmbeddingCache(new_model(backbone), tmp_path / "cache").embed(
+            [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+        )
 
 
 def test_copies_stay_linked_to_their_clean_originals(backbone):

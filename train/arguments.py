@@ -21,9 +21,7 @@ NOT_FLAGS = {"backbone_config", "normalize_waveform", "sampling_rate"}
 class DataArguments:
     dataset_name: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "corpora to train on: folder, name=folder, manifest, or Hub id; several are united"
-        },
+        metadata={"help": "corpora to train on: folder, name=folder, manifest, or Hub id; several are united"},
     )
     test_dataset_name: list[str] = field(
         default_factory=list, metadata={"help": "other corpora, only tested on; labels must fit"}
@@ -32,18 +30,12 @@ class DataArguments:
         default="native",
         metadata={"help": "native, four_emotions, arousal or valence (table in train/emotions.py)"},
     )
-    train_split_name: str | None = field(
-        default=None, metadata={"help": "official split to train on; default: all"}
-    )
+    train_split_name: str | None = field(default=None, metadata={"help": "official split to train on; default: all"})
     audio_column_name: str = field(default="audio", metadata={"help": "of a Hub dataset or manifest"})
     label_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
     speaker_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
-    test_fraction: float = field(
-        default=0.25, metadata={"help": "share of the speakers held out for testing"}
-    )
-    validation_fraction: float = field(
-        default=0.2, metadata={"help": "share of the other speakers for early stopping"}
-    )
+    test_fraction: float = field(default=0.25, metadata={"help": "share of the speakers held out for testing"})
+    validation_fraction: float = field(default=0.2, metadata={"help": "share of the other speakers for early stopping"})
     allow_shared_speakers: bool = field(
         default=False,
         metadata={"help": "split by recording where speakers are unknown: results come out too good"},
@@ -52,15 +44,9 @@ class DataArguments:
         default=0,
         metadata={"help": "augmented copies of each training recording; 0: trained on clean speech alone"},
     )
-    noise_dir: str | None = field(
-        default=None, metadata={"help": "noise recordings; half never serve in training"}
-    )
-    rir_dir: str | None = field(
-        default=None, metadata={"help": "room impulse responses; half never serve in training"}
-    )
-    embedding_cache: str | None = field(
-        default=None, metadata={"help": "folder; default: OUTPUT_DIR/embeddings"}
-    )
+    noise_dir: str | None = field(default=None, metadata={"help": "noise recordings; half never serve in training"})
+    rir_dir: str | None = field(default=None, metadata={"help": "room impulse responses; half never serve in training"})
+    embedding_cache: str | None = field(default=None, metadata={"help": "folder; default: OUTPUT_DIR/embeddings"})
 
 
 @dataclass
@@ -69,16 +55,12 @@ class ModelArguments:
         default=str(COMPACT_BACKBONE),
         metadata={"help": "WavLM checkpoint, or an EDRL-MEA model to go on from: Hub id or folder"},
     )
-    patience: int = field(
-        default=10, metadata={"help": "epochs without a better validation UAR before stage 1 stops"}
-    )
+    patience: int = field(default=10, metadata={"help": "epochs without a better validation UAR before stage 1 stops"})
 
 
 @dataclass
 class EdrlMeaTrainingArguments(TrainingArguments):
-    output_dir: str = field(
-        default="outputs/edrl-mea", metadata={"help": "where the model and the report go"}
-    )
+    output_dir: str = field(default="outputs/edrl-mea", metadata={"help": "where the model and the report go"})
     num_train_epochs: float = field(default=40.0)
     per_device_train_batch_size: int = field(default=64)
     per_device_eval_batch_size: int = field(default=256)

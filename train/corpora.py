@@ -57,9 +57,7 @@ def load_corpus(
         name = declaration.name
         utterances = _read_declared(declaration, Path(source), split)
     else:
-        name = corpus or re.sub(
-            r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1]
-        )
+        name = corpus or re.sub(r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1])
         columns = (audio_column, label_column, speaker_column)
         if not os.path.exists(source) and is_hub_id(source):
             utterances, audio = read_hub(source, *columns, split)
@@ -100,9 +98,7 @@ def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
             return declared
     paths = [_path_with_root(folder, path) for path in find_audio(folder)]
     patterned = [declared for declared in CORPORA.values() if declared.pattern]
-    counts = {
-        declared.name: sum(declared.match(path) is not None for path in paths) for declared in patterned
-    }
+    counts = {declared.name: sum(declared.match(path) is not None for path in paths) for declared in patterned}
     best = max(counts, key=counts.get)
     named = _plain(folder.resolve().name)
     if counts.get(named):
@@ -120,15 +116,11 @@ def _path_with_root(folder: Path, path: Path) -> Path:
 
 def _read_declared(declared: Corpus, folder: Path, split: str | None) -> list[Utterance]:
     if split is not None and split not in declared.splits:
-        has = (
-            f"its splits are {', '.join(declared.splits)}" if declared.splits else "it has no official splits"
-        )
+        has = f"its splits are {', '.join(declared.splits)}" if declared.splits else "it has no official splits"
         raise CorpusError(f"split {split!r} of {declared.name}: {has}; leave split out to split by speaker")
     if declared.read is not None:
         if not folder.is_dir():
-            raise CorpusError(
-                f"folder {str(folder)!r} does not exist; give the path the corpus was unpacked to"
-            )
+            raise CorpusError(f"folder {str(folder)!r} does not exist; give the path the corpus was unpacked to")
         found = declared.read(folder, split)
     else:
         found = _read_file_names(declared, folder)
@@ -182,20 +174,14 @@ def _as_dataset(
     labels = [label_under_scheme(utterance.emotion, label_scheme) for utterance in utterances]
     dropped = Counter(u.emotion for u, label in zip(utterances, labels, strict=True) if label is None)
     if dropped:
-        logger.info(
-            "%s: %d recordings outside %s dropped: %s", name, dropped.total(), label_scheme, dict(dropped)
-        )
+        logger.info("%s: %d recordings outside %s dropped: %s", name, dropped.total(), label_scheme, dict(dropped))
     kept = [(u, label) for u, label in zip(utterances, labels, strict=True) if label is not None]
     if not kept:
-        raise CorpusError(
-            f"{name} ({source}) has no recording under {label_scheme!r}; it has {dict(dropped)}"
-        )
+        raise CorpusError(f"{name} ({source}) has no recording under {label_scheme!r}; it has {dict(dropped)}")
     _check_class_sizes(kept, name, min_class_size)
     names = list(SCHEMES.get(label_scheme, sorted({label for _, label in kept})))
     text = Value("string")
-    features = Features(
-        audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text
-    )
+    features = Features(audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text)
     columns = {
         "audio": [u.audio for u in utterances],
         "label": labels,
@@ -208,9 +194,7 @@ def _as_dataset(
     if audio is not None:
         dataset = concatenate_datasets([audio, dataset.remove_columns("audio")], axis=1)
     # Rows are dropped last: joined to selected rows, the audio would be written out again.
-    return (
-        dataset.select([row for row, label in enumerate(labels) if label is not None]) if dropped else dataset
-    )
+    return dataset.select([row for row, label in enumerate(labels) if label is not None]) if dropped else dataset
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:
@@ -244,7 +228,5 @@ def _relabel(dataset: Dataset, union: ClassLabel) -> Dataset:
     ids = [union.str2int(label) for label in dataset.features["label"].names]
     column = [ids[label] for label in dataset["label"]]
     return (
-        dataset.remove_columns("label")
-        .add_column("label", column, feature=union)
-        .select_columns(dataset.column_names)
+        dataset.remove_columns("label").add_column("label", column, feature=union).select_columns(dataset.column_names)
     )

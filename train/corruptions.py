@@ -117,9 +117,7 @@ def corruptions(
         "telephone": _telephone,
         "opus": _opus,
         "packet_loss": _packet_loss,
-        "room_and_noise": partial(
-            _room_and_noise, rir_dir, [file for files in noises.values() for file in files]
-        ),
+        "room_and_noise": partial(_room_and_noise, rir_dir, [file for files in noises.values() for file in files]),
     }
     unknown = [name for name in names or () if name not in made]
     if unknown or set(levels) - set(LEVELS):
@@ -253,9 +251,7 @@ def _rooms(rir_dir: str | None, low: float, high: float) -> dict[str, tuple[np.n
     """Measured rooms for testing with RT60 in `[low, high)`, and made ones where they are fewer than four."""
     rooms = measured_rooms(rir_dir, "testing", low, high) if rir_dir is not None else {}
     for index in range(ROOMS_PER_LEVEL - len(rooms)):
-        rng = keyed_generator(
-            0, "room", low, index
-        )  # rooms stay the same whatever the seed of the corruption
+        rng = keyed_generator(0, "room", low, index)  # rooms stay the same whatever the seed of the corruption
         if can_simulate():
             rooms[f"simulated_{index}"] = simulated_room(low, high, rng)
         else:

@@ -65,9 +65,7 @@ def _complain_of_missing(name: str, folder: Path, found: list, missing: list[str
             f"first {missing[0]}; {first_files(folder)}{hint}"
         )
     if missing:
-        logger.warning(
-            "%s: %d labelled recordings have no audio file, such as %s", name, len(missing), missing[0]
-        )
+        logger.warning("%s: %d labelled recordings have no audio file, such as %s", name, len(missing), missing[0])
 
 
 def _read_iemocap(folder: Path, split: str | None) -> list[Utterance]:
@@ -118,9 +116,7 @@ def _read_meld(folder: Path, split: str | None) -> list[Utterance]:
         for row in read_table(tables[0]):
             stem = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
             if stem in audio:
-                found.append(
-                    Utterance(str(audio[stem]), row["Emotion"], row["Speaker"], None, row["Utterance"])
-                )
+                found.append(Utterance(str(audio[stem]), row["Emotion"], row["Speaker"], None, row["Utterance"]))
             else:
                 missing.append(f"{part}/{stem}")
     video = '. MELD ships video: for f in *.mp4; do ffmpeg -i "$f" -ac 1 -ar 16000 "${f%.mp4}.wav"; done'

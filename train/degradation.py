@@ -47,9 +47,7 @@ def noise_segment(noise: np.ndarray, num_samples: int, rng: np.random.Generator)
         raise ValueError("This noise recording is empty or silent throughout: remove it, or replace it.")
     loudest = None
     for _ in range(8):
-        start = rng.integers(
-            max(len(noise) - num_samples, 0) + 1 if len(noise) >= num_samples else len(noise)
-        )
+        start = rng.integers(max(len(noise) - num_samples, 0) + 1 if len(noise) >= num_samples else len(noise))
         segment = np.take(noise, np.arange(start, start + num_samples), mode="wrap")
         if rms(segment) >= level / 10:
             return segment
@@ -166,9 +164,7 @@ def clip_percentile(speech: np.ndarray, percent: float) -> np.ndarray:
     return np.clip(speech, low, high).astype(np.float32)
 
 
-def gain_transition(
-    speech: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator
-) -> np.ndarray:
+def gain_transition(speech: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator) -> np.ndarray:
     """Speech whose gain moves between two random values in `[low_db, high_db]`.
 
     It moves linearly in dB, over 0.2 to 6 s from a random moment (the defaults of audiomentations'

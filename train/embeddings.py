@@ -89,8 +89,7 @@ class EmbeddingCache:
         keys = keys or [_name_of(recording) for recording in audio]
         starts = range(0, len(audio), CHUNK)
         paths = [
-            self._chunk_path(audio[start : start + CHUNK], keys[start : start + CHUNK], condition)
-            for start in starts
+            self._chunk_path(audio[start : start + CHUNK], keys[start : start + CHUNK], condition) for start in starts
         ]
         n_processes = self.accelerator.num_processes if self.accelerator else 1
         rank = self.accelerator.process_index if self.accelerator else 0

@@ -71,9 +71,7 @@ def nearest_emotion(word: str) -> str | None:
 def check_scheme(label_scheme: str) -> None:
     """Raises LabelError unless `label_scheme` is one of LABEL_SCHEMES."""
     if label_scheme not in LABEL_SCHEMES:
-        raise LabelError(
-            f"label scheme {label_scheme!r} is unknown; choose one of {', '.join(LABEL_SCHEMES)}"
-        )
+        raise LabelError(f"label scheme {label_scheme!r} is unknown; choose one of {', '.join(LABEL_SCHEMES)}")
 
 
 def label_under_scheme(word: str, label_scheme: str) -> str | None:

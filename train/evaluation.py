@@ -14,9 +14,7 @@ from .stages import ROWS
 def predict(model: EdrlMeaForAudioClassification, data: Embeddings) -> np.ndarray:
     """Probabilities (N, C)."""
     model.eval()
-    parts = [
-        model(layer_statistics=part.to(model.device)).logits for part in data.layer_statistics.split(ROWS)
-    ]
+    parts = [model(layer_statistics=part.to(model.device)).logits for part in data.layer_statistics.split(ROWS)]
     return torch.cat(parts).float().softmax(-1).cpu().numpy()
 
 

@@ -48,9 +48,7 @@ def read_generic(
         if (path / name).is_file():
             return _with_split(_read_manifest(path / name), path / name, columns, split)
     if split is not None:
-        raise CorpusError(
-            f"split {split!r}: no folder of that name in {str(path)!r}; leave split out to read all"
-        )
+        raise CorpusError(f"split {split!r}: no folder of that name in {str(path)!r}; leave split out to read all")
     return _read_class_folders(path)
 
 
@@ -62,26 +60,18 @@ def _read_manifest(path: Path) -> list[dict]:
         if suffix in (".csv", ".tsv"):
             return read_table(path, delimiter="\t" if suffix == ".tsv" else ",")
         lines = path.read_text(encoding="utf-8-sig")
-        rows = (
-            json.loads(lines)
-            if suffix == ".json"
-            else [json.loads(x) for x in lines.splitlines() if x.strip()]
-        )
+        rows = json.loads(lines) if suffix == ".json" else [json.loads(x) for x in lines.splitlines() if x.strip()]
     except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorpusError(f"{str(path)!r} cannot be read as {suffix[1:]}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise CorpusError(
-            f"{str(path)!r} must hold a list of rows, each an object such as {{'file_name': …}}"
-        )
+        raise CorpusError(f"{str(path)!r} must hold a list of rows, each an object such as {{'file_name': …}}")
     return rows
 
 
 def _with_split(rows: list[dict], path: Path, columns: tuple, split: str | None) -> list[Utterance]:
     if split is not None:
         if not rows or "split" not in rows[0]:
-            raise CorpusError(
-                f"split {split!r}: {str(path)!r} has no column 'split'; leave split out to read all"
-            )
+            raise CorpusError(f"split {split!r}: {str(path)!r} has no column 'split'; leave split out to read all")
         rows = [row for row in rows if row["split"] == split]
     if not rows:
         raise CorpusError(f"{str(path)!r} lists no recording" + (f" in split {split!r}" if split else ""))
@@ -90,9 +80,7 @@ def _with_split(rows: list[dict], path: Path, columns: tuple, split: str | None)
     for number, row in enumerate(rows, start=1):
         if row.get(audio) in (None, "") or row.get(label) in (None, ""):
             empty = audio if row.get(audio) in (None, "") else label
-            raise CorpusError(
-                f"row {number} of {str(path)!r} has no {empty}: {row}; fill it in or take the row out"
-            )
+            raise CorpusError(f"row {number} of {str(path)!r} has no {empty}: {row}; fill it in or take the row out")
         recording = path.parent / str(row[audio])
         if not recording.is_file():
             missing.append(str(row[audio]))
@@ -122,9 +110,7 @@ def _find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | N
     return audio, label, speaker, language, _pick(names, TEXT_COLUMNS, None, "text", where, required=False)
 
 
-def _pick(
-    names: list[str], usual: Iterable[str], wanted: str | None, what: str, where: str, required: bool = True
-):
+def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str, where: str, required: bool = True):
     for name in (wanted,) if wanted else usual:
         if name in names:
             return name
@@ -132,8 +118,7 @@ def _pick(
         return None
     looked = repr(wanted) if wanted else " or ".join(map(repr, usual))
     raise CorpusError(
-        f"{where} has no {what} column: looked for {looked}, found {', '.join(names)}; "
-        f"name it by {what}_column"
+        f"{where} has no {what} column: looked for {looked}, found {', '.join(names)}; name it by {what}_column"
     )
 
 
@@ -208,8 +193,6 @@ def read_hub(
         if row[label] in (None, "") or (names and row[label] < 0):
             raise CorpusError(f"row {number} of {source!r} has no {label}; choose a labelled split")
         emotion = names[row[label]] if names else str(row[label])
-        utterances.append(
-            Utterance(f"{source}[{number}]", emotion, *(_text(row, column) for column in others))
-        )
+        utterances.append(Utterance(f"{source}[{number}]", emotion, *(_text(row, column) for column in others)))
     audio_only = dataset.select_columns([audio]).cast_column(audio, Audio(decode=False))
     return utterances, audio_only if audio == "audio" else audio_only.rename_column(audio, "audio")

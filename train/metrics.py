@@ -236,9 +236,7 @@ def _resampling_weights(num_speakers: int, strata, resamples: int, rng) -> np.nd
     weights = np.zeros((resamples, num_speakers))
     for group in range(groups.max() + 1):
         members = np.flatnonzero(groups == group)
-        weights[:, members] = rng.multinomial(
-            len(members), np.full(len(members), 1 / len(members)), resamples
-        )
+        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), resamples)
     return weights
 
 
@@ -246,9 +244,7 @@ def _statistic(statistic: str | Callable) -> Callable:
     if callable(statistic):
         return statistic
     if statistic not in STATISTICS:
-        raise ValueError(
-            f"No statistic {statistic!r}; choose from {', '.join(STATISTICS)} or pass a function."
-        )
+        raise ValueError(f"No statistic {statistic!r}; choose from {', '.join(STATISTICS)} or pass a function.")
     return STATISTICS[statistic]
 
 
@@ -295,6 +291,4 @@ def _probabilities(probabilities) -> np.ndarray:
 
 def _warn_of_absent(names: list[str]) -> None:
     if names:
-        warnings.warn(
-            f"No reference is labelled {', '.join(names)}: left out of UAR and macro-F1.", stacklevel=3
-        )
+        warnings.warn(f"No reference is labelled {', '.join(names)}: left out of UAR and macro-F1.", stacklevel=3)

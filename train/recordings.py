@@ -55,11 +55,7 @@ def find_audio(folder: Path) -> list[Path]:
 def first_files(folder: Path, count: int = 3) -> str:
     """The first few files under a folder, for messages."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return (
-        f"found {len(files)} files, such as {', '.join(files[:count])}"
-        if files
-        else "the folder has no files"
-    )
+    return f"found {len(files)} files, such as {', '.join(files[:count])}" if files else "the folder has no files"
 
 
 def read_table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:

@@ -44,9 +44,7 @@ def reverberation_time(impulse_response: np.ndarray, sampling_rate: int = SAMPLI
     return float(-60 / slope)
 
 
-def measured_rooms(
-    folder: str | Path, part: Part, low: float, high: float
-) -> dict[str, tuple[np.ndarray, float]]:
+def measured_rooms(folder: str | Path, part: Part, low: float, high: float) -> dict[str, tuple[np.ndarray, float]]:
     """Responses of one part of a folder with RT60 in `[low, high)` seconds: name → (response, RT60)."""
     rooms = {}
     for path in impulse_response_files(folder, part):

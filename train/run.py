@@ -50,9 +50,7 @@ def main(argv: list[str] | None = None) -> dict:
         training = embed(cache, train_set, "training speech")
         augmentation = build_augmentation(data_args, train_set, training_args.seed)
         if augmentation is not None:
-            training = training.with_copies(
-                noisy_copies(cache, train_set, augmentation, data_args.noisy_copies)
-            )
+            training = training.with_copies(noisy_copies(cache, train_set, augmentation, data_args.noisy_copies))
         validation = embed(cache, validation_set, "validation speech")
         tests = embed_tests(cache, test_set, others, data_args)
 
@@ -75,9 +73,7 @@ def read_splits(args, seed: int):
     """Training, validation and test recordings, which share no speaker."""
     if not args.dataset_name:
         raise CorpusError("No --dataset_name: give a corpus to train on, e.g. --dataset_name emodb=DIR.")
-    corpus = concatenate_corpora(
-        [read_corpus(source, args, args.train_split_name) for source in args.dataset_name]
-    )
+    corpus = concatenate_corpora([read_corpus(source, args, args.train_split_name) for source in args.dataset_name])
     rest, test = split_by_speaker(corpus, args.test_fraction, seed, args.allow_shared_speakers)
     train, validation = split_by_speaker(rest, args.validation_fraction, seed, args.allow_shared_speakers)
     assert_no_shared_speaker(train, validation, test, allow_shared_speakers=args.allow_shared_speakers)
@@ -113,9 +109,7 @@ def read_other_corpus(source: str, args, labels: list[str]):
         )
     other = other.filter(lambda row: names[row["label"]] in labels)
     return (
-        other.map(lambda row: {"label": labels.index(names[row["label"]])}, features=None)
-        if names != labels
-        else other
+        other.map(lambda row: {"label": labels.index(names[row["label"]])}, features=None) if names != labels else other
     )
 
 
@@ -147,16 +141,12 @@ def embed(cache: EmbeddingCache, dataset, title: str, condition=None) -> Embeddi
     return Embeddings(statistics, torch.tensor(dataset["label"]), list(dataset["speaker"]), torch.arange(n))
 
 
-def noisy_copies(
-    cache: EmbeddingCache, dataset, augmentation: Augmentation, n_copies: int
-) -> list[torch.Tensor]:
+def noisy_copies(cache: EmbeddingCache, dataset, augmentation: Augmentation, n_copies: int) -> list[torch.Tensor]:
     """Statistics of `n_copies` differently augmented copies of all recordings."""
     audio = list(dataset["audio"])
     names = [f"{corpus}/{row}" for row, corpus in enumerate(dataset["corpus"])]
     return [
-        cache.embed(
-            audio, augmentation, [f"{name}#{copy}" for name in names], f"noisy copy {copy + 1} of {n_copies}"
-        )
+        cache.embed(audio, augmentation, [f"{name}#{copy}" for name in names], f"noisy copy {copy + 1} of {n_copies}")
         for copy in range(n_copies)
     ]
 

@@ -68,9 +68,7 @@ def fold_indices(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Row numbers (training, test) of each of `grouped_folds`, for embeddings computed once for all rows."""
     if n_folds is not None and n_folds < 2:
-        raise SplitError(
-            f"{n_folds} folds: at least two are needed, so that no recording is trained and tested on"
-        )
+        raise SplitError(f"{n_folds} folds: at least two are needed, so that no recording is trained and tested on")
     groups = _groups(dataset, allow_shared_speakers)
     labels = np.asarray(dataset["label"])
     n_speakers = len(set(groups))
@@ -103,9 +101,7 @@ def assert_no_shared_speaker(*datasets: Dataset, allow_shared_speakers: bool = F
 
 def _speakers_or_corpora(dataset: Dataset) -> set[str]:
     rows = zip(dataset["speaker"], dataset["corpus"], strict=True)
-    return {
-        f"unknown speakers of {corpus}" if UNKNOWN_SPEAKER in speaker else speaker for speaker, corpus in rows
-    }
+    return {f"unknown speakers of {corpus}" if UNKNOWN_SPEAKER in speaker else speaker for speaker, corpus in rows}
 
 
 def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:

@@ -54,9 +54,7 @@ def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> 
     regression = LogisticRegression(class_weight="balanced", max_iter=5000)
     folds = _folds(features, labels, data.speakers)
     if folds:
-        search = GridSearchCV(
-            regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds
-        )
+        search = GridSearchCV(regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds)
         regression = search.fit(features, labels).best_estimator_
     else:
         regression.set_params(C=0.1).fit(features, labels)

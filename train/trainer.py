@@ -68,9 +68,7 @@ class EdrlMeaTrainer(Trainer):
 
     def fit_alignment(self):
         pls = stages.fit_alignment(self.model, self.train_dataset, self.accelerator)
-        self.log(
-            {"mea_components": pls.n_components_, "mea_explained_y": float(pls.explained_variance_y_.sum())}
-        )
+        self.log({"mea_components": pls.n_components_, "mea_explained_y": float(pls.explained_variance_y_.sum())})
 
     def train_classifier(self):
         self.log({"classifier_C": stages.train_classifier(self.model, self.train_dataset)})
@@ -147,18 +145,14 @@ def embed_dataloader(model: EdrlMeaForAudioClassification, dataloader) -> Embedd
     statistics, labels = [], []
     for batch in dataloader:
         batch = {name: tensor.to(model.device) for name, tensor in batch.items() if hasattr(tensor, "to")}
-        statistics.append(
-            model.edrl_mea.layer_statistics(batch["input_values"], batch.get("attention_mask")).cpu()
-        )
+        statistics.append(model.edrl_mea.layer_statistics(batch["input_values"], batch.get("attention_mask")).cpu())
         labels.append(batch["labels"].cpu())
     labels = torch.cat(labels)
     return Embeddings(torch.cat(statistics), labels, [""] * len(labels), torch.arange(len(labels)))
 
 
 def uar_of_predictions(prediction) -> dict[str, float]:
-    logits = (
-        prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    )
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     found = scores(prediction.label_ids, logits.argmax(-1))
     return {name: found[name] for name in ("uar", "wa", "macro_f1")}
 
