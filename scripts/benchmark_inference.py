@@ -104,13 +104,13 @@ def seconds_of_turns(contenders: dict[str, Callable[[], None]], repeats: int) ->
 
 
 def print_times(title: str, times: dict[str, np.ndarray], audio_seconds: float, baseline: str) -> None:
-    print(f"\n{title}\n{'':28}{'p50 ms':>10}{'p95 ms':>10}{'x real time':>13}{'x ' + baseline:>24}")
+    print(f"\n{title}\n{'':28}{'p50 ms':>10}{'p95 ms':>10}{'x real time':>13}{'x ' + baseline:>38}")
     for name, values in times.items():
         median = np.median(values)
         # The ratio is taken turn by turn: neighbours in time met the same load.
         ratio = np.median(times[baseline] / values)
         p95 = np.percentile(values, 95)
-        print(f"{name:28}{1e3 * median:10.0f}{1e3 * p95:10.0f}{audio_seconds / median:13.1f}{ratio:24.2f}")
+        print(f"{name:28}{1e3 * median:10.0f}{1e3 * p95:10.0f}{audio_seconds / median:13.1f}{ratio:38.2f}")
     sys.stdout.flush()
 
 
