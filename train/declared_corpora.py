@@ -26,6 +26,7 @@ class Corpus:
     """
 
     name: str
+    title: str  # as its authors write it
     homepage: str
     licence: str
     language: str
@@ -127,6 +128,7 @@ def _read_meld(folder: Path, split: str | None) -> list[Utterance]:
 _DECLARATIONS = (
     Corpus(
         name="emodb",
+        title="EMO-DB",
         homepage="http://emodb.bilderbar.info",
         licence="cc0-1.0",
         language="de",
@@ -155,6 +157,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="ravdess",
+        title="RAVDESS",
         homepage="https://zenodo.org/records/1188976",
         licence="cc-by-nc-sa-4.0",
         language="en",
@@ -175,6 +178,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="cremad",
+        title="CREMA-D",
         homepage="https://github.com/CheyneyComputerScience/CREMA-D",
         licence="odbl",
         language="en",
@@ -204,6 +208,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="tess",
+        title="TESS",
         homepage="https://doi.org/10.5683/SP2/E8H2MF",
         licence="cc-by-nc-nd-4.0",
         language="en",
@@ -222,6 +227,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="savee",
+        title="SAVEE",
         homepage="http://kahlan.eps.surrey.ac.uk/savee/",
         licence="other",
         language="en",
@@ -238,6 +244,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="emovo",
+        title="EMOVO",
         homepage="http://voice.fub.it/activities/corpora/emovo/index.html",
         licence="other",
         language="it",
@@ -254,6 +261,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="nemo",
+        title="nEMO",
         homepage="https://github.com/amu-cai/nEMO",
         licence="cc-by-nc-sa-4.0",
         language="pl",
@@ -269,6 +277,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="ased",
+        title="ASED",
         homepage="https://github.com/Ethio2021/ASED_V1",
         licence="other",
         language="am",
@@ -277,6 +286,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="iemocap",
+        title="IEMOCAP",
         homepage="https://sail.usc.edu/iemocap/",
         licence="other",
         language="en",
@@ -298,6 +308,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="msppodcast",
+        title="MSP-Podcast",
         homepage="https://www.lab-msp.com/MSP/MSP-Podcast.html",
         licence="other",
         language="en",
@@ -319,6 +330,7 @@ _DECLARATIONS = (
     ),
     Corpus(
         name="meld",
+        title="MELD",
         homepage="https://affective-meld.github.io",
         licence="gpl-3.0",
         language="en",

@@ -1,0 +1,136 @@
+"""A report as Markdown tables, rates in percent."""
+
+import math
+
+
+def as_markdown(report: dict) -> str:
+    """The whole report for people: what was run, means with intervals, comparisons, and every result."""
+    parts = [
+        f"# Robustness report, {report['created']}",
+        f"```\n{report['command']}\n```",
+        _errors(report),
+        _summaries(report),
+        _comparisons(report),
+        _corruption_errors(report),
+        _results(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def results_table(results: list[dict], with_model: bool = True) -> str:
+    """One line a result."""
+    head = ["model"] * with_model + ["trained on", "tested on", "condition", "recordings", "speakers"]
+    head += ["UAR (95%)", "WA", "macro-F1", "ECE", "calibrated"]
+    lines = []
+    for row in results:
+        metrics = row["metrics"]
+        cells = [row["model"]] * with_model + [" + ".join(row["train"]) or "?", row["test"], condition_name(row)]
+        cells += [str(row["n_recordings"]), str(row["n_speakers"]), percent_interval(metrics["uar"])]
+        cells += [percent(metrics.get(name)) for name in ("wa", "macro_f1", "ece", "ece_calibrated")]
+        lines.append(cells)
+    return markdown_table(head, lines)
+
+
+def condition_name(row: dict) -> str:
+    """ "ESC-10, 10 dB" rather than "noise_esc_10, level 2"."""
+    setting = row["setting"] or {}
+    name = row["condition"].removeprefix("noise_").replace("_", " ")
+    units = {"snr_db": "{} dB", "kbits": "{} kbit/s", "percent_at_most": "{} %", "bits": "{} bits"}
+    for key, unit in units.items():
+        if key in setting and "rt60_s" not in setting:
+            return f"{name}, {unit.format(setting[key])}"
+    return f"{name}, level {row['level']}" if row["level"] else name
+
+
+def markdown_table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def percent(entry: dict | None) -> str:
+    value = (entry or {}).get("value")
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def percent_interval(entry: dict, sign: bool = False) -> str:
+    """ "71.1 (65.5–73.2)", or with a sign "+2.1 (−0.4…+4.0)"."""
+    if entry["value"] is None:
+        return "–"
+    form = "{:+.1f}" if sign else "{:.1f}"
+    value = form.format(100 * entry["value"]).replace("-", "−")
+    if entry["low"] is None:
+        return value
+    low, high = (form.format(100 * entry[name]).replace("-", "−") for name in ("low", "high"))
+    return f"{value} ({low}{'…' if sign else '–'}{high})"
+
+
+def _errors(report: dict) -> str:
+    errors = report.get("errors") or []
+    if not errors:
+        return ""
+    lines = [f"- {error['model']}: {error['error']}" for error in errors]
+    return f"## Not measured: {len(errors)}\n\n" + "\n".join(lines)
+
+
+def _summaries(report: dict) -> str:
+    summaries = [entry for entry in report.get("summaries") or [] if ":" not in entry["over"]]
+    if not summaries:
+        return ""
+    columns = list(dict.fromkeys(entry["over"] for entry in summaries))
+    found = {(entry["model"], entry["over"]): entry["mean"] for entry in summaries}
+    models = [model["name"] for model in report["models"] if any(name == model["name"] for name, _ in found)]
+    lines = [
+        [model, *(percent_interval(found[model, over]) if (model, over) in found else "–" for over in columns)]
+        for model in models
+    ]
+    return "## UAR %, mean over corpora and conditions\n\n" + markdown_table(["model", *columns], lines)
+
+
+def _comparisons(report: dict) -> str:
+    if not report["comparisons"]:
+        return ""
+    parts = []
+    for whole in (True, False):
+        lines = [
+            [entry["model"], entry["baseline"], entry["over"], percent_interval(entry["difference"], sign=True)]
+            for entry in report["comparisons"]
+            if (":" not in entry["over"]) == whole
+        ]
+        if lines:
+            title = "## Paired differences in UAR, points" if whole else "### The same, corpus by corpus"
+            parts.append(f"{title}\n\n" + markdown_table(["model", "less", "over", "difference (95%)"], lines))
+    return "\n\n".join(parts)
+
+
+def _corruption_errors(report: dict) -> str:
+    entries = report["corruption_errors"]
+    if not entries:
+        return ""
+    conditions = list(dict.fromkeys(entry["condition"] for entry in entries))
+    found = {(entry["model"], entry["condition"]): entry for entry in entries}
+    models = list(dict.fromkeys(entry["model"] for entry in entries))
+    lines = [[model, *(_ce(found.get((model, condition))) for condition in conditions)] for model in models]
+    title = f"## Corruption error (relative), % of {entries[0]['baseline']}'s"
+    return f"{title}\n\n" + markdown_table(["model", *conditions], lines)
+
+
+def _ce(entry: dict | None) -> str:
+    if entry is None or entry["ce"] is None:
+        return "–"
+    relative = entry["relative_ce"]
+    return f"{entry['ce']:.0f}" + (f" ({relative:.0f})" if relative is not None else "")
+
+
+def _results(report: dict) -> str:
+    titles = {
+        "clean": "Clean speech",
+        "corruption": "Corruptions",
+        "cross_corpus": "Cross-corpus",
+        "leave_one_corpus_out": "Leave-one-corpus-out",
+    }
+    parts = []
+    for protocol, title in titles.items():
+        rows = [row for row in report["results"] if row["protocol"] == protocol]
+        if rows:
+            parts.append(f"## {title}\n\n{results_table(rows)}")
+    return "\n\n".join(parts)
