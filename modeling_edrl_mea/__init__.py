@@ -6,6 +6,8 @@ from .alignment import EmbeddingAlignment, MultiblockPLS
 from .configuration_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, RecordingError, load_recording
 from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
+from .timeline import Segment, Timeline
+from .timeline_stream import TimelineStream
 
 AutoConfig.register("edrl_mea", EdrlMeaConfig, exist_ok=True)
 AutoFeatureExtractor.register(EdrlMeaConfig, EdrlMeaFeatureExtractor, exist_ok=True)
@@ -28,5 +30,8 @@ __all__ = [
     "EmbeddingAlignment",
     "MultiblockPLS",
     "RecordingError",
+    "Segment",
+    "Timeline",
+    "TimelineStream",
     "load_recording",
 ]

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
@@ -22,6 +23,7 @@ logger = logging.get_logger(__name__)
 SAMPLING_RATE = 16_000  # Hz
 RECEPTIVE_FIELD = 400  # samples that WavLM's convolutions need for one frame: 25 ms at 16 kHz
 MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
+MAXIMUM_RATE = 10_000_000  # Hz; no recorder reaches it
 MAX_CHANNELS = 8  # an array with one side this short and the other long is multi-channel audio, not a batch
 FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy codecs overshoot far less
 
@@ -155,7 +157,7 @@ def _decode(source, name: str) -> tuple[np.ndarray, int]:
 def as_list_of_recordings(raw_speech) -> list:
     """One recording or many, as a list."""
     if hasattr(raw_speech, "detach"):
-        raw_speech = raw_speech.detach().cpu().numpy()
+        raw_speech = as_array(raw_speech)
     if isinstance(raw_speech, np.ndarray):
         is_batch = raw_speech.ndim == 2 and not (raw_speech.shape[1] <= MAX_CHANNELS < raw_speech.shape[0])
         return list(raw_speech) if is_batch else [raw_speech]
@@ -166,10 +168,22 @@ def as_list_of_recordings(raw_speech) -> list:
 
 def to_mono(samples, name: str) -> np.ndarray:
     """Any array of samples as finite float32 (n,) at full scale ±1. Raises `RecordingError`."""
-    if hasattr(samples, "detach"):
-        samples = samples.detach().cpu().numpy()
+    samples = as_samples(samples, name)
+    if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS:
+        samples = mix(samples, int(np.argmin(samples.shape)))
+    if samples.ndim != 1:
+        raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")
+    peak = float(np.abs(samples).max())
+    if peak > FULL_SCALE:
+        logger.warning_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
+        samples = samples / peak
+    return samples.astype(np.float32)
+
+
+def as_samples(samples, name: str) -> np.ndarray:
+    """Any array or tensor of at least one sample as finite floats, integers scaled to ±1. Raises `RecordingError`."""
     try:
-        samples = np.asarray(samples)
+        samples = as_array(samples)
     except ValueError as error:
         raise RecordingError(f"{name}: not an array of samples ({error}).") from error
     if samples.dtype.kind not in "iuf":
@@ -182,26 +196,34 @@ def to_mono(samples, name: str) -> np.ndarray:
         samples = samples / (float(np.iinfo(samples.dtype).max) + 1)
     if not np.isfinite(samples).all():
         raise RecordingError(f"{name}: NaN or infinite samples. Check the file, or how it was processed.")
-    if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS:
-        channels = int(np.argmin(samples.shape))
-        # Divided before they are added, as the sum of huge samples overflows.
-        samples = (samples / samples.shape[channels]).sum(axis=channels)
-    if samples.ndim != 1:
-        raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")
-    peak = float(np.abs(samples).max())
-    if peak > FULL_SCALE:
-        logger.warning_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
-        samples = samples / peak
-    return samples.astype(np.float32)
+    return samples
+
+
+def as_array(samples) -> np.ndarray:
+    """An array of whatever holds numbers; a bfloat16 tensor, which NumPy does not know, becomes float32."""
+    if hasattr(samples, "detach"):
+        samples = samples.detach().cpu()
+        samples = samples.float() if "bfloat16" in str(samples.dtype) else samples
+    return np.asarray(samples)
+
+
+def mix(samples: np.ndarray, channel_axis: int) -> np.ndarray:
+    """Mean over channels, divided before they are added, as the sum of huge samples overflows."""
+    return (samples / samples.shape[channel_axis]).sum(axis=channel_axis)
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """(n,) at `from_rate` Hz to (n · to_rate / from_rate,), at least one sample."""
+    check_rate(from_rate)
     if from_rate == to_rate:
         return waveform
-    if not from_rate >= MINIMUM_RATE:
-        raise RecordingError(f"sampling_rate={from_rate}: give it in Hz, at least {MINIMUM_RATE}.")
     if soxr is None:
         raise ImportError(f"Converting {from_rate} Hz to {to_rate} Hz needs soxr: pip install soxr")
     converted = soxr.resample(waveform, from_rate, to_rate)
     return converted if len(converted) else waveform[:1]
+
+
+def check_rate(sampling_rate) -> None:
+    """Raises `RecordingError` for what is no number of Hz."""
+    if not (isinstance(sampling_rate, Real) and MINIMUM_RATE <= sampling_rate <= MAXIMUM_RATE):
+        raise RecordingError(f"sampling_rate={sampling_rate!r}: give it in Hz, from {MINIMUM_RATE} to {MAXIMUM_RATE}.")

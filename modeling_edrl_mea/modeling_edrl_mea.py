@@ -18,6 +18,8 @@ from .disentanglement import ClassWiseLinear, EmotionDisentanglement, as_targets
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from .frames import iter_windows, receptive_field
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
+from .timeline import Timeline
+from .timeline_stream import TimelineStream, predict_timeline
 
 logger = logging.get_logger(__name__)
 
@@ -376,6 +378,14 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         statistics = self.embed_recordings(recordings, sampling_rate)
         self.edrl_mea.speech_embedding.adapt(statistics.to(self.device), self.config.adaptation_prior)
         return self
+
+    def predict_timeline(self, recording, sampling_rate: float | None = None, **settings) -> Timeline:
+        """Scores over time in windows of `window_s` seconds, one every `hop_s`; see [`TimelineStream`]."""
+        return predict_timeline(self, recording, sampling_rate, **settings)
+
+    def stream_timeline(self, sampling_rate: float | None = None, **settings) -> TimelineStream:
+        """The same from chunks as they come: `push(chunk)` gives new segments, `finish()` the last."""
+        return TimelineStream(self, sampling_rate, **settings)
 
     @torch.no_grad()
     def explain(self, recording, sampling_rate: int | None = None) -> dict:

@@ -1,0 +1,166 @@
+"""A recording's emotions over time, and its forms: table, plot, JSON, CSV, Audacity labels, Praat TextGrid."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+PLOT_SIZE = (9.0, 3.2)  # inches
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One window of a recording: from `start` to `end` seconds, `scores` by label that sum to 1, the `label` that
+    scores highest, and the loudness `level_db`: root mean square in dB of full scale, -120 for digital silence."""
+
+    start: float
+    end: float
+    label: str
+    scores: dict[str, float]
+    level_db: float
+
+
+class Timeline(Sequence):
+    """Segments of a recording, in order of time; they overlap where the hop is shorter than the window.
+
+    Silence and noise get scores as any sound does: finite, the same every time, and without meaning, since no model
+    here was taught what no voice sounds like. `level_db` tells silence apart: `[s for s in timeline if s.level_db >
+    -50]`.
+    """
+
+    def __init__(self, segments: Sequence[Segment], labels: Sequence[str]):
+        self.segments, self.labels = list(segments), list(labels)
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def __getitem__(self, index):
+        chosen = self.segments[index]
+        return Timeline(chosen, self.labels) if isinstance(index, slice) else chosen
+
+    def __eq__(self, other) -> bool:
+        same = isinstance(other, Timeline)
+        return same and self.segments == other.segments and self.labels == other.labels
+
+    def __repr__(self) -> str:
+        if not self.segments:
+            return "Timeline(no segment)"
+        first, last = self.segments[0], self.segments[-1]
+        return f"Timeline({len(self)} segments, {first.start:.2f}–{last.end:.2f} s, labels {self.labels})"
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(segments, labels) scores."""
+        rows = [[segment.scores[label] for label in self.labels] for segment in self.segments]
+        return np.array(rows).reshape(-1, len(self.labels))
+
+    def stretches(self) -> Iterator[tuple[float, float, str]]:
+        """(start, end, label) without overlap or gap: every moment has the label of the window whose middle is
+        nearest, and neighbours of the same label are one."""
+        start = None
+        for i, segment in enumerate(self.segments):
+            start = segment.start if start is None else start
+            following = self.segments[i + 1] if i + 1 < len(self) else None
+            if following is not None and following.label == segment.label:
+                continue
+            end = segment.end if following is None else (middle(segment) + middle(following)) / 2
+            yield start, end, segment.label
+            start = end
+
+    def to_pandas(self):
+        """A `DataFrame` with a row a segment: start and end (s), label, level_db, and a column of scores a label."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame(list(self._rows()), columns=self._columns)
+
+    def to_json(self, path: str | os.PathLike | None = None) -> str:
+        """`{"labels": […], "segments": [{"start", "end", "label", "scores": {…}, "level_db"}, …]}`."""
+        content = {"labels": self.labels, "segments": [vars(segment) for segment in self.segments]}
+        return written(json.dumps(content, ensure_ascii=False, indent=1), path)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Timeline":
+        """What `to_json` returned."""
+        content = json.loads(text)
+        return cls([Segment(**segment) for segment in content["segments"]], content["labels"])
+
+    def to_csv(self, path: str | os.PathLike | None = None) -> str:
+        """The table of `to_pandas` as CSV."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(self._columns)
+        writer.writerows(self._rows())
+        return written(buffer.getvalue(), path)
+
+    def to_audacity(self, path: str | os.PathLike | None = None) -> str:
+        """A label track for Audacity's File > Import > Labels: `start<TAB>end<TAB>label` a stretch."""
+        lines = [f"{start:.6f}\t{end:.6f}\t{' '.join(label.split())}\n" for start, end, label in self.stretches()]
+        return written("".join(lines), path)
+
+    def to_textgrid(self, path: str | os.PathLike | None = None) -> str:
+        """A Praat TextGrid with one interval tier, `emotion`, of the stretches.
+
+        Raises ValueError where there is no segment: Praat has no empty TextGrid.
+        """
+        stretches = list(self.stretches())
+        if not stretches:
+            raise ValueError("A TextGrid needs at least one segment, and this timeline has none.")
+        first, last = stretches[0][0], stretches[-1][1]
+        span = [f"xmin = {first:.6f}", f"xmax = {last:.6f}"]
+        lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", *span, "tiers? <exists>", "size = 1"]
+        lines += ["item []:", "    item [1]:", '        class = "IntervalTier"', '        name = "emotion"']
+        lines += [" " * 8 + line for line in (*span, f"intervals: size = {len(stretches)}")]
+        for number, (start, end, label) in enumerate(stretches, start=1):
+            text = label.replace('"', '""')
+            lines += [f"        intervals [{number}]:"]
+            lines += [" " * 12 + line for line in (f"xmin = {start:.6f}", f"xmax = {end:.6f}", f'text = "{text}"')]
+        return written("\n".join(lines) + "\n", path)
+
+    def plot(self, axes=None):
+        """Scores over time on matplotlib `axes` (a new figure's by default), under a strip of the winning labels.
+
+        Returns the axes; save by `timeline.plot().figure.savefig("timeline.png")`.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install matplotlib") from error
+        if axes is None:
+            axes = plt.figure(figsize=PLOT_SIZE, layout="constrained").add_subplot()
+        colours = {label: f"C{i % 10}" for i, label in enumerate(self.labels)}
+        middles = [middle(segment) for segment in self.segments]
+        for label, scores in zip(self.labels, self.probabilities.T, strict=True):
+            axes.plot(middles, scores, ".-", color=colours[label], label=label)
+        for start, end, label in self.stretches():
+            axes.axvspan(start, end, ymin=0.94, color=colours[label], linewidth=0)
+        if self.segments:
+            axes.set_xlim(self.segments[0].start, self.segments[-1].end)
+        axes.set(ylim=(0, 1.07), xlabel="time in s", ylabel="score")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        return axes
+
+    @property
+    def _columns(self) -> list[str]:
+        return ["start", "end", "label", "level_db", *self.labels]
+
+    def _rows(self) -> Iterator[list]:
+        for segment in self.segments:
+            scores = [segment.scores[label] for label in self.labels]
+            yield [segment.start, segment.end, segment.label, segment.level_db, *scores]
+
+
+def middle(segment: Segment) -> float:
+    return (segment.start + segment.end) / 2
+
+
+def written(text: str, path: str | os.PathLike | None) -> str:
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8", newline="\n")
+    return text

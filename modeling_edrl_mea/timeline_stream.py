@@ -1,0 +1,200 @@
+"""Emotions over time from audio that comes in chunks of any size, in bounded memory."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from .feature_extraction_edrl_mea import (
+    MAX_CHANNELS,
+    RecordingError,
+    as_array,
+    as_samples,
+    check_rate,
+    load_recording,
+    mix,
+)
+from .frames import samples_per_frame
+from .timeline import Segment, Timeline
+
+try:
+    import soxr
+except ImportError:
+    soxr = None
+
+WINDOW_SECONDS = 3.0  # about the length of the utterances that models of acted speech are trained on
+HOP_SECONDS = 1.0
+BLOCK_SECONDS = 10.0  # of a long recording taken at once
+DEVICE_BATCH = 16  # windows classified at once off the CPU, where a batch of equal lengths gains nothing
+LARGEST = 1e30  # finite samples beyond it would overflow float32 on the way
+SILENCE = 1e-12  # mean square that counts as -120 dB
+
+
+class TimelineStream:
+    """Scores windows of a recording as its samples arrive: `push` chunks, then `finish`.
+
+    Every window is classified by itself, exactly as the recording cut there would be: with its own normalisation where
+    the model normalises waveforms, and nothing seen beyond its ends. Frames are therefore not shared between
+    overlapping windows, and the cost is window / hop times that of the recording. Windows start every `hop_s`; the
+    last one ends with the recording and is moved back to full length. A recording shorter than `window_s` is one
+    segment of its own length.
+
+    Args:
+        model: an `EdrlMeaForAudioClassification`.
+        sampling_rate: Hz of the chunks; the model's own by default.
+        window_s, hop_s: seconds.
+        batch_size: windows classified at once; by default 1 on the CPU and 16 elsewhere.
+
+    Raises ValueError where window or hop are no lengths: the hop must be at least a frame (20 ms in WavLM) and at most
+    the window, or speech would go unheard.
+    """
+
+    def __init__(
+        self,
+        model,
+        sampling_rate: float | None = None,
+        window_s: float = WINDOW_SECONDS,
+        hop_s: float = HOP_SECONDS,
+        batch_size: int | None = None,
+    ):
+        self.model, self.rate = model, model.config.sampling_rate
+        self.sampling_rate = self.rate if sampling_rate is None else sampling_rate
+        frame = samples_per_frame(model.config.backbone_config)
+        self.window, self.hop = (n_samples(seconds, self.rate) for seconds in (window_s, hop_s))
+        if not frame <= self.hop <= self.window:
+            raise ValueError(
+                f"window_s={window_s}, hop_s={hop_s}: the hop must be at least {frame / self.rate:g} s (one frame) and "
+                "at most the window."
+            )
+        self.batch_size = batch_size or (1 if model.device.type == "cpu" else DEVICE_BATCH)
+        self.resampler = self._resampler()
+        self.extract = model.feature_extractor()
+        self.timeline = Timeline([], model.config.labels)
+        self.buffer, self.buffer_start = np.zeros(0, np.float32), 0  # what comes from sample `buffer_start` on
+        self.pending: list[np.ndarray] = []  # chunks not joined to the buffer yet: they may be tiny, and many
+        self.n_arrived = 0  # samples at the model's rate, counted from the start of the recording
+        self.next_start = 0  # sample at which the next window starts
+        self.n_received, self.first_sample = 0, np.zeros(0, np.float32)
+        self.is_finished = False
+
+    def push(self, chunk) -> list[Segment]:
+        """Take (n,) samples, or (n, channels) of up to 8 channels, and return the segments that they complete.
+
+        Raises RecordingError for NaN or infinite samples (nothing of the chunk is taken), and for any other shape.
+        """
+        if self.is_finished:
+            raise RuntimeError("This stream is finished; start a new one with stream_timeline.")
+        samples = self._checked(chunk)
+        if len(samples):
+            self.n_received += len(samples)
+            self.first_sample = self.first_sample if len(self.first_sample) else samples[:1]
+            self._append(samples if self.resampler is None else self.resampler.resample_chunk(samples))
+        return self._classify(self._complete_windows())
+
+    def finish(self) -> list[Segment]:
+        """The segments still due: the recording ends here. All of them together are in `timeline`."""
+        if self.is_finished:
+            return []
+        if not self.n_received:
+            raise RecordingError("recording: zero length. Nothing was pushed before finish.")
+        self.is_finished = True
+        if self.resampler is not None:
+            self._append(self.resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            if not self.n_arrived:  # too short for the filter
+                self._append(self.first_sample)
+        segments = self._classify(self._complete_windows())
+        n_covered = self.next_start - self.hop + self.window if self.next_start else 0
+        if n_covered < self.n_arrived:
+            segments += self._classify([max(0, self.n_arrived - self.window)])
+        self.buffer = self.buffer[:0]
+        return segments
+
+    def _checked(self, chunk) -> np.ndarray:
+        name = f"recording, at {self.n_received / self.sampling_rate:.2f} s"
+        shape = np.shape(chunk)
+        if len(shape) not in (1, 2) or (len(shape) == 2 and not 1 <= shape[1] <= MAX_CHANNELS):
+            raise RecordingError(f"{name}: shape {shape}; push (n,) samples, or (n, channels) of up to {MAX_CHANNELS}.")
+        if not shape[0]:
+            return np.zeros(0, np.float32)
+        samples = as_samples(chunk, name)
+        samples = mix(samples, 1) if samples.ndim == 2 else samples
+        return samples.clip(-LARGEST, LARGEST).astype(np.float32)
+
+    def _resampler(self):
+        check_rate(self.sampling_rate)
+        if self.sampling_rate == self.rate:
+            return None
+        if soxr is None:
+            raise ImportError(f"Converting {self.sampling_rate} Hz to {self.rate} Hz needs soxr: pip install soxr")
+        return soxr.ResampleStream(self.sampling_rate, self.rate, 1, dtype="float32")
+
+    def _append(self, samples: np.ndarray) -> None:
+        self.pending.append(samples)
+        self.n_arrived += len(samples)
+
+    def _complete_windows(self) -> list[int]:
+        """Starts of the windows that lie wholly within what has arrived and were not classified yet."""
+        starts = []
+        while self.next_start + self.window <= self.n_arrived:
+            starts.append(self.next_start)
+            self.next_start += self.hop
+        return starts
+
+    @torch.no_grad()
+    def _classify(self, starts: list[int]) -> list[Segment]:
+        if not starts:
+            return []
+        self.buffer = np.concatenate([self.buffer, *self.pending])
+        self.pending = []
+        segments = []
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for i in range(0, len(starts), self.batch_size):
+                segments += self._segments(starts[i : i + self.batch_size])
+        finally:
+            self.model.train(was_training)
+        self.timeline.segments += segments
+        # Should the recording end here, its last window would be moved back over samples heard before.
+        unneeded = min(self.next_start, self.n_arrived - self.window) - self.buffer_start
+        if unneeded > 0:
+            self.buffer, self.buffer_start = self.buffer[unneeded:].copy(), self.buffer_start + unneeded
+        return segments
+
+    def _segments(self, starts: list[int]) -> Iterator[Segment]:
+        cuts = [self.buffer[start - self.buffer_start :][: self.window] for start in starts]
+        inputs = self.extract(cuts, sampling_rate=self.rate, return_tensors="pt").to(self.model.device)
+        inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
+        probabilities = self.model(**inputs).logits.float().softmax(-1).cpu()
+        labels = self.timeline.labels
+        for start, cut, row in zip(starts, cuts, probabilities, strict=True):
+            scores = dict(zip(labels, row.tolist(), strict=True))
+            span = (start / self.rate, (start + len(cut)) / self.rate)
+            yield Segment(*span, labels[int(row.argmax())], scores, level_db(cut))
+
+
+def predict_timeline(model, recording, sampling_rate: float | None = None, **settings) -> Timeline:
+    """The timeline of a whole recording: an array, (n,) or with channels either way round, or what else
+    [`load_recording`] takes. `settings` are those of [`TimelineStream`], and so is what raises."""
+    if isinstance(recording, (str, os.PathLike, bytes, Mapping)) or hasattr(recording, "get_all_samples"):
+        sampling_rate = model.config.sampling_rate
+        recording = load_recording(recording, sampling_rate)
+    stream = TimelineStream(model, sampling_rate, **settings)
+    samples = as_samples(recording, "recording") if isinstance(recording, list) else as_array(recording)
+    if samples.ndim == 2 and samples.shape[0] <= samples.shape[1]:
+        samples = samples.T
+    block = max(1, int(BLOCK_SECONDS * stream.sampling_rate))
+    for start in range(0, len(samples) if samples.ndim else 1, block):
+        stream.push(samples[start : start + block] if samples.ndim else samples)
+    stream.finish()
+    return stream.timeline
+
+
+def n_samples(seconds: float, rate: int) -> int:
+    return round(seconds * rate) if math.isfinite(seconds) else 0
+
+
+def level_db(samples: np.ndarray) -> float:
+    return float(10 * np.log10(max(np.mean(np.square(samples, dtype=np.float64)), SILENCE)))
