@@ -246,6 +246,11 @@ class EdrlMeaConfig(PreTrainedConfig):
         return ["shared", *self.labels] + ["speech"] * self.align_speech_embedding
 
     @property
+    def alignment_uses_labels(self) -> bool:
+        """Whether other labels make another alignment."""
+        return self.uses_alignment and (self.arrangement == "edrl_mea" or "labels" in self.alignment_target)
+
+    @property
     def alignment_target_size(self) -> int:
         """Width of MEA's Y."""
         sizes = {"labels": self.num_labels}

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .global_batch import GlobalBatch
+
 
 @dataclass
 class Disentanglement:
@@ -58,17 +60,33 @@ class EmotionDisentanglement(nn.Module):
     def forward(self, u: torch.Tensor, labels: torch.Tensor | None = None, sample_weights: torch.Tensor | None = None):
         """`labels` (B,) int or (B, C) soft; `sample_weights` (B,), of mean 1 over the training data."""
         u = u.to(self.classifier.weight.dtype)
-        targets = None if labels is None else as_targets(labels, self.classifier.out_features).to(u)
-        encoded = u
-        if self.training and targets is not None:
-            u, targets, sample_weights = self._mix(u, targets, sample_weights)
-            encoded = u + self.noise * torch.randn_like(u)
-        encoded = self.dropout(encoded)
-        intra, shared = self._encode(encoded)
-        result = Disentanglement(intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1)))
-        if targets is not None:
-            result.losses = self._losses(result, u, targets, sample_weights)
+        if labels is None:
+            return self._disentangle(u)
+        targets = as_targets(labels, self.classifier.out_features).to(u)
+        if not self.training:
+            return self._with_losses(u, u, targets, sample_weights)
+        batch = GlobalBatch(len(u), u.device)
+        mixed, *weighting = self._mix(*(batch.gather(part) for part in (u, targets, sample_weights)))
+        whole = self._with_losses(mixed + self.noise * torch.randn_like(mixed), mixed, *weighting)
+        own = (batch.own(part) for part in (whole.intra_class_embeddings, whole.shared_embedding, whole.logits))
+        return Disentanglement(*own, whole.losses)
+
+    def _disentangle(self, u: torch.Tensor) -> Disentanglement:
+        intra, shared = self._encode(self.dropout(u))
+        return Disentanglement(intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1)))
+
+    def _with_losses(self, encoded, u, targets, sample_weights) -> Disentanglement:
+        """`encoded` is what the encoders get: u, or u with noise, which is not to be rebuilt."""
+        result = self._disentangle(encoded)
+        result.losses = self._losses(result, u, targets, sample_weights)
         return result
+
+    def forget_labels(self) -> None:
+        """Re-initialise all but the shared encoder, the only part that does not depend on the labels."""
+        for module in self.modules():
+            if isinstance(module, ClassWiseLinear):
+                init_class_wise(module, nn.init)
+        init_linear(self.classifier, nn.init)
 
     def _encode(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.intra_hidden is None:
@@ -102,8 +120,15 @@ class EmotionDisentanglement(nn.Module):
 LOSSES = ("classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance")
 
 
+def init_linear(module: nn.Linear, init) -> None:
+    """nn.Linear's own initialisation, bias zero; `init` is `transformers.initialization` or `torch.nn.init`."""
+    bound = module.in_features**-0.5
+    init.uniform_(module.weight, -bound, bound)
+    init.zeros_(module.bias)
+
+
 def init_class_wise(module: ClassWiseLinear, init) -> None:
-    """nn.Linear's own initialisation, a class at a time; `init` is `transformers.initialization`."""
+    """nn.Linear's own initialisation, a class at a time."""
     bound = 1 / math.sqrt(module.weight.shape[1])
     init.uniform_(module.weight, -bound, bound)
     init.zeros_(module.bias)

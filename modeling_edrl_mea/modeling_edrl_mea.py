@@ -1,5 +1,6 @@
 """EDRL-MEA: backbone → speech embedding → disentanglement and alignment → classifier."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,14 @@ from transformers.utils import ModelOutput, logging
 from .alignment import EmbeddingAlignment
 from .backbone import LengthAwareWavLM
 from .configuration_edrl_mea import EdrlMeaConfig
-from .disentanglement import ClassWiseLinear, EmotionDisentanglement, as_targets, cross_entropy, init_class_wise
+from .disentanglement import (
+    ClassWiseLinear,
+    EmotionDisentanglement,
+    as_targets,
+    cross_entropy,
+    init_class_wise,
+    init_linear,
+)
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from .frames import iter_windows, receptive_field
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
@@ -23,6 +31,7 @@ from .timeline_stream import TimelineStream, predict_timeline
 
 logger = logging.get_logger(__name__)
 
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 EMBEDDING_BATCH = 8  # recordings that `embed_recordings` sends through the backbone at once
 
 
@@ -55,6 +64,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
+    # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
+    accepts_loss_kwargs = False
     # Standardisation and PLS rotations do not survive bfloat16.
     _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
 
@@ -67,18 +78,37 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SpeechEmbedding):
             module.reset(init)
         elif isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            init.zeros_(module.bias)
+            init_linear(module, init)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers. With `ignore_mismatched_sizes=True` and other labels (in number, names or order), exactly
+        what depends on labels starts anew: see [`forget_labels`]. Without it, as many other names only rename."""
+        # The directory's own config: transformers takes out of `kwargs` what it changes.
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for module in model.modules():
             if isinstance(module, EmbeddingAlignment) and not module.refresh():
                 module.reset()  # all of it, where another label set emptied a part
+        if kwargs.get("ignore_mismatched_sizes") and pretrained_model_name_or_path is not None:
+            stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
+            if stored.labels != model.config.labels:
+                model.forget_labels()
         return loaded
+
+    @torch.no_grad()
+    def forget_labels(self) -> None:
+        """Re-initialise what depends on the labels: the encoders, decoders and classifiers of the emotions, and an
+        alignment that has their embeddings or the labels for a block. The backbone, the speech embedding and the shared
+        encoder stay."""
+        for module in self.modules():
+            if isinstance(module, EmotionDisentanglement):
+                module.forget_labels()
+            elif isinstance(module, EmbeddingAlignment) and self.config.alignment_uses_labels:
+                module.reset()
+            elif isinstance(module, EdrlMeaForAudioClassification) and module.classifier is not None:
+                init_linear(module.classifier, nn.init)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Also writes the feature extractor, so that any saved directory works with `pipeline`."""
@@ -87,6 +117,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             # Also where this code was itself loaded by `trust_remote_code`: the copy shall work as the original did.
             EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
             self.feature_extractor().save_pretrained(save_directory)
+            _offer_auto_model(save_directory)
 
     def feature_extractor(self) -> EdrlMeaFeatureExtractor:
         return EdrlMeaFeatureExtractor(
@@ -275,10 +306,19 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
 
     @property
     def stage(self) -> str:
-        """Where the logits come from: "alignment", or "disentanglement" (EDRL's own classifier), or "linear"."""
-        if self.classifier is None or (self.edrl_mea.disentanglement is not None and not self.alignment.is_fitted):
-            return "disentanglement"
-        return "alignment" if self.alignment is not None else "linear"
+        """What the logits are made from: "linear" (u), "disentanglement" (EDRL's embeddings of u), "alignment" (the
+        aligned embedding), or "unfitted": an arrangement that starts with MEA, which is not fitted yet, so they say
+        nothing."""
+        if self.alignment is None:
+            return "linear" if self.edrl_mea.disentanglement is None else "disentanglement"
+        if self.alignment.is_fitted:
+            return "alignment"
+        return "disentanglement" if self.config.arrangement == "edrl_mea" else "unfitted"
+
+    @property
+    def _ends_in_disentanglement(self) -> bool:
+        """Whether the logits are those of EDRL's own classifier."""
+        return self.classifier is None or self.stage == "disentanglement"
 
     def forward(
         self,
@@ -304,7 +344,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             output_attentions=output_attentions,
         )
         losses = output.losses or {}
-        if self.stage != "disentanglement":
+        if not self._ends_in_disentanglement:
             features = output.speech_embedding if self.alignment is None else output.aligned_embedding
             if features is None:  # arrangement "mea", not fitted yet
                 features = output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
@@ -410,19 +450,30 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             "label": self.config.labels[winner],
             "logits": dict(zip(self.config.labels, logits.tolist(), strict=True)),
         }
-        if self.stage == "alignment":
+        if self._ends_in_disentanglement:
+            names, head = ["shared", *self.config.labels], self.edrl_mea.disentanglement.classifier
+            weights = head.weight[winner].float().split(self.config.block_size)
+            shares = torch.stack([block[0].float() @ w for block, w in zip(disentangled.blocks, weights, strict=True)])
+        elif self.alignment is not None:
             names, head = self.config.block_names, self.classifier
             moved = self.alignment.contributions(self.edrl_mea._alignment_blocks(u, disentangled))[0]
             explanation["component_contributions"] = dict(zip(names, moved.tolist(), strict=True))
             shares = moved @ head.weight[winner].float()
-        elif self.stage == "disentanglement":
-            names, head = ["shared", *self.config.labels], self.edrl_mea.disentanglement.classifier
-            weights = head.weight[winner].float().split(self.config.block_size)
-            shares = torch.stack([block[0].float() @ w for block, w in zip(disentangled.blocks, weights, strict=True)])
         else:
             names, shares = ["speech"], (u[0] @ self.classifier.weight[winner].float())[None]
         explanation["logit_contributions"] = dict(zip(names, shares.tolist(), strict=True))
         return explanation
+
+
+def _offer_auto_model(folder: str | os.PathLike) -> None:
+    """Let `AutoModel` find the model without its classifier too, where the directory holds the code."""
+    path = os.path.join(folder, "config.json")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    if "auto_map" in config and "AutoModel" not in config["auto_map"]:
+        config["auto_map"]["AutoModel"] = "modeling_edrl_mea.EdrlMeaModel"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _normalization_of(backbone: str | os.PathLike) -> bool:

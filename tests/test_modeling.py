@@ -106,8 +106,11 @@ def test_the_stage_says_where_the_logits_come_from(tiny_model, recordings):
     output = model(**inputs)
     assert model.stage == "disentanglement" and output.aligned_embedding is None
     torch.testing.assert_close(output.logits, model.edrl_mea(**inputs).logits)
-    assert tiny_model("edrl_mea").stage == "alignment"
     assert tiny_model("edrl").stage == "disentanglement" and tiny_model("linear").stage == "linear"
+    for arrangement in ("mea", "edrl_mea", "mea_edrl"):
+        assert tiny_model(arrangement).stage == "alignment"
+    for arrangement in ("mea", "mea_edrl"):
+        assert tiny_model(arrangement, fitted=False).stage == "unfitted"
 
 
 # Saving and loading
@@ -146,19 +149,37 @@ def test_the_model_without_classifier_loads_from_the_same_directory(tiny_model, 
     assert torch.equal(bare(**inputs).aligned_embedding, model(**inputs).aligned_embedding)
 
 
-@pytest.mark.parametrize("arrangement", ["linear", "edrl", "edrl_mea", "mea_edrl"])
-def test_another_label_set_initialises_exactly_what_depends_on_it(tiny_model, tmp_path, arrangement):
-    model = tiny_model(arrangement)
+OTHER_LABELS = [
+    {i: f"emotion {i}" for i in range(6)},
+    {0: "joy", 1: "fear", 2: "disgust", 3: "calm"},
+    {0: "happiness", 1: "anger", 2: "neutral", 3: "sadness"},
+]
+
+
+@pytest.mark.parametrize("others", OTHER_LABELS, ids=["more", "as many", "another order"])
+@pytest.mark.parametrize(
+    ("arrangement", "target"),
+    [
+        ("linear", ["labels"]),
+        ("edrl", ["labels"]),
+        ("edrl_mea", ["own_speech"]),
+        ("mea_edrl", ["own_speech"]),
+        ("mea_edrl", ["own_speech", "labels"]),
+    ],
+)
+def test_another_label_set_initialises_exactly_what_depends_on_it(tiny_model, tmp_path, arrangement, target, others):
+    model = tiny_model(arrangement, alignment_target=target)
     model.save_pretrained(tmp_path)
-    others = {i: f"emotion {i}" for i in range(6)}
     loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path, id2label=others, ignore_mismatched_sizes=True)
     fresh = EdrlMeaForAudioClassification(copy.deepcopy(loaded.config)).state_dict()
     before, after = model.state_dict(), loaded.state_dict()
-    changed = {name for name in after if before[name].shape != after[name].shape}
-    # An alignment of EDRL's blocks means nothing without all of its blocks.
-    if arrangement == "edrl_mea":
+    emotions = ("intra_", "score.", "decoder.", "classifier.")
+    changed = {name for name in after if name.split("disentanglement.")[-1].startswith(emotions)}
+    keeps_alignment = arrangement == "mea_edrl" and target == ["own_speech"]
+    if not keeps_alignment:  # one of the emotions' blocks, or of the labels, means nothing without them
         changed |= {name for name in after if ".alignment." in name}
     assert changed
+    assert changed >= {name for name in after if before[name].shape != after[name].shape}
     for name, tensor in after.items():
         assert tensor.isfinite().all(), name
         if name not in changed:
@@ -168,8 +189,20 @@ def test_another_label_set_initialises_exactly_what_depends_on_it(tiny_model, tm
         else:
             bound = fresh[name].abs().max()
             assert 0 < tensor.abs().max() < 1.5 * bound, name
+            assert tensor.shape != before[name].shape or not torch.equal(tensor, before[name]), name
     assert loaded.config.labels == list(others.values())
-    assert loaded.stage == ("disentanglement" if "edrl" in arrangement else "linear")
+    if "mea" in arrangement:
+        assert loaded.alignment.is_fitted == keeps_alignment
+
+
+def test_as_many_other_names_only_rename_unless_told_otherwise(tiny_model, tmp_path, recordings):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    german = {0: "Ärger", 1: "Freude", 2: "neutral", 3: "Trauer"}
+    loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path, id2label=german)
+    inputs = inputs_of(model, recordings)
+    assert loaded.config.labels == list(german.values())
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
 def test_another_label_set_without_permission_is_refused(tiny_model, tmp_path):
@@ -421,7 +454,9 @@ def test_contributions_and_bias_sum_to_the_winning_logit(tiny_model, arrangement
     assert model.training
     logits = model.eval()(**inputs_of(model, [recording])).logits[0]
     winner = int(logits.argmax())
-    head = model.edrl_mea.disentanglement.classifier if model.stage == "disentanglement" else model.classifier
+    head = model.classifier
+    if arrangement in ("edrl", "mea_edrl") or model.stage == "disentanglement":
+        head = model.edrl_mea.disentanglement.classifier
     contributions = explanation["logit_contributions"]
     assert explanation["label"] == EMOTIONS[winner]
     assert explanation["logits"] == pytest.approx(dict(zip(EMOTIONS.values(), logits.tolist(), strict=True)), abs=1e-4)
