@@ -1,0 +1,228 @@
+"""The model card: what a report says of a model, as metadata that the Hub reads and a page that people read."""
+
+import json
+import re
+from pathlib import Path
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .licences import hub_identifier, strictest
+from .report import ModelReport, PublishError
+
+TEMPLATE = Path(__file__).parent / "card.md.jinja"
+PAPER = "https://arxiv.org/abs/2510.09072"
+# What the Hub's other emotion recognisers (superb/*-superb-er) let people try.
+EXAMPLES = [
+    {"example_title": f"A {emotion} recording", "src": f"https://cdn-media.huggingface.co/speech_samples/{clip}.wav"}
+    for emotion, clip in (("happy", "IEMOCAP_Ses01F_impro03_F013"), ("neutral", "IEMOCAP_Ses01F_impro04_F000"))
+]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+METRICS = {  # name in the report: (Hub's identifier, name on the page); UAR is what scikit-learn calls macro recall
+    "uar": ("recall", "UAR"),
+    "wa": ("accuracy", "WA"),
+    "macro_f1": ("f1", "macro-F1"),
+    "ece": ("ece", "ECE"),
+    "ece_calibrated": ("ece", "ECE, calibrated"),
+}
+PLOTS = {
+    "uar_against_snr": "UAR against the level of noise",
+    "cross_corpus": "Trained on one corpus, tested on another",
+    "confusion": "What is taken for what",
+    "reliability": "How far confidence can be believed",
+    "embedding_map": "Embeddings of test recordings",
+}
+
+
+def build_card(report: ModelReport, config: dict, repo_id: str, code: str = "", plots: dict | None = None) -> ModelCard:
+    """The card of the model at `repo_id`.
+
+    Args:
+        config: the model's config.json. code: its modeling file; the card shows only what it can do.
+        plots: where the upload has each plot, by title.
+
+    Raises:
+        PublishError: metadata that huggingface_hub refuses.
+    """
+    labels = labels_of(config)
+    metadata = card_metadata(report, config, repo_id)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        undefined=jinja2.StrictUndefined,  # a misspelt field must not vanish from the page
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "flat": flat, "setting": setting_name, "condition": condition_name}
+    page = environment.get_template(TEMPLATE.name).render(
+        metadata=metadata.to_yaml(),
+        repo_id=repo_id,
+        name=repo_id.split("/")[-1],
+        labels=labels,
+        config=config,
+        report=report.document,
+        model=report.model,
+        training=report.training,
+        corpora=report.training.get("corpora") or [],
+        base_model=metadata.base_model or _backbone_name(config),
+        licence=metadata.license,
+        plain=[row for row in report.results if row["protocol"] != "corruption"],
+        corrupted=by_condition(report.results),
+        comparisons=report.comparisons,
+        corruption_errors=report.corruption_errors,
+        plots={PLOTS.get(title, title.replace("_", " ")): place for title, place in (plots or {}).items()},
+        has_timeline="def predict_timeline" in code,
+        paper=PAPER,
+    )
+    return validated(page)
+
+
+def validated(page: str) -> ModelCard:
+    """The page as a card whose metadata huggingface_hub reads back as they were meant. Raises PublishError."""
+    try:
+        card = ModelCard(page)
+    except ValueError as error:
+        raise PublishError(f"huggingface_hub refuses the card's metadata: {error}") from error
+    if not card.data.eval_results or not card.data.license:
+        raise PublishError("The card's metadata have no results or no licence after huggingface_hub has read them.")
+    return card
+
+
+def labels_of(config: dict) -> list[str]:
+    """Emotions in id order."""
+    names = config.get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)]
+
+
+def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardData:
+    corpora = report.training.get("corpora") or []
+    licence = strictest([corpus.get("licence") for corpus in corpora] + backbone_licence(report))
+    return ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        license=licence,
+        license_name="see-training-data" if licence == "other" else None,
+        language=sorted({corpus["language"] for corpus in corpora if corpus.get("language")}) or None,
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        base_model=base_model(report, config),
+        datasets=[corpus["name"] for corpus in corpora] or None,
+        metrics=["recall", "accuracy", "f1"],
+        tags=["speech-emotion-recognition", "emotion-recognition", "edrl-mea", "wavlm", "noise-robustness", "speech"],
+        widget=EXAMPLES,
+        eval_results=eval_results(report, repo_id),
+    )
+
+
+def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
+    """Every figure of the report on this model, with its interval, its condition and the command that made it."""
+    titles = {corpus["name"]: corpus["title"] for corpus in report.training.get("corpora") or []}
+    titles |= {corpus["name"]: corpus["title"] for corpus in report.document.get("corpora") or []}
+    found = []
+    for row in report.results:
+        condition = "-".join(str(part) for part in (row["condition"], row["level"]) if part is not None)
+        spoken = condition_name(row["condition"]) + (f", {setting_name(row)}" if row["level"] else "")
+        for name, interval in row["metrics"].items():
+            if interval["value"] is None or name not in METRICS:
+                continue
+            identifier, title = METRICS[name]
+            bounds = {"low": interval["low"], "high": interval["high"], "interval": "95%, speakers resampled"}
+            found.append(
+                EvalResult(
+                    task_type="audio-classification",
+                    task_name="Speech emotion recognition",
+                    dataset_type=row["test"],
+                    dataset_name=f"{titles.get(row['test'], row['test'])} ({spoken})",
+                    dataset_config=f"{row['protocol']}-{condition}",
+                    dataset_split=f"{row['n_recordings']} recordings of {row['n_speakers']} speakers",
+                    dataset_args={"trained_on": row["train"], **(row["setting"] or {})},
+                    metric_type=identifier,
+                    metric_name=title,
+                    metric_value=interval["value"],
+                    metric_args=bounds if interval["low"] is not None else None,
+                    source_name=report.document["command"],
+                    source_url=f"https://huggingface.co/{repo_id}/blob/main/report.json",
+                )
+            )
+    return found
+
+
+def base_model(report: ModelReport, config: dict) -> str | None:
+    """Hub id of what training started from; None where it was a directory, which the Hub knows nothing of."""
+    started_from = (report.training.get("config") or {}).get("model_name_or_path") or _backbone_name(config)
+    local = started_from.split("/")[0] in ("checkpoints", "outputs", ".", "..")
+    return started_from if HUB_ID.fullmatch(started_from) and not local else None
+
+
+def backbone_licence(report: ModelReport) -> list[str]:
+    """Licence of what training started from, where the report says it."""
+    licence = (report.training.get("backbone") or {}).get("licence")
+    return [hub_identifier(licence)] if licence else []
+
+
+def _backbone_name(config: dict) -> str:
+    return (config.get("backbone_config") or {}).get("_name_or_path") or ""
+
+
+def by_condition(results: list[dict]) -> list[dict]:
+    """Rows of the table of corruptions: {"train", "test", "condition", "levels": {level: result}}."""
+    rows = {}
+    for result in results:
+        if result["protocol"] == "corruption":
+            key = (tuple(result["train"]), result["test"], result["condition"])
+            row = rows.setdefault(key, dict(zip(("train", "test", "condition"), key, strict=True)) | {"levels": {}})
+            row["levels"][result["level"]] = result
+    return list(rows.values())
+
+
+# --- numbers and names on the page ----------------------------------------------------------------------
+
+
+def percent(interval: dict | float | None, signed: bool = False) -> str:
+    """ "71.1 (65.5–73.2)"; a dash for what the report does not know."""
+    if not isinstance(interval, dict):
+        interval = {"value": interval}
+    if interval["value"] is None:
+        return "–"
+    form = "{:+.1f}" if signed else "{:.1f}"
+    value, low, high = (
+        None if interval.get(key) is None else form.format(100 * interval[key]).replace("-", "−")
+        for key in ("value", "low", "high")
+    )
+    return value if low is None else f"{value} ({low}{' to ' if signed else '–'}{high})"
+
+
+def condition_name(condition: str) -> str:
+    return condition.removeprefix("noise_").replace("_", " ") + (" noise" if condition.startswith("noise_") else "")
+
+
+def setting_name(row: dict) -> str:
+    """What the level of a corruption means: "10 dB", "16 kbit/s"."""
+    units = {
+        "snr_db": "{} dB",
+        "kbits": "{} kbit/s",
+        "percent_at_most": "{} % of samples at most",
+        "bits": "{} bits",
+        "share": "{} lost",
+        "gain_db": "{} dB",
+        "rt60_s": "RT60 {} s",
+    }
+    parts = []
+    for key, unit in units.items():
+        value = (row["setting"] or {}).get(key)
+        if value is not None:
+            parts.append(unit.format(" to ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"))
+    return ", ".join(parts) or f"level {row['level']}"
+
+
+def flat(measured: dict, prefix: str = "") -> dict[str, str]:
+    """A tree of measurements as lines: {"latency: 1 s of audio: p50_ms": "12.3"}."""
+    lines = {}
+    for key, value in measured.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines |= flat(value, f"{name}: ")
+        elif isinstance(value, list):
+            lines[name] = ", ".join(json.dumps(item) if isinstance(item, (dict, list)) else str(item) for item in value)
+        elif value is not None:
+            lines[name] = f"{value:g}" if isinstance(value, float) else str(value)
+    return lines

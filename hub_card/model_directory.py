@@ -1,0 +1,75 @@
+"""What of a model directory is published: weights, configurations, and the code that they need."""
+
+import ast
+import json
+from pathlib import Path
+
+from .report import PublishError
+
+CONFIGURATIONS = ("config.json", "preprocessor_config.json")
+
+
+def read_model_directory(folder: Path) -> tuple[dict[str, dict], list[Path]]:
+    """(configurations by file name, paths of weights and code) of a directory that `save_pretrained` wrote.
+
+    Raises:
+        PublishError: no directory, no EDRL-MEA model, weights or code missing.
+    """
+    if not folder.is_dir():
+        raise PublishError(f"{folder}: no such directory.")
+    configurations = {name: _json(folder, name) for name in CONFIGURATIONS}
+    kind = configurations["config.json"].get("model_type")
+    if kind != "edrl_mea":
+        raise PublishError(f"{folder} holds a model of type {kind!r}; only EDRL-MEA models are published by this.")
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")])
+    if not any(file.suffix == ".safetensors" for file in weights):
+        raise PublishError(f"{folder} holds no *.safetensors file: save the model there with save_pretrained.")
+    return configurations, weights + _code(folder, configurations) + sorted(folder.glob("LICENSE"))
+
+
+def _json(folder: Path, name: str) -> dict:
+    path = folder / name
+    if not path.is_file():
+        raise PublishError(f"{folder} is no saved model: it has no {name}. Save one there with save_pretrained.")
+    try:
+        return _with_own_code(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise PublishError(f"{path} is damaged ({error}). Save the model again.") from error
+
+
+def _with_own_code(configuration: dict) -> dict:
+    """`auto_map` without "org/other--" in front of modules: the code lies beside the weights."""
+    places = configuration.get("auto_map")
+    if not places:
+        return configuration
+    return configuration | {"auto_map": {name: place.split("--")[-1] for name, place in places.items()}}
+
+
+def _code(folder: Path, configurations: dict[str, dict]) -> list[Path]:
+    """Every module that loading the model imports. Raises PublishError where one is missing."""
+    found, wanted = {}, set()
+    for name, configuration in configurations.items():
+        places = configuration.get("auto_map") or {}
+        if not places:
+            raise PublishError(f"{folder / name} names no code (auto_map): save the model again with this package.")
+        wanted |= {(name, place.rpartition(".")[0]) for place in places.values()}
+    while wanted:
+        origin, module = wanted.pop()
+        if module in found:
+            continue
+        file = folder / f"{module}.py"
+        if not file.is_file():
+            raise PublishError(
+                f"{folder} lacks {file.name}, which {origin} needs: trust_remote_code would fail. Save the model again."
+            )
+        found[module] = file
+        wanted |= {(file.name, needed) for needed in _relative_imports(file)}
+    return sorted(found.values())
+
+
+def _relative_imports(file: Path) -> set[str]:
+    needed = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            needed |= {node.module} if node.module else {alias.name for alias in node.names}
+    return needed
