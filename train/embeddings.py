@@ -13,12 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
 MAX_LISTED = 20  # bad recordings named in one error
+
+
+class CacheError(OSError):
+    """The cache of embeddings cannot be written; the message names the file and the remedy."""
 
 
 @dataclass
@@ -42,10 +47,9 @@ class Embeddings(torch.utils.data.Dataset):
 
     @property
     def sample_weights(self) -> torch.Tensor:
-        """(N,) weights, of mean 1, under which every class counts the same."""
+        """(N,) weights of [`balanced_weights`]."""
         if not hasattr(self, "_sample_weights"):
-            counts = torch.bincount(self.labels)
-            self._sample_weights = len(self) / ((counts > 0).sum() * counts[self.labels]).float()
+            self._sample_weights = balanced_weights(self.labels)
         return self._sample_weights
 
     def with_copies(self, copies: Sequence[torch.Tensor]) -> "Embeddings":
@@ -59,16 +63,26 @@ class Embeddings(torch.utils.data.Dataset):
         )
 
 
+def balanced_weights(labels: torch.Tensor) -> torch.Tensor:
+    """(N,) weights, of mean 1, under which every class counts the same."""
+    counts = torch.bincount(labels)
+    return len(labels) / ((counts > 0).sum() * counts[labels]).float()
+
+
 class EmbeddingCache:
     """Embeds recordings with a model's backbone, through a folder that remembers what was computed.
 
     Several processes share the work and the folder: each computes its part of the chunks and reads the others'.
     """
 
-    def __init__(self, model: EdrlMeaForAudioClassification, folder: str | Path, accelerator=None):
-        self.model, self.accelerator = model, accelerator
+    def __init__(self, model: EdrlMeaForAudioClassification, folder: str | Path, processes=None):
+        """`processes`: an accelerate `PartialState` or `Accelerator`, where several share the work."""
+        self.model, self.processes = model, processes
         self.folder = Path(folder) / fingerprint_of(model)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"{self.folder}: {error.strerror}. Give another folder as --embedding_cache.") from error
 
     def embed(
         self,
@@ -91,8 +105,8 @@ class EmbeddingCache:
         paths = [
             self._chunk_path(audio[start : start + CHUNK], keys[start : start + CHUNK], condition) for start in starts
         ]
-        n_processes = self.accelerator.num_processes if self.accelerator else 1
-        rank = self.accelerator.process_index if self.accelerator else 0
+        n_processes = self.processes.num_processes if self.processes else 1
+        rank = self.processes.process_index if self.processes else 0
         missing = [i for i, path in enumerate(paths) if not _is_readable(path)]
         errors: list[str] = []
         progress = tqdm(
@@ -101,11 +115,11 @@ class EmbeddingCache:
         for i in progress:
             rows = slice(i * CHUNK, (i + 1) * CHUNK)
             self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
+        if n_processes > 1:  # also waits for what the others write
+            errors = gather_object(errors)
         if errors:
             listed = "\n  ".join(errors[:MAX_LISTED]) + ("\n  …" if len(errors) > MAX_LISTED else "")
             raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:\n  {listed}")
-        if self.accelerator:
-            self.accelerator.wait_for_everyone()
         return torch.from_numpy(np.concatenate([np.load(path) for path in paths]))
 
     def _embed_chunk(self, path: Path, audio, keys, condition, errors: list[str]) -> None:
@@ -184,5 +198,10 @@ def _write_whole(path: Path, array: np.ndarray) -> None:
         with open(temporary, "wb") as file:
             np.save(file, array)
         os.replace(temporary, path)
+    except OSError as error:
+        raise CacheError(
+            f"{path}: {error.strerror}. Make room, or give another folder as --embedding_cache; what is cached already "
+            "is kept."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,16 +1,28 @@
 """Two-stage training: EDRL by gradients, MEA and its classifier in closed form."""
 
-import copy
+import logging
+import signal
 from collections import defaultdict
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 
 from . import stages
-from .embeddings import Embeddings
+from .batches import epoch_loader
+from .embeddings import EmbeddingCache, Embeddings
 from .metrics import scores
+from .run_folder import RunFolder
+from .speech import Speech, WaveformCollator
+
+logger = logging.getLogger(__name__)
 
 STEPS = {
     "linear": ("train_classifier",),
@@ -19,59 +31,117 @@ STEPS = {
     "edrl_mea": ("train_disentanglement", "fit_alignment", "train_classifier"),
     "mea_edrl": ("fit_alignment", "train_disentanglement"),
 }
+BEST = "best.safetensors"  # in a checkpoint: the weights of the best epoch until then
 
 
 class EdrlMeaTrainer(Trainer):
-    """Trains an EDRL-MEA model on cached embeddings of its frozen backbone.
+    """Trains an EDRL-MEA model in its two stages.
+
+    Above a frozen backbone both stages use embeddings, which are computed once and cached; otherwise stage 1 hears
+    waveforms, and stage 2 embeds the recordings again with the backbone that it left.
 
     Args:
-        model: an `EdrlMeaForAudioClassification` whose backbone is frozen.
+        model: an `EdrlMeaForAudioClassification`, its backbone frozen as far as it shall be.
         args: `TrainingArguments`, for stage 1.
-        train_dataset: [`Embeddings`].
-        eval_dataset: [`Embeddings`] of other speakers; with it stage 1 keeps the weights of its best epoch and stops
-            after `patience` epochs without a better one.
+        train_dataset: [`Speech`], or its [`Embeddings`].
+        eval_dataset: the same of other speakers; with it stage 1 keeps the weights of its best epoch and stops after
+            `patience` epochs without a better one.
+        embedding_cache: folder; `args.output_dir`/embeddings by default.
+        backbone_learning_rate: of the backbone's parameters; `args.learning_rate` is that of all others.
     """
 
     def __init__(
         self,
-        model,
+        model: EdrlMeaForAudioClassification,
         args,
-        train_dataset: Embeddings,
-        eval_dataset: Embeddings | None = None,
-        patience=10,
+        train_dataset: Speech | Embeddings,
+        eval_dataset: Speech | Embeddings | None = None,
+        patience: int = 10,
+        embedding_cache: str | Path | None = None,
+        backbone_learning_rate: float | None = None,
         **kwargs,
     ):
         args.remove_unused_columns = False
         args.label_names = ["labels"]
+        self.embedding_cache = Path(embedding_cache or Path(args.output_dir) / "embeddings")
+        self.backbone_learning_rate = backbone_learning_rate
+        if model.is_backbone_frozen:
+            train_dataset, eval_dataset = (self.embed(model, data) for data in (train_dataset, eval_dataset))
+        else:
+            kwargs.setdefault("data_collator", WaveformCollator(model.feature_extractor()))
         kwargs.setdefault("compute_metrics", uar_of_predictions)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.folder = RunFolder(args.output_dir)
+        self.best = KeepBest(patience)
         if eval_dataset is not None:
-            self.add_callback(KeepBestHeads(patience))
+            self.add_callback(self.best)
+        self.interruption = None
         self._loss_terms: dict[str, list] = defaultdict(list)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
-        self.fit_speech_embedding()
-        output = None
-        for step in STEPS[self.model.config.arrangement]:
-            output = (
-                getattr(self, step)(resume_from_checkpoint)
-                if step == "train_disentanglement"
-                else getattr(self, step)()
-            )
-        return output
+    def train(self, resume_from_checkpoint: bool | str | None = None):
+        """Both stages.
+
+        Args:
+            resume_from_checkpoint: True goes on where a killed run left `args.output_dir`, or starts if there is
+                nothing; a path is a checkpoint of stage 1.
+        """
+        completed = self.folder.completed_steps() if resume_from_checkpoint is True else []
+        if completed:
+            self.model.load_state_dict(self.folder.load_steps(), strict=False)
+            logger.info("Going on after %s.", ", ".join(completed))
+        for step in ("fit_speech_embedding", *STEPS[self.model.config.arrangement])[len(completed) :]:
+            getattr(self, step)(*[resume_from_checkpoint] * (step == "train_disentanglement"))
+            completed.append(step)
+            self._record(completed)
 
     def fit_speech_embedding(self) -> None:
-        stages.fit_speech_embedding(self.model, self.train_dataset)
+        stages.fit_speech_embedding(self.model, self.training_embeddings())
 
-    def train_disentanglement(self, resume_from_checkpoint=None):
-        return super().train(resume_from_checkpoint=resume_from_checkpoint)
+    def train_disentanglement(self, resume_from_checkpoint: bool | str | None = None) -> None:
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            with self.accelerator.main_process_first():
+                checkpoint = self.folder.newest_checkpoint(repair=self.is_world_process_zero())
+        super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.interruption is not None and self.interruption.requested:
+            logger.warning("Stopped by SIGTERM. Run the same command again to go on.")
+            raise SystemExit(128 + signal.SIGTERM)
 
-    def fit_alignment(self):
-        pls = stages.fit_alignment(self.model, self.train_dataset, self.accelerator)
+    def fit_alignment(self) -> None:
+        pls = stages.fit_alignment(self.model, self.training_embeddings(), self.accelerator)
         self.log({"mea_components": pls.n_components_, "mea_explained_y": float(pls.explained_variance_y_.sum())})
 
-    def train_classifier(self):
-        self.log({"classifier_C": stages.train_classifier(self.model, self.train_dataset)})
+    def train_classifier(self) -> None:
+        self.log({"classifier_C": stages.train_classifier(self.model, self.training_embeddings())})
+
+    def training_embeddings(self) -> Embeddings:
+        """The training recordings by the backbone as it is now."""
+        return self.embed(self.model, self.train_dataset)
+
+    def embed(self, model, data: Speech | Embeddings | None) -> Embeddings | None:
+        if not isinstance(data, Speech):
+            return data
+        return data.embed(EmbeddingCache(model, self.embedding_cache, PartialState()))
+
+    def stop_on_sigterm(self) -> None:
+        """From now on SIGTERM saves a checkpoint and exits with 143, so that the same command can go on."""
+        self.interruption = Interruption()
+        self.add_callback(self.interruption)
+
+    def get_train_dataloader(self):
+        return epoch_loader(self.train_dataset, self.args, self.data_collator)
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        if self.backbone_learning_rate is not None:
+            of_backbone = {id(parameter) for parameter in self.model.backbone.parameters()}
+            for group in list(optimizer.param_groups):
+                theirs = [parameter for parameter in group["params"] if id(parameter) in of_backbone]
+                if theirs:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_backbone]
+                    settings = {name: value for name, value in group.items() if name != "params"}
+                    optimizer.add_param_group(settings | {"params": theirs, "lr": self.backbone_learning_rate})
+        return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
@@ -86,23 +156,53 @@ class EdrlMeaTrainer(Trainer):
         self._loss_terms.clear()
         super().log(logs, *args, **kwargs)
 
+    def _record(self, completed: list[str]) -> None:
+        if self.is_world_process_zero():
+            self.folder.record_steps(completed, changing_state(self.model))
+        self.accelerator.wait_for_everyone()
 
-class KeepBestHeads(TrainerCallback):
-    """Early stopping on validation UAR that keeps the best heads in memory: a checkpoint an epoch would mostly repeat
-    the frozen backbone."""
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            self.best.save(checkpoint)
+        self.accelerator.wait_for_everyone()  # the others write the state of their random numbers
+        if self.args.should_save:
+            self.folder.seal(checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        if not Path(output_dir or self.args.output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
+            return super()._save(output_dir, state_dict)
+        # What is frozen is where it came from: writing it with every checkpoint would take most of the time.
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(_on_cpu(changing_state(self.model)), Path(output_dir) / "model.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        (model or self.model).load_state_dict(state, strict=False)
+        self.best.load(Path(resume_from_checkpoint))
+
+
+class KeepBest(TrainerCallback):
+    """Early stopping on validation UAR that keeps the weights of the best epoch, in memory and in checkpoints."""
 
     def __init__(self, patience: int):
         self.patience = patience
+        self._start()
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.best, self.waited, self.weights = -1.0, 0, None
+    def _start(self):
+        self.score, self.waited, self.weights = -1.0, 0, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:  # else the checkpoint brought them
+            self._start()
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         score = (metrics or {}).get("eval_uar")
         if score is None or not state.epoch:
             return
-        if score > self.best:
-            self.best, self.waited, self.weights = score, 0, copy.deepcopy(_heads(model))
+        if score > self.score:
+            self.score, self.waited, self.weights = score, 0, _on_cpu(changing_state(model))
         else:
             self.waited += 1
             control.should_training_stop |= self.waited >= self.patience
@@ -110,7 +210,48 @@ class KeepBestHeads(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if self.weights is not None:
             model.load_state_dict(self.weights, strict=False)
-            self.weights = None
+
+    def save(self, checkpoint: Path) -> None:
+        if self.weights is not None:
+            save_file(self.weights, checkpoint / BEST, {"score": repr(self.score), "waited": str(self.waited)})
+
+    def load(self, checkpoint: Path) -> None:
+        self._start()
+        if (checkpoint / BEST).exists():
+            with safe_open(checkpoint / BEST, "pt") as file:
+                self.score, self.waited = float(file.metadata()["score"]), int(file.metadata()["waited"])
+            self.weights = load_file(checkpoint / BEST)
+
+
+class Interruption(TrainerCallback):
+    """SIGTERM: within stage 1 a checkpoint and an end, elsewhere an end at once, since all else is written whole."""
+
+    def __init__(self):
+        self.requested = self.in_stage_one = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, *_):
+        self.requested = True
+        if not self.in_stage_one:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.in_stage_one = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if dist.is_initialized():  # the signal may reach one process a step before another
+            requested = torch.tensor(float(self.requested), device=args.device)
+            dist.all_reduce(requested, dist.ReduceOp.MAX)
+            self.requested = bool(requested)
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.requested:  # this epoch is not at its end
+            control.should_save = control.should_evaluate = control.should_log = False
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.in_stage_one = False
 
 
 class AlignmentCallback(TrainerCallback):
@@ -147,8 +288,12 @@ def embed_dataloader(model: EdrlMeaForAudioClassification, dataloader) -> Embedd
         batch = {name: tensor.to(model.device) for name, tensor in batch.items() if hasattr(tensor, "to")}
         statistics.append(model.edrl_mea.layer_statistics(batch["input_values"], batch.get("attention_mask")).cpu())
         labels.append(batch["labels"].cpu())
-    labels = torch.cat(labels)
-    return Embeddings(torch.cat(statistics), labels, [""] * len(labels), torch.arange(len(labels)))
+    statistics, labels = torch.cat(statistics), torch.cat(labels)
+    if dist.is_initialized():  # each process had its share of the batches
+        shares = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, (statistics, labels))
+        statistics, labels = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    return Embeddings(statistics, labels, [""] * len(labels), torch.arange(len(labels)))
 
 
 def uar_of_predictions(prediction) -> dict[str, float]:
@@ -157,5 +302,13 @@ def uar_of_predictions(prediction) -> dict[str, float]:
     return {name: found[name] for name in ("uar", "wa", "macro_f1")}
 
 
-def _heads(model) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if ".backbone." not in name}
+def changing_state(model: EdrlMeaForAudioClassification) -> dict[str, torch.Tensor]:
+    """Weights and buffers but for the frozen ones of the backbone, which training leaves as they were."""
+    frozen = {
+        f"edrl_mea.backbone.{name}" for name, weight in model.backbone.named_parameters() if not weight.requires_grad
+    }
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
