@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .licences import hub_identifier, strictest
+from .licences import backbone_licence, strictest
 from .report import ModelReport, PublishError
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
@@ -96,7 +96,7 @@ def labels_of(config: dict) -> list[str]:
 
 def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardData:
     corpora = report.training.get("corpora") or []
-    licence = strictest([corpus.get("licence") for corpus in corpora] + backbone_licence(report))
+    licence = strictest(inherited_licences(report, config))
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
         license=licence,
@@ -133,7 +133,7 @@ def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
                     dataset_type=row["test"],
                     dataset_name=f"{titles.get(row['test'], row['test'])} ({spoken})",
                     dataset_config=f"{row['protocol']}-{condition}",
-                    dataset_split=f"{row['n_recordings']} recordings of {row['n_speakers']} speakers",
+                    dataset_split=f"{row['n_recordings']} recordings, speakers: {row['n_speakers']}",
                     dataset_args={"trained_on": row["train"], **(row["setting"] or {})},
                     metric_type=identifier,
                     metric_name=title,
@@ -153,10 +153,13 @@ def base_model(report: ModelReport, config: dict) -> str | None:
     return started_from if HUB_ID.fullmatch(started_from) and not local else None
 
 
-def backbone_licence(report: ModelReport) -> list[str]:
-    """Licence of what training started from, where the report says it."""
-    licence = (report.training.get("backbone") or {}).get("licence")
-    return [hub_identifier(licence)] if licence else []
+def inherited_licences(report: ModelReport, config: dict) -> list[str | None]:
+    """Of the corpora, the backbone, and what training started from; None where nobody knows."""
+    corpora = [corpus.get("licence") for corpus in report.training.get("corpora") or []]
+    declared = (report.training.get("backbone") or {}).get("licence")
+    started_from = (report.training.get("config") or {}).get("model_name_or_path")
+    names = {name for name in (started_from, _backbone_name(config)) if name}
+    return corpora + ([declared] if declared else [backbone_licence(name) for name in sorted(names)])
 
 
 def _backbone_name(config: dict) -> str:

@@ -18,6 +18,17 @@ BY_STRICTNESS = (
     "cc-by-nc-nd-4.0",
 )
 CODE = "apache-2.0"
+# Of backbones that a model may start from, by the last part of their name.
+BACKBONES = {
+    "wavlm-compact": "cc-by-nc-sa-4.0",
+    "wavlm-base": "cc-by-sa-3.0",  # microsoft/UniSpeech, LICENSE
+    "wavlm-base-plus": "cc-by-sa-3.0",
+    "wavlm-large": "cc-by-sa-3.0",
+}
+
+
+def backbone_licence(name: str) -> str | None:
+    return BACKBONES.get(name.split("/")[-1])
 
 
 def hub_identifier(licence: str | None) -> str:

@@ -12,6 +12,7 @@ CORPORA = [
     ("emodb", "EMO-DB", "de", "cc0-1.0", "http://emodb.bilderbar.info", 339, 10),
     ("ravdess", "RAVDESS", "en", "cc-by-nc-sa-4.0", "https://zenodo.org/records/1188976", 672, 24),
 ]
+CALIBRATION = {"temperature": 1.31, "fitted_on": "emodb_09"}
 FIELDS = ("name", "title", "language", "licence", "home_page", "recordings", "speakers")
 
 
@@ -48,7 +49,13 @@ def write_model_report(folder: Path, model_dir: Path, labels: list[str], **chang
         duration_seconds=12.5,
         models=[
             model_entry(
-                name, labels, source=source, folder=model_dir, parameters=104_233, temperature=1.31, fitted_on="emodb_09"
+                name,
+                labels,
+                source=source,
+                folder=model_dir,
+                parameters=104_233,
+                temperature=1.31,
+                fitted_on="emodb_09",
             ),
             model_entry(baseline, labels, source="recipe linear"),
         ],
