@@ -1,0 +1,193 @@
+"""How robust speech emotion models and training recipes are: one report over folds, corpora and corruptions.
+
+    python scripts/benchmark_robustness.py --corpus emodb=DIR --corpus ravdess=DIR --noise DIR --rir DIR --output DIR \\
+        --model PATH_OR_HUB_ID --recipe linear=linear.yaml --recipe ours=ours.yaml --baseline linear
+
+A model is tested on whole corpora, clean and corrupted; a recipe (settings of train/run.py, see train/arguments.py) is
+trained per speaker-independent fold, per ordered pair of corpora, and with one corpus left out. OUTPUT gets
+report.json (train/report_schema.py says what its fields mean), report.md and plots. Killed, it goes on where it was.
+The exit status is 1 where anything could not be measured: the report lists what and why.
+"""
+
+import argparse
+import logging
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+logger = logging.getLogger("benchmark_robustness")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    rows = {"action": "append", "default": [], "metavar": "[NAME=]…"}
+    add("--model", **rows, help="folder or Hub id of an audio-classification model; may be given several times")
+    add("--recipe", **rows, help="YAML file with settings of train/run.py; may be given several times")
+    add("--corpus", action="append", required=True, metavar="NAME=DIR", help="as train/run.py's --dataset_name")
+    add("--output", type=Path, required=True, help="folder of the report")
+    add("--noise", help="folder of noise recordings; a part of them never serves in training")
+    add("--rir", help="folder of room impulse responses; likewise")
+    add("--baseline", help="row that the others are compared to; default: the first")
+    add("--adapt", action="store_true", help="a second row for each that can adapt to unlabelled recordings")
+    add("--label_scheme", default="four_emotions", help="four_emotions, arousal or valence")
+    add(
+        "--label_map", nargs="+", default=[], metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words"
+    )
+    add("--protocols", nargs="+", help="some of clean, corruption, cross_corpus, leave_one_corpus_out; default: all")
+    add("--corruptions", nargs="+", help="names, such as noise_esc_10 gaussian room mp3; default: all there are")
+    add("--levels", nargs="+", type=int, default=[1, 2, 3], help="of the corruptions, 1 mild to 3 hard")
+    add("--folds", type=int, help="folds a corpus; default: one a speaker up to 12 speakers, else 5")
+    add("--emobox_folds", nargs="+", default=[], metavar="NAME=DIR", help="EmoBox's data/<corpus>, for its folds")
+    add(
+        "--test_list",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="recordings that cross-corpus tests use (EmoBox)",
+    )
+    add("--max_recordings", type=int, help="at most so many a corpus, spread over speakers and emotions")
+    add("--cache", type=Path, help="folder of embeddings and answers, may be shared; default: OUTPUT/cache")
+    add("--seed", type=int, default=0, help="of folds, corruptions and noisy copies")
+    add("--device", help="default: cuda where there is one")
+    add("--trust_remote_code", action="store_true", help="run code that a model on the Hub brings")
+    options = parser.parse_args(argv)
+    if not options.model + options.recipe:
+        parser.error("nothing to measure: give --model or --recipe")
+    return options
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Returns the report."""
+    options = parse(argv)
+    start = time.perf_counter()
+    import torch
+    import transformers
+
+    from train.augmentation import Augmentation
+    from train.benchmark import Benchmark
+    from train.benchmark_report import add_plots, make_report
+    from train.corruptions import corruptions
+    from train.protocols import PROTOCOLS, plan, read_folds, read_list
+    from train.report import write_report
+
+    transformers.utils.logging.set_verbosity_error()
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    protocols = options.protocols or list(PROTOCOLS)
+    unknown = set(protocols) - set(PROTOCOLS)
+    if unknown:
+        raise ValueError(f"No protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}.")
+    corpora, classes = read_corpora(options)
+    cache = options.cache or options.output / "cache"
+    contenders = make_contenders(options, classes, cache)
+    baseline = options.baseline or contenders[0].name
+    if baseline not in (names := [contender.name for contender in contenders]) and not options.adapt:
+        raise ValueError(f"--baseline {baseline} is no row; there are {', '.join(names)}.")
+    trials, errors = [], []
+    if options.recipe:
+        given = {name: read_folds(folder, corpora[name]) for name, folder in pairs(options.emobox_folds, corpora)}
+        listed = {name: read_list(file, corpora[name]) for name, file in pairs(options.test_list, corpora)}
+        trials, errors = plan(corpora, protocols, options.folds, given, listed, seed=options.seed)
+    conditions = []
+    if "corruption" in protocols:
+        names = tuple(options.corruptions) if options.corruptions else None
+        conditions = corruptions(options.noise, options.rir, names, tuple(options.levels), options.seed)
+    augmentation = None
+    if any(getattr(contender, "noisy_copies", 0) for contender in contenders):
+        # No babble: a fold's training voices would be another fold's test voices.
+        augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
+    benchmark = Benchmark(corpora, trials, conditions, cache, augmentation, options.adapt, errors=errors)
+    cells = benchmark.run(contenders)
+    report = make_report(
+        benchmark,
+        contenders,
+        cells,
+        command=shlex.join(["python", *(sys.argv if argv is None else ["scripts/benchmark_robustness.py", *argv])]),
+        seed=options.seed,
+        baseline=baseline,
+        noise_dir=options.noise,
+        rir_dir=options.rir,
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    add_plots(report, benchmark, cells, contenders, options.output)
+    report["duration_seconds"] = round(time.perf_counter() - start, 1)
+    path = write_report(report, options.output)
+    print(f"\n{path}: {len(report['results'])} results, {len(report['errors'])} not measured")
+    return report
+
+
+def read_corpora(options) -> tuple[dict, list[str]]:
+    """Corpora by name, capped, and the classes that all of them share."""
+    from train.corpora import load_corpus
+    from train.protocols import capped
+    from train.recordings import CorpusError
+
+    found = {}
+    for source in options.corpus:
+        dataset = load_corpus(source, label_scheme=options.label_scheme)
+        name = dataset["corpus"][0]
+        if name in found:
+            raise CorpusError(f"Two corpora are called {name}: give one another name, --corpus NAME={source}.")
+        found[name] = capped(dataset, options.max_recordings)
+    classes = {tuple(dataset.features["label"].names) for dataset in found.values()}
+    if len(classes) > 1:
+        raise CorpusError("The corpora's emotions differ: use --label_scheme four_emotions, arousal or valence.")
+    return found, list(classes.pop())
+
+
+def make_contenders(options, classes: list[str], cache: Path) -> list:
+    from train.contenders import PretrainedContender
+    from train.recipes import RecipeContender
+
+    contenders = []
+    for source in options.model:
+        name, path = named(source)
+        own = {}
+        for entry in options.label_map:
+            target, _, rest = entry.rpartition(":")
+            label, equals, emotion = rest.partition("=")
+            if not equals:
+                raise ValueError(f"--label_map {entry}: write LABEL=EMOTION, or MODEL:LABEL=EMOTION.")
+            if target in ("", name):
+                own[label] = emotion
+        settings = {"cache": cache / "embeddings", "device": options.device}
+        settings["trust_remote_code"] = options.trust_remote_code
+        contenders.append(PretrainedContender(name, path, classes, options.label_scheme, own, **settings))
+    for source in options.recipe:
+        name, path = named(source)
+        contenders.append(
+            RecipeContender(name, path, classes, options.label_scheme, cache / "embeddings", options.device)
+        )
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Rows must differ in name, got {', '.join(names)}: write --recipe NAME=FILE.")
+    return contenders
+
+
+def named(source: str) -> tuple[str, str]:
+    """("ours", "x.yaml") of "ours=x.yaml"; without a name the file's or folder's."""
+    name, equals, path = source.partition("=")
+    if equals and not Path(source).exists():
+        return name, path
+    return re.sub(r"\.ya?ml$", "", source.rstrip("/").split("/")[-1]), source
+
+
+def pairs(entries: list[str], corpora: dict) -> list[tuple[str, str]]:
+    found = [entry.partition("=")[::2] for entry in entries]
+    for name, _ in found:
+        if name not in corpora:
+            raise ValueError(f"{name} is none of the corpora {', '.join(corpora)}.")
+    return found
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        finished = main()
+    except (ValueError, OSError) as error:  # known before, or independent of, any measurement
+        raise SystemExit(f"error: {error}") from error
+    raise SystemExit(1 if finished["errors"] else 0)

@@ -1,0 +1,266 @@
+"""All contenders through all protocols: what scripts/benchmark_robustness.py runs.
+
+Slow work is stored piece by piece and addressed by content: embeddings and scores by the cache, each recipe's answers
+in each trial by `AnswerStore`. So a run that was killed goes on where it was, and another run that shares a part with
+it starts from there. What fails is listed, and everything else stands.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .contenders import PretrainedContender
+from .protocols import Trial, recording_names
+from .recipes import BenchmarkData, RecipeContender, TrialAnswers, condition_key, method_fingerprint
+from .report import Answers
+
+logger = logging.getLogger(__name__)
+
+ADAPTED = " + adaptation"
+
+
+@dataclass
+class Cell:
+    """One model's answers on one corpus in one condition: what becomes a row of the report."""
+
+    model: str
+    protocol: str
+    train: tuple[str, ...]
+    test: str
+    condition: str
+    level: int | None
+    setting: dict | None
+    answers: Answers
+    temperatures: np.ndarray | None  # (N,) each fitted on other speakers
+    folds: dict | None = None
+
+
+@dataclass
+class Benchmark:
+    """The contenders, corpora and conditions of one run; `run` gives its cells, and `errors` what failed.
+
+    `conditions`: corruptions of train/corruptions.py; clean speech is always measured. `adapt`: each contender that
+    can adapt gives a second row, adapted to each test's own recordings without their labels.
+    """
+
+    corpora: Mapping  # datasets by name
+    trials: Sequence[Trial]
+    conditions: Sequence
+    folder: Path  # of the stored answers
+    augmentation: object = None
+    adapt: bool = False
+    test_rows: Mapping = field(default_factory=dict)
+    errors: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.names = {name: np.array(recording_names(dataset)) for name, dataset in self.corpora.items()}
+        self.columns = {
+            name: (np.array(dataset["label"]), np.array(dataset["speaker"])) for name, dataset in self.corpora.items()
+        }
+        self.failed: set[tuple[str, str]] = set()  # (corpus, condition) that no backbone could be given
+
+    def run(self, contenders: Sequence) -> list[Cell]:
+        recipes = [contender for contender in contenders if isinstance(contender, RecipeContender)]
+        data = self.embed([contender for contender in contenders if contender not in recipes], recipes)
+        jobs = [(recipe, trial) for trial in self.trials for recipe in recipes]  # a trial's statistics are read once
+        done = {}
+        for recipe, trial in tqdm(jobs, desc="training", unit="trial", disable=not jobs):
+            try:
+                done[recipe.name, id(trial)] = self.answers_of(recipe, trial, data[id(recipe)])
+            except Exception as error:  # one failure must not cost the others' results
+                logger.debug("%s, %s", recipe.name, trial.title, exc_info=True)
+                self.fail(recipe.name, error, trial)
+        cells = []
+        for contender in contenders:
+            if isinstance(contender, RecipeContender):
+                cells += self.recipe_cells(contender, done)
+            else:
+                cells += self.pretrained_cells(contender)
+        return cells
+
+    def fail(self, model: str, error, trial: Trial | None = None, **where) -> None:
+        if trial is not None:
+            protocol = "clean" if trial.protocol == "folds" else trial.protocol
+            where |= {
+                "protocol": protocol,
+                "train": list(trial.train),
+                "test": "+".join(trial.tests),
+                "fold": trial.fold,
+            }
+            error = f"{trial.title}: {type(error).__name__}: {error}"
+        self.errors.append({"model": model, "error": str(error), **where})
+        logger.error("%s: %s", model, error)
+
+    # --- embeddings -----------------------------------------------------------------------------------
+
+    def embed(self, pretrained: Sequence[PretrainedContender], recipes: Sequence[RecipeContender]) -> dict:
+        """Everything slow, before anything is trained: each backbone once over each corpus and condition."""
+        caches: dict[Path, BenchmarkData] = {}
+        data = {}
+        for recipe in recipes:
+            held = BenchmarkData(self.corpora, recipe.cache, self.augmentation)
+            data[id(recipe)] = caches.setdefault(recipe.cache.folder, held)
+        tested = {name for trial in self.trials for name in trial.tests}
+        in_folds = {name for trial in self.trials if trial.protocol == "folds" for name in trial.tests}
+        jobs = [(held.statistics, name, None) for held in caches.values() for name in self.corpora]
+        jobs += [
+            (held.statistics, name, condition)
+            for held in caches.values()
+            for name in self.corpora
+            if name in tested & in_folds
+            for condition in self.conditions
+        ]
+        jobs += [
+            (contender.prepare, name, condition)
+            for contender in pretrained
+            for name in self.corpora
+            for condition in (None, *self.conditions)
+        ]
+        copies = max((recipe.noisy_copies for recipe in recipes), default=0)
+        for act, name, condition in tqdm(jobs, desc="corpora in conditions", unit="condition", disable=not jobs):
+            title = f"{name}, {condition.name} {condition.level}" if condition is not None else name
+            try:
+                act(name if act.__name__ == "statistics" else list(self.corpora[name]["audio"]), condition, title=title)
+            except (ValueError, OSError, RuntimeError) as error:
+                if (name, condition_key(condition)) not in self.failed:
+                    self.fail("all", f"{title}: {error}", test=name)
+                self.failed.add((name, condition_key(condition)))
+        for held in caches.values():
+            for name in self.corpora:
+                for number in range(copies if (name, "clean") not in self.failed else 0):
+                    held.noisy_copy(name, number, f"{name}, noisy copy {number + 1} of {copies}")
+        return data
+
+    def usable(self, corpus: str) -> list:
+        """Conditions of a corpus that could be made: None for clean speech, then corruptions."""
+        return [c for c in (None, *self.conditions) if (corpus, condition_key(c)) not in self.failed]
+
+    # --- recipes --------------------------------------------------------------------------------------
+
+    def answers_of(self, recipe: RecipeContender, trial: Trial, data: BenchmarkData) -> TrialAnswers:
+        """From the store, or trained now and stored."""
+        unusable = [name for name in (*trial.train, *trial.tests) if (name, "clean") in self.failed]
+        if unusable:
+            raise ValueError(f"{', '.join(unusable)} could not be read")
+        conditions = self.usable(next(iter(trial.tests))) if trial.protocol == "folds" else [None]
+        address = self.folder / "answers" / f"{self.address(recipe, trial, conditions)}.npz"
+        if not address.is_file():
+            store_answers(address, recipe.run(trial, data, conditions))
+        return read_answers(address)
+
+    def address(self, recipe: RecipeContender, trial: Trial, conditions: Sequence) -> str:
+        def rows(by_corpus):
+            return {name: self.content(name, picked) for name, picked in by_corpus.items()}
+
+        settings = {
+            "method": method_fingerprint(),
+            "recipe": recipe.settings,
+            "augmentation": self.augmentation.fingerprint if recipe.noisy_copies else None,
+            "train": rows(trial.train),
+            "validation": rows(trial.validation),
+            "tests": rows(trial.tests),
+            "conditions": [condition_key(condition) for condition in conditions],
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+    def content(self, corpus: str, rows: np.ndarray) -> str:
+        labels, speakers = self.columns[corpus]
+        audio = self.corpora[corpus]["audio"]
+        sizes = [os.stat(audio[row]).st_size if isinstance(audio[row], str) else 0 for row in rows.tolist()]
+        text = "\n".join(map(str, zip(self.names[corpus][rows], labels[rows], speakers[rows], sizes, strict=True)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def recipe_cells(self, recipe: RecipeContender, done: Mapping) -> list[Cell]:
+        groups: dict[tuple, list[Trial]] = {}
+        for trial in self.trials:
+            for test in trial.tests:
+                groups.setdefault((trial.protocol, tuple(trial.train), test), []).append(trial)
+        cells = []
+        for (protocol, train, test), trials in groups.items():
+            if all((recipe.name, id(trial)) in done for trial in trials):  # a fold that failed takes its corpus's row
+                parts = [(trial, done[recipe.name, id(trial)]) for trial in trials]
+                cells += self.joined_cells(recipe.name, protocol, train, test, parts, adapted=False)
+                if self.adapt:
+                    cells += self.joined_cells(recipe.name + ADAPTED, protocol, train, test, parts, adapted=True)
+        return cells
+
+    def joined_cells(self, name, protocol, train, test, parts, adapted: bool) -> list[Cell]:
+        """The folds of one corpus as one cell a condition."""
+        cells = []
+        for condition in self.usable(test) if protocol == "folds" else [None]:
+            answers, temperatures = [], []
+            for trial, found in parts:
+                said = (found.adapted if adapted else found.probabilities)[test, condition_key(condition)]
+                answers.append(self.as_answers(test, trial.tests[test], said))
+                temperatures.append(np.full(len(said), np.nan if found.temperature is None else found.temperature))
+            joined = np.concatenate(temperatures)
+            cells.append(self.cell(name, protocol, train, test, condition, Answers.joined(answers), parts[0][0].folds))
+            cells[-1].temperatures = None if np.isnan(joined).any() else joined
+        return cells
+
+    def cell(self, name, protocol, train, test, condition, answers: Answers, folds=None) -> Cell:
+        if protocol == "folds":
+            protocol = "clean" if condition is None else "corruption"
+        label, level, setting = "clean", None, None
+        if condition is not None:
+            label, level, setting = condition.name, condition.level, condition.setting
+        return Cell(name, protocol, tuple(train), test, label, level, setting, answers, None, folds)
+
+    def as_answers(self, corpus: str, rows: np.ndarray, probabilities: np.ndarray) -> Answers:
+        labels, speakers = self.columns[corpus]
+        return Answers(labels[rows], probabilities, speakers[rows], self.names[corpus][rows])
+
+    # --- finished models ------------------------------------------------------------------------------
+
+    def pretrained_cells(self, contender: PretrainedContender) -> list[Cell]:
+        cells = []
+        versions = [(contender.name, False)]
+        if self.adapt and contender.is_edrl_mea:
+            versions.append((contender.name + ADAPTED, True))
+        for corpus, dataset in self.corpora.items():
+            rows = np.flatnonzero(~np.isin(self.columns[corpus][1], list(contender.trained_speakers)))
+            if not len(rows):
+                self.fail(contender.name, f"{contender.name} was trained on every speaker of {corpus}", test=corpus)
+                continue
+            for name, adapted in versions:
+                temperatures = None
+                for condition in self.usable(corpus):
+                    said = contender.probabilities(list(dataset["audio"]), condition, rows, adapted)
+                    answers = self.as_answers(corpus, rows, said)
+                    if condition is None:
+                        temperatures = contender.temperatures(answers)
+                    cells.append(self.cell(name, "folds", contender.trained_on, corpus, condition, answers))
+                    cells[-1].temperatures = temperatures
+        return cells
+
+
+# --- stored answers -----------------------------------------------------------------------------------
+
+
+def store_answers(path: Path, answers: TrialAnswers) -> None:
+    """One file a trial, written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"plain|{corpus}|{key}": said for (corpus, key), said in answers.probabilities.items()}
+    arrays |= {f"adapted|{corpus}|{key}": said for (corpus, key), said in answers.adapted.items()}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, temperature=np.float64(answers.temperature or np.nan), **arrays)
+    os.replace(temporary, path)
+
+
+def read_answers(path: Path) -> TrialAnswers:
+    with np.load(path) as stored:
+        parts = {name: stored[name] for name in stored.files}
+    temperature = float(parts.pop("temperature"))
+    kinds: dict[str, dict] = {"plain": {}, "adapted": {}}
+    for name, said in parts.items():
+        kind, corpus, key = name.split("|")
+        kinds[kind][corpus, key] = said
+    return TrialAnswers(kinds["plain"], kinds["adapted"], None if np.isnan(temperature) else temperature)

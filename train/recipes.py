@@ -1,0 +1,209 @@
+"""Training recipes in the benchmark: the settings of train/run.py, trained anew in each trial on cached embeddings."""
+
+import ast
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, set_seed
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification
+
+from .arguments import parse_arguments
+from .calibration import fit_temperature
+from .embeddings import EmbeddingCache, Embeddings, fingerprint_of
+from .evaluation import predict
+from .trainer import EdrlMeaTrainer
+
+# What a recipe says beside the method: where things lie and what is printed, which do not change its answers.
+NOT_SETTINGS = {"dataset_name", "test_dataset_name", "embedding_cache", "noise_dir", "rir_dir", "model_name_or_path"}
+# The code that does: the closed forms, the losses, the order of steps. Another answer needs another address.
+METHOD_FILES = (
+    *("train/stages.py", "train/trainer.py", "train/recipes.py", "train/calibration.py"),
+    *("modeling_edrl_mea/modeling_edrl_mea.py", "modeling_edrl_mea/speech_embedding.py"),
+    *("modeling_edrl_mea/disentanglement.py", "modeling_edrl_mea/alignment.py"),
+)
+HELD_IN_MEMORY = 4 * 2**30  # bytes of statistics; reading them back from a thousand files takes a second a trial
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot take part; the message says why."""
+
+
+@dataclass
+class TrialAnswers:
+    """What a recipe trained in one trial said: probabilities (n, C) by (corpus, condition's fingerprint or "clean")."""
+
+    probabilities: dict[tuple[str, str], np.ndarray]
+    adapted: dict[tuple[str, str], np.ndarray]
+    temperature: float | None  # fitted on the trial's validation speakers
+
+
+class RecipeContender:
+    """A recipe: a YAML file with settings of train/run.py, of which the corpora and folders are the benchmark's.
+
+    Raises:
+        RecipeError: a label_scheme other than the benchmark's. SystemExit: unknown settings, naming the nearest.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file: str | Path,
+        classes: Sequence[str],
+        scheme: str,
+        cache: str | Path = "cache",
+        device: str = "cpu",
+    ):
+        from .run import build_model
+
+        self.name, self.source, self.classes = name, str(file), list(classes)
+        quiet = ["--report_to", "none", "--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True"]
+        arguments = parse_arguments([str(file), *quiet, *(["--use_cpu", "True"] if device == "cpu" else [])])
+        self.model_args, self.data_args, self.config_args, self.training_args = arguments
+        if self.data_args.label_scheme not in ("native", scheme):
+            raise RecipeError(
+                f"{file} has label_scheme {self.data_args.label_scheme}, and the benchmark {scheme}: leave it out of "
+                f"the recipe, or run the benchmark with --label_scheme {self.data_args.label_scheme}."
+            )
+        set_seed(self.training_args.seed)
+        self.template = build_model(self.model_args.model_name_or_path, self.classes, self.config_args).to(device)
+        self.cache = EmbeddingCache(self.template, cache)
+
+    temperature_fitted_on = "validation speakers of each training set, of no training and no test"
+    embedding_name = "speech embedding: mean and deviation of every layer of the backbone"
+
+    @property
+    def noisy_copies(self) -> int:
+        return self.data_args.noisy_copies
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.template.parameters())
+
+    @property
+    def settings(self) -> dict:
+        """Everything that changes the answers, but for the recordings; JSON-able."""
+        training = {
+            name: value
+            for name, value in self.training_args.to_sanitized_dict().items()
+            if not any(part in name for part in ("_dir", "logging", "report", "tqdm", "run_name", "push", "hub"))
+        }
+        given = {**vars(self.model_args), **vars(self.data_args)}
+        return {
+            **{name: value for name, value in given.items() if name not in NOT_SETTINGS},
+            "training": training,
+            "config": json.loads(self.template.config.to_json_string(use_diff=False)),
+            "backbone": fingerprint_of(self.template),
+        }
+
+    def prepare(self, audio: Sequence, condition=None, title: str = "") -> torch.Tensor:
+        return self.cache.embed(audio, condition, title=title)
+
+    def run(self, trial, data: "BenchmarkData", conditions: Sequence) -> TrialAnswers:
+        """Trains on the trial's training rows, and answers for each of its tests in each condition."""
+        set_seed(self.training_args.seed)
+        # The frozen backbone is shared, not copied: only the heads learn.
+        model = copy.deepcopy(self.template, {id(self.template.backbone): self.template.backbone})
+        train = data.embeddings(trial.train, self.noisy_copies)
+        validation = data.embeddings(trial.validation) if trial.validation else None
+        arguments = copy.deepcopy(self.training_args)
+        trainer = EdrlMeaTrainer(model, arguments, train, validation, patience=self.model_args.patience)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        model = trainer.model
+        temperature = None
+        if validation is not None:
+            temperature = fit_temperature(validation.labels.numpy(), predict(model, validation))
+        answers = TrialAnswers({}, {}, temperature)
+        for corpus, rows in trial.tests.items():
+            for condition in conditions:
+                key = corpus, condition_key(condition)
+                statistics = data.statistics(corpus, condition)[rows]
+                answers.probabilities[key] = probabilities_of(model, statistics)
+                answers.adapted[key] = predict_adapted(model, statistics)
+        return answers
+
+
+class BenchmarkData:
+    """Statistics of every corpus in every condition, by the cache of one backbone."""
+
+    def __init__(self, corpora: Mapping, cache, augmentation=None):
+        self.corpora, self.cache, self.augmentation = corpora, cache, augmentation
+        self._audio = {name: list(dataset["audio"]) for name, dataset in corpora.items()}
+        self._held: dict[tuple, torch.Tensor] = {}  # least recently used first
+
+    def statistics(self, corpus: str, condition=None, keys=None, title: str = "") -> torch.Tensor:
+        """Layer statistics (N, L+1, S') of a whole corpus."""
+        place = corpus, condition_key(condition), keys and keys[0]
+        found = self._held.pop(place, None)
+        if found is None:
+            found = self.cache.embed(self._audio[corpus], condition, keys, title or corpus)
+        self._held[place] = found
+        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > HELD_IN_MEMORY:
+            self._held.pop(next(iter(self._held)))
+        return found
+
+    def noisy_copy(self, corpus: str, copy_number: int, title: str = "") -> torch.Tensor:
+        from .protocols import recording_names
+
+        names = recording_names(self.corpora[corpus])
+        keys = [f"{corpus}/{name}#{copy_number}" for name in names]
+        return self.statistics(corpus, self.augmentation, keys, title)
+
+    def embeddings(self, rows: Mapping[str, np.ndarray], noisy_copies: int = 0) -> Embeddings:
+        """The recordings of some rows by corpus, with noisy copies of all of them."""
+        clean = torch.cat([self.statistics(name)[picked] for name, picked in rows.items()])
+        labels = np.concatenate([np.array(self.corpora[name]["label"])[picked] for name, picked in rows.items()])
+        speakers = np.concatenate([np.array(self.corpora[name]["speaker"])[picked] for name, picked in rows.items()])
+        data = Embeddings(clean, torch.from_numpy(labels), speakers.tolist(), torch.arange(len(labels)))
+        copies = [
+            torch.cat([self.noisy_copy(name, number)[picked] for name, picked in rows.items()])
+            for number in range(noisy_copies)
+        ]
+        return data.with_copies(copies) if copies else data
+
+
+def condition_key(condition) -> str:
+    return "clean" if condition is None else condition.fingerprint
+
+
+def probabilities_of(model: EdrlMeaForAudioClassification, statistics: torch.Tensor) -> np.ndarray:
+    """Probabilities (N, C) from layer statistics (N, L+1, S')."""
+    n = len(statistics)
+    return predict(model, Embeddings(statistics, torch.zeros(n, dtype=torch.long), [""] * n, torch.arange(n)))
+
+
+def predict_adapted(model: EdrlMeaForAudioClassification, statistics: torch.Tensor) -> np.ndarray:
+    """The same after adapting to these recordings, unlabelled, as `model.adapt` does; the model stays as it was."""
+    speech = model.edrl_mea.speech_embedding
+    before = {name: tensor.clone() for name, tensor in speech.state_dict().items()}
+    try:
+        speech.adapt(statistics.to(model.device), model.config.adaptation_prior)
+        return probabilities_of(model, statistics)
+    finally:
+        speech.load_state_dict(before)
+
+
+def method_fingerprint() -> str:
+    """Changes with the code that trains, but not with its comments and docstrings."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in METHOD_FILES:
+        tree = ast.parse((root / file).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
+                body.pop(0)
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
