@@ -145,8 +145,12 @@ def _decode(source, name: str) -> tuple[np.ndarray, int]:
         raise ImportError("Reading audio files needs soundfile: pip install soundfile")
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise RecordingError(f"{name}: no such file.")
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif os.name == "posix":
+        source = os.fsencode(source)  # a file's name need not be text, and soundfile encodes only what is
     try:
-        return soundfile.read(io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32")
+        return soundfile.read(source, dtype="float32")
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:  # TypeError: headerless
         raise RecordingError(
             f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read; convert it, "

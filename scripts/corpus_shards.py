@@ -1,0 +1,149 @@
+"""The bookkeeping of `embed_corpus.py`: what is listed, which shards are done, and what could not be read.
+
+    OUT/run.json          settings that a resumed run must share
+    OUT/listing.parquet   the recordings, in order, as found when the run first started
+    OUT/shards/*.parquet  rows of `shard_size` recordings of the listing each; none where all of them failed
+    OUT/failed/*.jsonl    recordings of a shard that gave no row, each with its reason; there for every finished shard
+    OUT/failed.csv        all of these, once the run is through
+
+A shard's name is its place in the listing, whoever computes it, and a file gets its name when it is whole, that of the
+failures last: a run killed at any moment has lost the unfinished shards, and doubled nothing.
+"""
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+LISTING = pa.schema([("path", pa.binary())])  # bytes: a file's name need not be text
+
+
+class RunError(ValueError):
+    """Why a run cannot start; the message says what to do."""
+
+
+class ShardStore:
+    """One output folder.
+
+    Args:
+        folder: OUT.
+        settings: what must be the same when a run is resumed, `shard_size` among it.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict):
+        self.folder, self.settings = Path(folder), settings
+        self.shard_size = settings["shard_size"]
+        self.lock = None
+        self.n_recordings = 0
+
+    def open(self, n_recordings: int, paths: list[bytes] | None) -> None:
+        """Start or resume; called by one process before any other uses the folder.
+
+        Args:
+            n_recordings: how many there are now.
+            paths: what to call them, or None where they are rows of a data set.
+
+        Raises RunError where the folder holds a run with other settings, or another run is writing to it.
+        """
+        for name in ("shards", "failed"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._lock()
+        for leftover in self.folder.rglob("*.tmp"):
+            leftover.unlink()
+        known = self.folder / "run.json"
+        if known.exists():
+            return self._resume(json.loads(known.read_text()), n_recordings, is_listed=paths is not None)
+        if paths is not None:
+            table = pa.table({"path": pa.array(paths, pa.binary())}, schema=LISTING)
+            write_whole(self.folder / "listing.parquet", lambda path: pq.write_table(table, path))
+        content = json.dumps({**self.settings, "n_recordings": n_recordings}, indent=1)
+        write_whole(known, lambda path: path.write_text(content))
+
+    def _lock(self) -> None:
+        # A record lock goes with its process, however that ends, and is not inherited by the decoding workers.
+        self.lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"Another run is writing to {self.folder}. Wait for it, or give another --output."
+            ) from error
+
+    def _resume(self, before: dict, n_recordings: int, is_listed: bool) -> None:
+        for name, value in self.settings.items():
+            if before.get(name) != value:
+                raise RunError(
+                    f"{self.folder} holds a run with {name}={before.get(name)!r}, and this one has {value!r}. Resume "
+                    "with the same settings, or give another --output."
+                )
+        if n_recordings == before["n_recordings"]:
+            return
+        change = f"{n_recordings} recordings now, {before['n_recordings']} when {self.folder} was started"
+        if not is_listed:
+            raise RunError(f"The data set has changed: {change}. Give another --output.")
+        print(f"{change}: going on with those listed then. For new ones give another --output.")
+
+    def attach(self) -> None:
+        """Read what `open` wrote; every process calls it."""
+        self.n_recordings = json.loads((self.folder / "run.json").read_text())["n_recordings"]
+
+    def listing(self) -> pa.ChunkedArray | None:
+        """Paths (bytes) of the recordings, or None where they are rows of a data set."""
+        path = self.folder / "listing.parquet"
+        return pq.read_table(path)["path"].combine_chunks() if path.exists() else None
+
+    @property
+    def n_shards(self) -> int:
+        return -(-self.n_recordings // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.n_recordings))
+
+    def missing(self) -> list[int]:
+        return [shard for shard in range(self.n_shards) if not self.failed_path(shard).exists()]
+
+    def shard_path(self, shard: int) -> Path:
+        return self.folder / "shards" / f"{shard:06d}.parquet"
+
+    def failed_path(self, shard: int) -> Path:
+        return self.folder / "failed" / f"{shard:06d}.jsonl"
+
+    def write(self, shard: int, table: pa.Table, failures: list[dict]) -> None:
+        """A whole shard: first its rows, then its failures, whose file says that both are there."""
+        if len(table):  # `datasets` cannot read a file without rows
+            write_whole(self.shard_path(shard), lambda path: pq.write_table(table, path))
+        lines = "".join(json.dumps(failure, ensure_ascii=True) + "\n" for failure in failures)
+        write_whole(self.failed_path(shard), lambda path: path.write_text(lines))
+
+    def failures(self) -> Iterator[dict]:
+        for path in sorted((self.folder / "failed").glob("*.jsonl")):
+            with open(path) as lines:
+                yield from map(json.loads, lines)
+
+    def close(self) -> tuple[int, int]:
+        """Write failed.csv; (rows written, recordings that failed)."""
+        failures = list(self.failures())
+
+        def write(path: Path) -> None:
+            with open(path, "w", newline="", encoding="utf-8") as table:
+                writer = csv.DictWriter(table, ["index", "path", "reason"])
+                writer.writeheader()
+                writer.writerows(failures)
+
+        write_whole(self.folder / "failed.csv", write)
+        n_rows = sum(pq.read_metadata(path).num_rows for path in (self.folder / "shards").glob("*.parquet"))
+        return n_rows, len(failures)
+
+
+def write_whole(path: Path, write) -> None:
+    """`write(temporary path)`, on the disk before it gets its name: after a crash the file is whole or absent."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb") as content:
+        os.fsync(content.fileno())
+    os.replace(temporary, path)

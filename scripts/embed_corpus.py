@@ -1,0 +1,296 @@
+"""Embeddings and scores of any number of recordings, as Parquet shards.
+
+    accelerate launch scripts/embed_corpus.py --model MODEL --input FOLDER --output OUT
+    torchrun --nproc_per_node 4 scripts/embed_corpus.py --model MODEL --input manifest.csv --output OUT
+
+`--input`: a folder (audio files at any depth), a manifest (.csv, .tsv, .json, .jsonl with a column of paths, relative
+to it), a folder by `save_to_disk`, or the id of a dataset on the Hub. Run it again after a kill and it goes on:
+finished shards stay, nothing is lost or doubled. What does not decode is listed in OUT/failed.csv with its reason.
+Several processes share the shards; on the CPU accelerate needs `--multi_gpu --num_processes N` to start N of them
+(its `--cpu` starts one), torchrun does not. Read back:
+
+    datasets.load_dataset("parquet", data_files="OUT/shards/*.parquet", split="train")
+
+Columns: index (place in the listing), path, seconds, label, scores (by label), and each of `--embeddings`.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # runs from a checkout without installation
+from corpus_shards import RunError, ShardStore  # noqa: E402
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording  # noqa: E402
+from train.manifests import AUDIO_COLUMNS  # noqa: E402
+from train.recordings import CorpusError, find_audio  # noqa: E402
+
+EMBEDDINGS = ("speech_embedding", "aligned_embedding", "shared_embedding", "intra_class_embeddings")
+POOL_BATCHES = 8  # batches' worth of decoded audio that is held to be sorted by length
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BARRIER_LIMIT = timedelta(days=30)  # processes wait for one another at the end, however long the slowest takes
+
+
+class Recordings(Dataset):
+    """Decoded recordings by place: (place, name, waveform), or (place, name, reason) for one that cannot be used."""
+
+    def __init__(self, names: pa.Array | None, base: Path, rows, audio_column: str, rate: int, max_seconds: float):
+        self.names, self.base, self.rows = names, base, rows
+        self.audio_column, self.rate, self.max_seconds = audio_column, rate, max_seconds
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.names is None else len(self.names)
+
+    def __getitem__(self, place: int) -> tuple[int, str, np.ndarray | str]:
+        name = f"row {place}"
+        try:
+            if self.names is None:
+                source = self.rows[place][self.audio_column]
+                name = str(source.get("path") or name)
+            else:
+                stored = os.fsdecode(self.names[place].as_py())
+                name, source = printable(stored), os.path.join(self.base, stored)
+            seconds = stated_seconds(source)
+            if seconds > self.max_seconds:
+                return place, name, f"{seconds:.0f} s long, over --max_seconds {self.max_seconds:g}"
+            return place, name, load_recording(source, self.rate)
+        except ImportError:
+            raise  # a decoder that is not installed is no fault of the file
+        except RecordingError as error:
+            return place, name, printable(str(error))
+        except Exception as error:  # one file, however strange, must not stop millions
+            return place, name, printable(f"{type(error).__name__}: {error}")
+
+
+def stated_seconds(source) -> float:
+    """What the file's header says, before it is all decoded; 0 where nothing does."""
+    try:
+        return soundfile.info(os.fsencode(source)).duration if isinstance(source, str) else 0.0
+    except soundfile.LibsndfileError:
+        return 0.0
+
+
+def printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def as_it_is(item):
+    return item
+
+
+def batches(items: Iterable, batch_samples: int) -> Iterator[list[tuple[int, str, np.ndarray]]]:
+    """Batches of similar lengths, of at most `batch_samples` with their padding, and failures as they come: lists of
+    (place, name, waveform or reason)."""
+    pool, held = [], 0
+    for item in items:
+        if isinstance(item[2], str):
+            yield [item]
+            continue
+        pool.append(item)
+        held += len(item[2])
+        if held >= POOL_BATCHES * batch_samples:
+            yield from cut(pool, batch_samples)
+            pool, held = [], 0
+    yield from cut(pool, batch_samples)
+
+
+def cut(pool: list, batch_samples: int) -> Iterator[list]:
+    batch = []
+    for item in sorted(pool, key=lambda item: len(item[2])):
+        if batch and (len(batch) + 1) * len(item[2]) > batch_samples:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+class Embedder:
+    """Batches of waveforms to rows."""
+
+    def __init__(self, model: EdrlMeaForAudioClassification, embeddings: list[str]):
+        self.model, self.embeddings = model, embeddings
+        self.extract, self.labels = model.feature_extractor(), model.config.labels
+
+    @torch.inference_mode()
+    def __call__(self, batch: list[tuple[int, str, np.ndarray]]) -> Iterator[dict]:
+        """A row each, or one with a `reason` where the model gives no finite scores."""
+        places, names, waveforms = zip(*batch, strict=True)
+        rate = self.extract.sampling_rate
+        inputs = self.extract(list(waveforms), sampling_rate=rate, return_tensors="pt").to(self.model.device)
+        inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
+        output = self.model(**inputs)
+        probabilities = output.logits.float().softmax(-1).cpu().numpy()
+        found = {name: getattr(output, name).float().flatten(1).cpu().numpy() for name in self.embeddings}
+        for i, (place, name, waveform) in enumerate(zip(places, names, waveforms, strict=True)):
+            row = {"index": place, "path": name}
+            if not np.isfinite(probabilities[i]).all():
+                yield {**row, "reason": "the model's scores are not finite; see whether other recordings' are"}
+                continue
+            row |= {"seconds": len(waveform) / rate, "label": self.labels[int(probabilities[i].argmax())]}
+            row["scores"] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
+            yield row | {name: rows[i] for name, rows in found.items()}
+
+    def schema(self) -> pa.Schema:
+        probe = next(self([(0, "", np.zeros(self.extract.minimum_length, np.float32))]))
+        scores = pa.struct([(label, pa.float32()) for label in self.labels])
+        columns = [("index", pa.int64()), ("path", pa.string()), ("seconds", pa.float32()), ("label", pa.string())]
+        vectors = [(name, pa.list_(pa.float32(), len(probe[name]))) for name in self.embeddings]
+        return pa.schema([*columns, ("scores", scores), *vectors])
+
+
+def run_shards(store: ShardStore, shards: list[int], items: Iterable, embed: Embedder, batch_samples: int) -> None:
+    """Embed these shards' recordings as they come, and write each shard as soon as all of it is there."""
+    schema = embed.schema()
+    rows, failures = defaultdict(list), defaultdict(list)
+    with tqdm(total=sum(len(store.rows(shard)) for shard in shards), unit="rec", disable=None) as progress:
+        for batch in batches(items, batch_samples):
+            place, name, content = batch[0]
+            failed = isinstance(content, str)
+            for row in [{"index": place, "path": name, "reason": content}] if failed else embed(batch):
+                shard = row["index"] // store.shard_size
+                (failures if "reason" in row else rows)[shard].append(row)
+                progress.update()
+                if len(rows[shard]) + len(failures[shard]) == len(store.rows(shard)):
+                    whole = sorted(rows.pop(shard), key=lambda row: row["index"])
+                    store.write(shard, pa.Table.from_pylist(whole, schema), failures.pop(shard))
+
+
+def load_model(args, device) -> tuple[EdrlMeaForAudioClassification, list[str]]:
+    model = EdrlMeaForAudioClassification.from_pretrained(args.model).eval().to(device, DTYPES[args.dtype])
+    with torch.inference_mode():
+        output = model(torch.zeros(1, model.feature_extractor().minimum_length, device=device, dtype=model.dtype))
+    available = [name for name in EMBEDDINGS if getattr(output, name) is not None]
+    wanted = args.embeddings or [name for name in EMBEDDINGS[:2] if name in available]
+    absent = [name for name in wanted if name not in available]
+    if absent:
+        raise RunError(f"{args.model} ({model.config.arrangement}) has no {', '.join(absent)}; it has {available}.")
+    return model, wanted
+
+
+def open_dataset(args):
+    """The rows of a data set, or None where the input is a folder of audio or a manifest."""
+    from datasets import Audio, load_dataset, load_from_disk
+
+    source = Path(args.input)
+    if (source / "state.json").is_file():
+        rows = load_from_disk(str(source))
+    elif source.exists():
+        return None
+    else:
+        try:
+            rows = load_dataset(args.input, split=args.split)
+        except Exception as error:
+            raise RunError(f"{args.input}: no folder, no manifest, and no dataset on the Hub ({error}).") from error
+    if args.audio_column not in rows.column_names:
+        raise RunError(f"{args.input} has no column {args.audio_column!r}; name one of {rows.column_names}.")
+    return rows.cast_column(args.audio_column, Audio(decode=False))
+
+
+def list_paths(args) -> list[bytes]:
+    """Paths of all recordings, relative to the folder or to the manifest's."""
+    source = Path(args.input)
+    if source.is_file():
+        return read_manifest(source, args.audio_column)
+    paths = [os.fsencode(path.relative_to(source)) for path in find_audio(source)]
+    if not paths:
+        raise RunError(f"{source} holds no audio file.")
+    return paths
+
+
+def read_manifest(path: Path, audio_column: str) -> list[bytes]:
+    from datasets import load_dataset
+
+    kind = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}.get(path.suffix.lower())
+    if kind is None:
+        raise RunError(f"{path} is no manifest: use .csv, .tsv, .json or .jsonl.")
+    settings = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    rows = load_dataset(kind, data_files=str(path), split="train", **settings)
+    column = next((name for name in (audio_column, *AUDIO_COLUMNS) if name in rows.column_names), None)
+    if column is None:
+        raise RunError(f"{path} has no column {audio_column!r} of paths; name one of {rows.column_names}.")
+    return [os.fsencode(str(name)) for name in rows[column]]
+
+
+def fingerprint_of(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory or Hub id")
+    parser.add_argument("--input", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--embeddings", nargs="+", choices=EMBEDDINGS, help="default: speech, and aligned if there is")
+    parser.add_argument("--audio_column", default="audio", help="of a manifest or data set")
+    parser.add_argument("--split", default="train", help="of a dataset on the Hub")
+    parser.add_argument("--shard_size", type=int, default=2048, help="recordings in a shard: what a kill can cost")
+    parser.add_argument("--batch_seconds", type=float, default=120, help="audio in a batch, padding included")
+    parser.add_argument("--max_seconds", type=float, default=3 * 3600, help="longer files are listed as failed")
+    parser.add_argument("--workers", type=int, default=1, help="decoding processes beside each process")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", help="default: each process's GPU, or the CPU")
+    return parser.parse_args(argv)
+
+
+def open_store(args, state: PartialState, fingerprint: str, embeddings: list[str], rows) -> ShardStore:
+    """The output folder, made ready by the first process, as every process sees it."""
+    source = os.path.abspath(args.input) if os.path.exists(args.input) else args.input
+    settings = {"model": fingerprint, "input": source, "embeddings": embeddings, "dtype": args.dtype}
+    store = ShardStore(args.output, {**settings, "shard_size": args.shard_size})
+    if state.is_main_process:
+        paths = list_paths(args) if rows is None else None
+        store.open(len(paths if rows is None else rows), paths)
+    state.wait_for_everyone()
+    store.attach()
+    return store
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, **({"timeout": BARRIER_LIMIT} if several else {}))
+    model, embeddings = load_model(args, args.device or state.device)
+    rows = open_dataset(args)
+    store = open_store(args, state, fingerprint_of(model), embeddings, rows)
+    shards = store.missing()[state.process_index :: state.num_processes]
+    state.wait_for_everyone()  # all have looked before any shard is added: they agree who does what
+    rate, source = model.config.sampling_rate, Path(args.input)
+    base = source.parent if source.is_file() else source
+    recordings = Recordings(store.listing(), base, rows, args.audio_column, rate, args.max_seconds)
+    places = [place for shard in shards for place in store.rows(shard)]
+    items = DataLoader(recordings, batch_size=None, sampler=places, num_workers=args.workers, collate_fn=as_it_is)
+    run_shards(store, shards, items, Embedder(model, embeddings), int(args.batch_seconds * rate))
+    print(f"process {state.process_index + 1} of {state.num_processes} embedded {len(shards)} shards", flush=True)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        n_rows, n_failed = store.close()
+        print(f"{n_rows} rows in {store.n_shards} shards, {n_failed} failed (see {store.folder / 'failed.csv'})")
+    if several:
+        state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (RunError, CorpusError) as error:
+        raise SystemExit(f"error: {error}") from error
