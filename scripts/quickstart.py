@@ -5,6 +5,7 @@ Real emotions sound different: this shows that everything works, not how well.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +29,15 @@ def main() -> None:
 
     speech, model = options.output_dir / "speech", options.output_dir / "model"
     subprocess.run([sys.executable, ROOT / "scripts" / "make_demo_corpus.py", speech], check=True)
+    shutil.rmtree(model, ignore_errors=True)  # of an earlier quickstart, perhaps with other settings
     run.main(
         [
             *("--dataset_name", str(speech / "demo_studio")),
             *("--test_dataset_name", str(speech / "demo_room")),
             *("--label_scheme", "four_emotions", "--noisy_copies", str(options.noisy_copies)),
             *("--num_train_epochs", str(options.num_train_epochs)),
-            *("--output_dir", str(model), "--disable_tqdm", "True", "--logging_strategy", "no"),
+            *("--output_dir", str(model), "--embedding_cache", str(options.output_dir / "embeddings")),
+            *("--disable_tqdm", "True", "--logging_strategy", "no"),
         ]
     )
     unheard = load_corpus(str(speech / "demo_room"), label_scheme="four_emotions")[0]

@@ -77,7 +77,7 @@ def arguments(folder, **kwargs) -> TrainingArguments:
 @pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
 def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_path, corpus, backbone, arrangement):
     other = write_corpus(tmp_path / "other", n_speakers=2)
-    results = run.main(
+    report = run.main(
         [
             *("--model_name_or_path", str(backbone), "--dataset_name", str(corpus), "--test_dataset_name", str(other)),
             *("--label_scheme", "four_emotions", "--arrangement", arrangement, "--noisy_copies", "1"),
@@ -85,10 +85,12 @@ def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_p
             *("--report_to", "none", "--disable_tqdm", "True", "--per_device_train_batch_size", "16"),
         ]
     )
-    assert results["clean"]["uar"] > 0.7  # chance is 0.25
-    assert {"clean", "gaussian noise, 10 dB", "other corpus: other"} <= set(results)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    speakers = report["speakers"]
+    assert report["results"][0]["metrics"]["uar"]["value"] > 0.7  # chance is 0.25
+    tested = {(row["protocol"], row["test"], row["condition"], row["level"]) for row in report["results"]}
+    assert {("clean", "tones", "clean", None), ("cross_corpus", "other", "clean", None)} <= tested
+    assert ("corruption", "tones", "gaussian", 2) in tested
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["results"] == report["results"]
+    speakers = report["training"]["splits"]
     assert not set(speakers["train"]) & set(speakers["test"]) and not set(speakers["train"]) & set(
         speakers["validation"]
     )

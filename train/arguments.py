@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import sys
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,14 @@ class DataArguments:
         default=False,
         metadata={"help": "split by recording where speakers are unknown: results come out too good"},
     )
+    max_length_seconds: float | None = field(
+        default=None,
+        metadata={"help": "stage 1 hears a random stretch of at most this of each recording (unfrozen backbone)"},
+    )
+    on_bad_audio: str = field(
+        default="error",
+        metadata={"help": "error: list recordings that cannot be used and stop; skip: go on without them"},
+    )
     noisy_copies: int = field(
         default=0,
         metadata={"help": "augmented copies of each training recording; 0: trained on clean speech alone"},
@@ -56,6 +65,20 @@ class ModelArguments:
         metadata={"help": "WavLM checkpoint, or an EDRL-MEA model to go on from: Hub id or folder"},
     )
     patience: int = field(default=10, metadata={"help": "epochs without a better validation UAR before stage 1 stops"})
+    freeze_backbone: bool = field(
+        default=True,
+        metadata={"help": "keep WavLM as it is: its embeddings are computed once, and training takes seconds"},
+    )
+    keep_last_n_layers: int = field(
+        default=0,
+        metadata={"help": "with freeze_backbone: the last transformer layers that stage 1 trains all the same"},
+    )
+    freeze_feature_encoder: bool = field(
+        default=True, metadata={"help": "keep the convolutions under an unfrozen backbone as they are"}
+    )
+    backbone_learning_rate: float = field(
+        default=5e-5, metadata={"help": "of what is unfrozen of the backbone; learning_rate is the heads'"}
+    )
 
 
 @dataclass
@@ -67,7 +90,10 @@ class EdrlMeaTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=3e-3)
     weight_decay: float = field(default=0.1)
     eval_strategy: str = field(default="epoch")
-    save_strategy: str = field(default="no", metadata={"help": "stage 1 on cached embeddings takes seconds"})
+    save_strategy: str = field(default="epoch")
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "one more than is needed: the newest may be damaged"}
+    )
     logging_strategy: str = field(default="epoch")
     report_to: str = field(default="tensorboard")
     seed: int = field(default=0)
@@ -112,7 +138,39 @@ def parse_arguments(argv: list[str] | None = None):
             raise SystemExit(
                 f"Unknown setting {flag[2:]!r}." + (f" Did you mean {nearest[0][2:]!r}?" if nearest else "")
             )
-    return parser.parse_args_into_dataclasses(args=from_file + argv)
+    arguments = parser.parse_args_into_dataclasses(args=from_file + argv)
+    for complaint in contradictions(*arguments):
+        raise SystemExit(f"error: {complaint}")
+    return arguments
+
+
+def contradictions(model, data, config, training) -> Iterator[str]:
+    """What these settings cannot mean together, in words that name the remedy."""
+    backbone_learns = not model.freeze_backbone or model.keep_last_n_layers > 0
+    arrangement = config.arrangement or EdrlMeaConfig.arrangement
+    if not model.freeze_backbone and model.keep_last_n_layers:
+        yield "keep_last_n_layers says which layers of a frozen backbone learn; with freeze_backbone=False all do."
+    if model.freeze_backbone and not model.freeze_feature_encoder:
+        yield "freeze_feature_encoder=False needs freeze_backbone=False."
+    if data.max_length_seconds is not None and not backbone_learns:
+        yield (
+            "max_length_seconds cuts what stage 1 hears, but a frozen backbone embeds whole recordings once. Leave it "
+            "out, or set freeze_backbone=False or keep_last_n_layers."
+        )
+    if data.max_length_seconds is not None and not data.max_length_seconds > 0:
+        yield f"max_length_seconds={data.max_length_seconds} must be above 0."
+    if backbone_learns and "edrl" not in arrangement:
+        yield f"arrangement={arrangement} trains nothing by gradients, so the backbone cannot learn. Keep it frozen."
+    if data.rir_dir and not data.noisy_copies:
+        yield "rir_dir serves noisy copies only. Give noisy_copies too."
+    if data.noisy_copies < 0:
+        yield f"noisy_copies={data.noisy_copies} must not be negative."
+    if data.on_bad_audio not in ("error", "skip"):
+        yield f"on_bad_audio={data.on_bad_audio}: choose error or skip."
+    if training.push_to_hub and "/" not in (training.hub_model_id or ""):
+        yield "push_to_hub needs hub_model_id=ORG/NAME."
+    if training.save_total_limit == 1:
+        yield "save_total_limit=1 leaves nothing to go on from where the newest checkpoint is damaged. Use 2 or more."
 
 
 def _flags_of(path: Path) -> list[str]:

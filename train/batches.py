@@ -1,7 +1,6 @@
 """Which recordings form a batch, and which process takes which of them."""
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 
@@ -57,5 +56,5 @@ def epoch_loader(dataset, args, collate_fn) -> EpochLoader:
         batch_sampler=batches,
         collate_fn=collate_fn,
         num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+        pin_memory=args.dataloader_pin_memory,
     )

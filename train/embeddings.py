@@ -139,7 +139,7 @@ class EmbeddingCache:
     def _chunk_path(self, audio, keys, condition) -> Path:
         digest = hashlib.sha256((condition.fingerprint if condition is not None else "clean").encode())
         for recording, key in zip(audio, keys, strict=True):
-            digest.update(_content_hash(recording))
+            digest.update(content_hash(recording))
             digest.update(key.encode() if condition is not None else b"")
         return self.folder / f"{digest.hexdigest()[:32]}.npy"
 
@@ -167,7 +167,8 @@ def _name_of(recording) -> str:
     return Path(recording).name
 
 
-def _content_hash(recording) -> bytes:
+def content_hash(recording) -> bytes:
+    """SHA-256 of a recording's file; RecordingError where there is none."""
     if isinstance(recording, dict):
         if recording.get("bytes"):
             return hashlib.sha256(recording["bytes"]).digest()

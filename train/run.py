@@ -1,75 +1,137 @@
 """Train an EDRL-MEA model, test it three ways, save it:
 
 accelerate launch train/run.py [CONFIG.yaml] --dataset_name DIR --output_dir OUT
+
+The same command again goes on where a killed run stopped.
 """
 
-import json
+import dataclasses
+import hashlib
 import logging
 import os
 import shlex
+import shutil
 import sys
+import time
 from pathlib import Path
 
-import torch
 import transformers
+from accelerate import PartialState
 from transformers import AutoConfig, set_seed
 
 if __package__ in (None, ""):  # started by path, as accelerate does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification
+from hub_card.publish import publish
+from hub_card.report import PublishError
+from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
 from train.arguments import parse_arguments
 from train.augmentation import Augmentation
+from train.calibration import fit_temperature
+from train.checked_recordings import bad_recordings
 from train.corpora import concatenate_corpora, load_corpus
 from train.corruptions import corruptions
-from train.embeddings import EmbeddingCache, Embeddings
-from train.evaluation import as_table, evaluate
+from train.embeddings import CacheError, content_hash, fingerprint_of
+from train.evaluation import answers_of
 from train.recordings import CorpusError
+from train.report import model_entry, new_report, result_row, training_entry, write_report
+from train.report_tables import results_table
+from train.run_folder import RunError, RunFolder, about_this_run
+from train.speech import Speech
 from train.splits import SplitError, assert_no_shared_speaker, split_by_speaker
 from train.trainer import EdrlMeaTrainer
+from train.training_plot import LogFile, plot_training
 
 logger = logging.getLogger(__name__)
 
-TEST_CORRUPTIONS = {
-    2: "10 dB",
-    3: "0 dB",
-}  # levels of recorded noise; Gaussian noise where there are no recordings
+TEST_LEVELS = (2, 3)  # of recorded noise, 10 and 0 dB; of Gaussian noise where there are no recordings
+MAX_LISTED = 20  # bad recordings named in one message
+# Settings that change nothing about the result, so that a run may go on under others.
+NOT_PART_OF_THE_RESULT = {
+    *("output_dir", "embedding_cache", "logging_dir", "disable_tqdm", "report_to", "run_name", "local_rank"),
+    *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "resume_from_checkpoint", "test_dataset_name"),
+    *("save_strategy", "save_steps", "save_total_limit", "logging_strategy", "logging_steps", "project"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "log_level", "ddp_backend", "ddp_timeout", "trackio_space_id"),
+}
 
 
 def main(argv: list[str] | None = None) -> dict:
-    model_args, data_args, config_args, training_args = parse_arguments(argv)
+    """Runs the whole of it and returns the report."""
+    started = time.monotonic()
+    model_args, data_args, config_args, training_args = arguments = parse_arguments(argv)
+    push, training_args.push_to_hub = training_args.push_to_hub, False  # once, whole, at the end
     transformers.utils.logging.set_verbosity_warning()
     set_seed(training_args.seed)
-    train_set, validation_set, test_set = read_splits(data_args, training_args.seed)
-    labels = train_set.features["label"].names
-    others = [read_other_corpus(source, data_args, labels) for source in data_args.test_dataset_name]
-    model = build_model(model_args.model_name_or_path, labels, config_args)
+    cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
+    splits = read_splits(data_args, training_args.seed)
+    others = [
+        read_other_corpus(source, data_args, splits["train"].features["label"].names)
+        for source in data_args.test_dataset_name
+    ]
+    splits, others, skipped = without_bad_recordings(splits, others, cache, data_args.on_bad_audio)
+    model = build_model(model_args.model_name_or_path, splits["train"].features["label"].names, config_args)
+    freeze(model, model_args)
+    settings = {
+        **resolved(arguments),
+        "backbone": fingerprint_of(model),
+        "data": {name: fingerprint_of_data(dataset) for name, dataset in splits.items()},
+    }
+    command = shlex.join(["python", *sys.argv] if argv is None else ["python", "train/run.py", *argv])
+    if training_args.process_index == 0:
+        RunFolder(training_args.output_dir).open(settings, about_this_run(command))
 
-    cache = EmbeddingCache(model, data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
-    with training_args.main_process_first(desc="embedding recordings"):
-        training = embed(cache, train_set, "training speech")
-        augmentation = build_augmentation(data_args, train_set, training_args.seed)
-        if augmentation is not None:
-            training = training.with_copies(noisy_copies(cache, train_set, augmentation, data_args.noisy_copies))
-        validation = embed(cache, validation_set, "validation speech")
-        tests = embed_tests(cache, test_set, others, data_args)
+    augmentation = build_augmentation(data_args, splits["train"], training_args.seed)
+    training = Speech(
+        splits["train"],
+        "training speech",
+        augmentation,
+        data_args.noisy_copies,
+        data_args.max_length_seconds,
+        training_args.seed,
+    )
+    validation = Speech(splits["validation"], "validation speech")
+    trainer = EdrlMeaTrainer(
+        model,
+        training_args,
+        training,
+        validation,
+        patience=model_args.patience,
+        embedding_cache=cache,
+        backbone_learning_rate=model_args.backbone_learning_rate,
+    )
+    trainer.add_callback(LogFile(training_args.output_dir))
+    trainer.stop_on_sigterm()
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or True)
 
-    trainer = EdrlMeaTrainer(model, training_args, training, validation, patience=model_args.patience)
-    trainer.train()
-    results = {name: evaluate(trainer.model, data) for name, data in tests.items()}
+    report = test(trainer, validation, splits["test"], others, data_args, command)
+    report["duration_seconds"] = time.monotonic() - started
+    report["training"] = training_entry(
+        [splits[name] for name in ("train", "validation")],
+        data_args.label_scheme,
+        augmentation.describe() if augmentation is not None else None,
+        given_settings(arguments),
+        {name: dataset["speaker"] for name, dataset in splits.items()},
+    )
+    report["skipped_recordings"] = skipped
     if trainer.is_world_process_zero():
-        save(
-            trainer,
-            results,
-            augmentation,
-            {"train": train_set, "validation": validation_set, "test": test_set},
-        )
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    return results
+        save(trainer, report)
+        if push:
+            report_file = Path(training_args.output_dir) / "report.json"
+            place = publish(
+                training_args.output_dir,
+                report_file,
+                training_args.hub_model_id,
+                bool(training_args.hub_private_repo),
+                training_args.hub_token,
+            )
+            print(f"Published at {place}")
+    return report
 
 
-def read_splits(args, seed: int):
+# --- recordings ---------------------------------------------------------------------------------------------
+
+
+def read_splits(args, seed: int) -> dict:
     """Training, validation and test recordings, which share no speaker."""
     if not args.dataset_name:
         raise CorpusError("No --dataset_name: give a corpus to train on, e.g. --dataset_name emodb=DIR.")
@@ -84,7 +146,7 @@ def read_splits(args, seed: int):
             f"No training speaker shows {', '.join(names[i] for i in sorted(absent))}: add speakers, use another "
             "label_scheme, or another seed."
         )
-    return train, validation, test
+    return {"train": train, "validation": validation, "test": test}
 
 
 def read_corpus(source: str, args, split: str | None = None):
@@ -113,6 +175,47 @@ def read_other_corpus(source: str, args, labels: list[str]):
     )
 
 
+def without_bad_recordings(splits: dict, others: list, cache: Path, on_bad_audio: str):
+    """(splits, others, what was skipped). RecordingError lists all that cannot be used, unless to be skipped."""
+    processes, skipped = PartialState(), []
+
+    def good_part(dataset):
+        audio = list(dataset["audio"])
+        bad = bad_recordings(audio, cache, processes)
+        skipped.extend(bad.values())
+        return dataset.select([row for row in range(len(audio)) if row not in bad]) if bad else dataset
+
+    splits = {name: good_part(dataset) for name, dataset in splits.items()}
+    others = [good_part(dataset) for dataset in others]
+    if skipped and on_bad_audio == "error":
+        listed = "\n  ".join(skipped[:MAX_LISTED]) + ("\n  …" if len(skipped) > MAX_LISTED else "")
+        raise RecordingError(
+            f"{len(skipped)} recordings cannot be used:\n  {listed}\nRepair or remove them, or go on without them by "
+            "--on_bad_audio skip."
+        )
+    if skipped:
+        logger.warning("Going on without %d recordings that cannot be used; report.json lists them.", len(skipped))
+    return splits, others, skipped
+
+
+def build_augmentation(args, train_set, seed: int) -> Augmentation | None:
+    if not args.noisy_copies:
+        return None
+    voices = [recording for recording in train_set["audio"] if isinstance(recording, str)]
+    return Augmentation(args.noise_dir, args.rir_dir, babble=voices, seed=seed)
+
+
+def fingerprint_of_data(dataset) -> str:
+    """16 hexadecimal digits of the recordings' content, labels and speakers, in their order."""
+    digest = hashlib.sha256()
+    for recording, label, speaker in zip(dataset["audio"], dataset["label"], dataset["speaker"], strict=True):
+        digest.update(content_hash(recording) + f"{label} {speaker}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+# --- model and settings -------------------------------------------------------------------------------------
+
+
 def build_model(source: str, labels: list[str], config_args) -> EdrlMeaForAudioClassification:
     """New heads around a WavLM, or an EDRL-MEA model with these labels; the backbone is frozen."""
     settings = {name: value for name, value in vars(config_args).items() if value is not None}
@@ -128,62 +231,90 @@ def build_model(source: str, labels: list[str], config_args) -> EdrlMeaForAudioC
     return model
 
 
-def build_augmentation(args, train_set, seed: int) -> Augmentation | None:
-    if not args.noisy_copies:
-        return None
-    voices = [recording for recording in train_set["audio"] if isinstance(recording, str)]
-    return Augmentation(args.noise_dir, args.rir_dir, babble=voices, seed=seed)
+def freeze(model: EdrlMeaForAudioClassification, args) -> None:
+    if args.freeze_backbone:
+        model.freeze_backbone(args.keep_last_n_layers)
+        return
+    model.requires_grad_(True)
+    if args.freeze_feature_encoder:
+        model.freeze_feature_encoder()
 
 
-def embed(cache: EmbeddingCache, dataset, title: str, condition=None) -> Embeddings:
-    statistics = cache.embed(list(dataset["audio"]), condition, title=title)
-    n = len(dataset)
-    return Embeddings(statistics, torch.tensor(dataset["label"]), list(dataset["speaker"]), torch.arange(n))
+def resolved(arguments) -> dict:
+    """Every setting that decides the result."""
+    model_args, data_args, config_args, training_args = arguments
+    every = {**vars(model_args), **vars(data_args), **vars(config_args), **training_args.to_sanitized_dict()}
+    return {name: value for name, value in every.items() if name not in NOT_PART_OF_THE_RESULT}
 
 
-def noisy_copies(cache: EmbeddingCache, dataset, augmentation: Augmentation, n_copies: int) -> list[torch.Tensor]:
-    """Statistics of `n_copies` differently augmented copies of all recordings."""
-    audio = list(dataset["audio"])
-    names = [f"{corpus}/{row}" for row, corpus in enumerate(dataset["corpus"])]
-    return [
-        cache.embed(audio, augmentation, [f"{name}#{copy}" for name in names], f"noisy copy {copy + 1} of {n_copies}")
-        for copy in range(n_copies)
-    ]
+def given_settings(arguments) -> dict:
+    """The settings that differ from their defaults, as they would stand in CONFIG.yaml; none that names a place."""
+    settings = {}
+    for group in arguments:
+        for spec in dataclasses.fields(group):
+            value, default = getattr(group, spec.name), spec.default
+            if spec.default_factory is not dataclasses.MISSING:
+                default = spec.default_factory()
+            places = spec.name.endswith(("_dir", "_cache", "dataset_name")) or spec.name in NOT_PART_OF_THE_RESULT
+            if spec.init and not places and value != default and isinstance(value, (str, int, float, list)):
+                settings[spec.name] = Path(value).name if spec.name == "model_name_or_path" else value
+    return settings
 
 
-def embed_tests(cache: EmbeddingCache, test_set, others, args) -> dict[str, Embeddings]:
-    """What the model is tested on, by name: clean, noisy, and other corpora."""
-    tests = {"clean": embed(cache, test_set, "test speech")}
-    for corruption in corruptions(args.noise_dir, levels=tuple(TEST_CORRUPTIONS)):
+# --- results ------------------------------------------------------------------------------------------------
+
+
+def test(trainer: EdrlMeaTrainer, validation: Speech, test_set, others, args, command: str) -> dict:
+    """The report on clean, noisy and other corpora's speech; its temperature is fitted on validation speakers."""
+    model, labels = trainer.model, trainer.model.config.labels
+    held_out = trainer.embed(model, validation)
+    temperature = fit_temperature(held_out.labels.numpy(), answers_of(model, held_out).probabilities)
+    trained_on = sorted(set(validation.dataset["corpus"]))
+    cache, rows = trainer.cache(), []
+
+    def row(dataset, title, corruption=None, **about):
+        answers = answers_of(model, Speech(dataset, title).embed(cache, corruption))
+        about |= {"train": trained_on, "test": " + ".join(dict.fromkeys(dataset["corpus"])), "temperature": temperature}
+        rows.append(result_row(name, labels, answers, **about))
+
+    name = Path(trainer.args.output_dir).name
+    row(test_set, "test speech")
+    for corruption in corruptions(args.noise_dir, levels=TEST_LEVELS):
         recorded = corruption.name.startswith("noise_")
         if recorded or (corruption.name == "gaussian" and not args.noise_dir):
-            snr = corruption.setting["snr_db"]
-            name = f"{corruption.name.removeprefix('noise_')} noise, {snr:g} dB"
-            tests[name] = embed(cache, test_set, name, corruption)
+            about = {"condition": corruption.name, "level": corruption.level, "setting": corruption.setting}
+            row(test_set, f"{corruption.name}, level {corruption.level}", corruption, protocol="corruption", **about)
     for other in others:
-        name = f"other corpus: {other['corpus'][0]}"
-        tests[name] = embed(cache, other, name)
-    return tests
+        row(other, other["corpus"][0], protocol="cross_corpus")
+    entry = model_entry(
+        name,
+        labels,
+        source=trainer.args.output_dir,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        temperature=temperature,
+        fitted_on="validation speakers",
+        stage=model.stage,
+    )
+    return new_report(command, seed=trainer.args.seed, models=[entry], results=rows)
 
 
-def save(trainer: EdrlMeaTrainer, results: dict, augmentation, splits: dict) -> None:
-    """The model directory: weights, code, feature extractor, report; and the table on the screen."""
+def save(trainer: EdrlMeaTrainer, report: dict) -> None:
+    """The model directory (weights, code, feature extractor, report, plot), and the table on the screen."""
     folder = Path(trainer.args.output_dir)
-    trainer.save_model()
-    report = {
-        "schema": 1,
-        "command": shlex.join(["python", *sys.argv]),
-        "labels": trainer.model.config.labels,
-        "stage": trainer.model.stage,
-        "augmentation": augmentation.describe() if augmentation is not None else None,
-        "speakers": {name: sorted(set(dataset["speaker"])) for name, dataset in splits.items()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "results": results,
-    }
-    temporary = folder / "report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=2))
-    os.replace(temporary, folder / "report.json")
-    print(f"\n{as_table(results)}\n\nSaved to {folder}: pipeline('audio-classification', model='{folder}')")
+    partial = folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.save_model(partial)
+    entry = report["models"][0]
+    report["models"][0] = entry | {"fingerprint": model_entry("", [], source="", folder=partial)["fingerprint"]}
+    # config.json last: without it the directory is no model, so a half-moved one cannot be loaded.
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, folder / file.name)
+    partial.rmdir()
+    if plot_training(folder):
+        report["plots"]["training"] = "training.png"
+    write_report(report, folder)
+    print(f"\n{results_table(report['results'], with_model=False)}\n")
+    print(f"Saved to {folder}: pipeline('audio-classification', model='{folder}')")
 
 
 if __name__ == "__main__":
@@ -192,5 +323,5 @@ if __name__ == "__main__":
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         main()
-    except (CorpusError, SplitError) as error:
+    except (CacheError, CorpusError, PublishError, RecordingError, RunError, SplitError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -61,10 +61,13 @@ class Speech(torch.utils.data.Dataset):
         start = np.random.default_rng([self.seed, self.epoch, row]).integers(len(waveform) - limit + 1)
         return waveform[start : start + limit]
 
-    def embed(self, cache: EmbeddingCache) -> Embeddings:
-        """Whole recordings, by the backbone as it is now; each copy keeps its link to its clean original."""
+    def embed(self, cache: EmbeddingCache, condition=None) -> Embeddings:
+        """Whole recordings, by the backbone as it is now; each copy keeps its link to its clean original.
+
+        condition: a corruption that the recordings are tested under.
+        """
         clean = Embeddings(
-            cache.embed(self.audio, title=self.title),
+            cache.embed(self.audio, condition, title=self.title),
             torch.tensor(self.dataset["label"]),
             list(self.dataset["speaker"]),
             torch.arange(len(self.audio)),

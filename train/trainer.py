@@ -63,6 +63,7 @@ class EdrlMeaTrainer(Trainer):
     ):
         args.remove_unused_columns = False
         args.label_names = ["labels"]
+        args.dataloader_pin_memory &= torch.cuda.is_available()  # else a warning an epoch
         self.embedding_cache = Path(embedding_cache or Path(args.output_dir) / "embeddings")
         self.backbone_learning_rate = backbone_learning_rate
         if model.is_backbone_frozen:
@@ -92,7 +93,8 @@ class EdrlMeaTrainer(Trainer):
         for step in ("fit_speech_embedding", *STEPS[self.model.config.arrangement])[len(completed) :]:
             getattr(self, step)(*[resume_from_checkpoint] * (step == "train_disentanglement"))
             completed.append(step)
-            self._record(completed)
+            if resume_from_checkpoint is True:
+                self._record(completed)
 
     def fit_speech_embedding(self) -> None:
         stages.fit_speech_embedding(self.model, self.training_embeddings())
@@ -121,7 +123,11 @@ class EdrlMeaTrainer(Trainer):
     def embed(self, model, data: Speech | Embeddings | None) -> Embeddings | None:
         if not isinstance(data, Speech):
             return data
-        return data.embed(EmbeddingCache(model, self.embedding_cache, PartialState()))
+        return data.embed(self.cache(model))
+
+    def cache(self, model: EdrlMeaForAudioClassification | None = None) -> EmbeddingCache:
+        """Of the backbone as it is now."""
+        return EmbeddingCache(model or self.model, self.embedding_cache, PartialState())
 
     def stop_on_sigterm(self) -> None:
         """From now on SIGTERM saves a checkpoint and exits with 143, so that the same command can go on."""
