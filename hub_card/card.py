@@ -31,6 +31,7 @@ PLOTS = {
     "confusion": "What is taken for what",
     "reliability": "How far confidence can be believed",
     "embedding_map": "Embeddings of test recordings",
+    "training": "Losses and validation UAR over training",
 }
 
 

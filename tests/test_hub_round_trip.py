@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import huggingface_hub.utils._http as client
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from hub_card.publish import assemble, publish
@@ -18,6 +19,7 @@ from hub_card.report import PublishError
 from .conftest import EMOTIONS, noise_recordings
 from .hub_server import READ_TOKEN, TOKEN, Fault, hub_server
 from .published_models import saved_model, write_model_report
+from .test_train import write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "org/edrl-mea"
@@ -209,12 +211,12 @@ from transformers import pipeline
 
 recording, name, folder = np.load(sys.argv[1]), sys.argv[2], sys.argv[3]
 classify = pipeline("audio-classification", model=name, trust_remote_code=True)
-scores = {{row["label"]: row["score"] for row in classify(recording)}}
+scores = {row["label"]: row["score"] for row in classify(recording)}
 inputs = classify.feature_extractor([recording], sampling_rate=16_000, return_tensors="pt")
 shape = list(classify.model(**inputs).speech_embedding.shape)
 if folder:
     classify.model.save_pretrained(folder)
-print(json.dumps([scores, shape, sorted({{name.split(".")[0] for name in sys.modules}} & set(HIDDEN))]))
+print(json.dumps([scores, shape, sorted({name.split(".")[0] for name in sys.modules} & set(HIDDEN))]))
 """
 
 BY_IMPORT = """
@@ -228,6 +230,17 @@ from modeling_edrl_mea import EdrlMeaForAudioClassification
 classify = pipeline("audio-classification", model=sys.argv[2])
 assert type(classify.model) is EdrlMeaForAudioClassification
 print(json.dumps({row["label"]: row["score"] for row in classify(np.load(sys.argv[1]))}))
+"""
+
+ALONE = WITHOUT.format(hidden=PACKAGES) + BY_REMOTE_CODE
+TRAIN = """
+import sys
+
+from train import run
+
+sys.argv = ["train/run.py", *sys.argv[2:]]
+run.main()
+print("null")
 """
 
 
@@ -263,30 +276,46 @@ def expected(model_dir, recording):
     return pytest.approx({row["label"]: row["score"] for row in classify(recording)}, abs=1e-4)
 
 
-def test_a_published_model_loads_elsewhere_and_offline(hub, elsewhere, model_dir, report, expected, tmp_path):
-    """With nothing but transformers and torch, and an empty cache; then without the Hub; then saved and pushed again,
-    from where it needs the first repository no more."""
+def test_a_published_model_needs_nothing_but_transformers_and_torch(hub, elsewhere, model_dir, report, expected):
     publish(model_dir, report, NAME, token=TOKEN)
-    code = WITHOUT.format(hidden=PACKAGES) + BY_REMOTE_CODE.format()
-    scores, shape, seen = elsewhere(code, NAME, str(tmp_path / "again"))
+    scores, shape, seen = elsewhere(ALONE, NAME, "")
     assert scores == expected and len(shape) == 2 and not seen
 
+
+@pytest.mark.slow  # three fresh processes
+def test_it_loads_offline_and_saved_again_needs_the_first_repository_no_more(
+    hub, elsewhere, model_dir, report, expected, tmp_path
+):
+    publish(model_dir, report, NAME, token=TOKEN)
+    elsewhere(ALONE, NAME, str(tmp_path / "again"))
     asked = len(hub.requests)
-    scores, _, _ = elsewhere(code, NAME, "", HF_HUB_OFFLINE="1")
+    scores, _, _ = elsewhere(ALONE, NAME, "", HF_HUB_OFFLINE="1")
     assert scores == expected and len(hub.requests) == asked
 
-    labels = list(EMOTIONS.values())
-    publish(
-        tmp_path / "again",
-        write_model_report(tmp_path / "again", tmp_path / "again", labels),
-        "org/second",
-        token=TOKEN,
-    )
+    again = write_model_report(tmp_path / "again", tmp_path / "again", list(EMOTIONS.values()))
+    publish(again.parent, again, "org/second", token=TOKEN)
     del hub.repositories[NAME]
-    scores, _, _ = elsewhere(code, "org/second", "", HF_HOME=str(tmp_path / "third"))
+    scores, _, _ = elsewhere(ALONE, "org/second", "", HF_HOME=str(tmp_path / "third"))
     assert scores == expected
 
 
+@pytest.mark.slow  # a fresh process
 def test_a_published_model_loads_where_the_package_is_imported(hub, elsewhere, model_dir, report, expected):
     publish(model_dir, report, NAME, token=TOKEN)
     assert elsewhere(BY_IMPORT, NAME, PYTHONPATH=str(ROOT)) == expected
+
+
+@pytest.mark.slow  # trains, in a fresh process
+def test_it_is_fine_tuned_from_the_hub_and_pushed_again(hub, elsewhere, model_dir, report, tmp_path):
+    publish(model_dir, report, NAME, token=TOKEN)
+    corpus, target = write_corpus(tmp_path / "tones", n_speakers=6), tmp_path / "tuned"
+    training = ["--model_name_or_path", NAME, "--dataset_name", str(corpus), "--label_scheme", "four_emotions"]
+    training += ["--num_train_epochs", "3", "--use_cpu", "True", "--report_to", "none", "--output_dir", str(target)]
+    push = ["--push_to_hub", "True", "--hub_model_id", "org/tuned", "--hub_private_repo", "True", "--hub_token", TOKEN]
+    elsewhere(TRAIN, *training, *push, PYTHONPATH=str(ROOT))
+    tuned = hub.repositories["org/tuned"]
+    assert tuned.private and len(tuned.commits) == 2
+    assert tuned.files["model.safetensors"] == (target / "model.safetensors").read_bytes()
+    assert ModelCard(tuned.files["README.md"].decode()).data.base_model == NAME
+    for name, content in tuned.files.items():
+        assert TOKEN.encode() not in content and str(tmp_path).encode() not in content, name
