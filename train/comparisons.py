@@ -52,11 +52,21 @@ def groups_of(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return groups | single
 
 
+def noise_levels_of(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """One model's cells by SNR: "noise: 10 dB" over all recorded sources, "gaussian: 10 dB"."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        kind = cell.condition.split("_")[0]
+        if kind in ("noise", "gaussian"):
+            groups.setdefault(f"{kind}: {cell.setting['snr_db']} dB", []).append(cell)
+    return groups
+
+
 def summaries(cells: Sequence[Cell]) -> list[dict]:
     """Mean UAR of each model over each group, with an interval from resampling the speakers of all its corpora."""
     entries = []
     for model, own in _by_model(cells).items():
-        for over, found in groups_of(own).items():
+        for over, found in (groups_of(own) | noise_levels_of(own)).items():
             counts, strata = _counts([cell.answers for cell in found], [cell.test for cell in found])
             mean = interval_entry(_mean_uar, counts, strata=strata)
             entries.append(_entry(model, over, found, counts) | {"mean": mean})
