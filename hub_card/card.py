@@ -64,7 +64,7 @@ def build_card(report: ModelReport, config: dict, repo_id: str, code: str = "", 
         report=report.document,
         model=report.model,
         training=report.training,
-        corpora=report.training.get("corpora") or [],
+        corpora=report.corpora,
         base_model=metadata.base_model or _backbone_name(config),
         licence=metadata.license,
         plain=[row for row in report.results if row["protocol"] != "corruption"],
@@ -96,7 +96,7 @@ def labels_of(config: dict) -> list[str]:
 
 
 def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardData:
-    corpora = report.training.get("corpora") or []
+    corpora = report.corpora
     licence = strictest(inherited_licences(report, config))
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
@@ -116,7 +116,7 @@ def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardD
 
 def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
     """Every figure of the report on this model, with its interval, its condition and the command that made it."""
-    titles = {corpus["name"]: corpus["title"] for corpus in report.training.get("corpora") or []}
+    titles = {corpus["name"]: corpus["title"] for corpus in report.corpora}
     titles |= {corpus["name"]: corpus["title"] for corpus in report.document.get("corpora") or []}
     found = []
     for row in report.results:
@@ -156,7 +156,7 @@ def base_model(report: ModelReport, config: dict) -> str | None:
 
 def inherited_licences(report: ModelReport, config: dict) -> list[str | None]:
     """Of the corpora, the backbone, and what training started from; None where nobody knows."""
-    corpora = [corpus.get("licence") for corpus in report.training.get("corpora") or []]
+    corpora = [corpus.get("licence") for corpus in report.corpora]
     declared = (report.training.get("backbone") or {}).get("licence")
     started_from = (report.training.get("config") or {}).get("model_name_or_path")
     names = {name for name in (started_from, _backbone_name(config)) if name}

@@ -3,16 +3,18 @@
 import hashlib
 from pathlib import Path
 
+WEIGHTS = "model*.safetensors"  # as save_pretrained names them, whole or in shards; training may leave others beside
+
 
 def weights_fingerprint(folder: str | Path) -> str:
-    """16 hexadecimal digits of the weights' files (safetensors) in a model directory.
+    """16 hexadecimal digits of the weights' files in a model directory.
 
     Raises:
         ValueError: there are none.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = sorted(Path(folder).glob(WEIGHTS))
     if not files:
-        raise ValueError(f"{folder} holds no *.safetensors file: it is no saved model.")
+        raise ValueError(f"{folder} holds no {WEIGHTS} file: it is no saved model.")
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())

@@ -31,14 +31,17 @@ def without_machine_traces(value):
     where corpora lie beside it.
     """
     if isinstance(value, str):
-        value = TOKEN_FLAG.sub(r"\1TOKEN", TOKEN.sub(b"TOKEN", value.encode()).decode())
-        return PATH.sub(lambda found: _last_name(found.group()), value)
+        return PATH.sub(lambda found: _last_name(found.group()), without_tokens(value))
     if isinstance(value, Mapping):
         kept = {key: item for key, item in value.items() if str(key).lower() not in SECRET_KEYS}
         return {without_machine_traces(key): without_machine_traces(item) for key, item in kept.items()}
     if isinstance(value, (list, tuple)):
         return [without_machine_traces(item) for item in value]
     return value
+
+
+def without_tokens(text: str) -> str:
+    return TOKEN_FLAG.sub(r"\1TOKEN", TOKEN.sub(b"TOKEN", text.encode()).decode())
 
 
 def _last_name(path: str) -> str:

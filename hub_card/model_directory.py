@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+from .fingerprint import WEIGHTS
 from .report import PublishError
 
 CONFIGURATIONS = ("config.json", "preprocessor_config.json")
@@ -21,10 +22,11 @@ def read_model_directory(folder: Path) -> tuple[dict[str, dict], list[Path]]:
     kind = configurations["config.json"].get("model_type")
     if kind != "edrl_mea":
         raise PublishError(f"{folder} holds a model of type {kind!r}; only EDRL-MEA models are published by this.")
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")])
-    if not any(file.suffix == ".safetensors" for file in weights):
-        raise PublishError(f"{folder} holds no *.safetensors file: save the model there with save_pretrained.")
-    return configurations, weights + _code(folder, configurations) + sorted(folder.glob("LICENSE"))
+    weights = sorted(folder.glob(WEIGHTS))
+    if not weights:
+        raise PublishError(f"{folder} holds no {WEIGHTS} file: save the model there with save_pretrained.")
+    index = sorted(folder.glob("model.safetensors.index.json"))
+    return configurations, weights + index + _code(folder, configurations) + sorted(folder.glob("LICENSE"))
 
 
 def _json(folder: Path, name: str) -> dict:

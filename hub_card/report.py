@@ -33,6 +33,15 @@ class ModelReport:
     def training(self) -> dict:
         return self.document.get("training") or {}
 
+    @property
+    def corpora(self) -> list[dict]:
+        """Those trained on; entries of one corpus, such as its training and its validation part, are added up."""
+        added = {}
+        for corpus in self.training.get("corpora") or []:
+            sums = {key: corpus[key] + added.get(corpus["name"], {key: 0})[key] for key in ("recordings", "speakers")}
+            added[corpus["name"]] = corpus | sums
+        return list(added.values())
+
 
 def read_report(path: str | Path, model_dir: str | Path, labels: list[str]) -> ModelReport:
     """The report at `path` on the model in `model_dir`, whose emotions are `labels` in id order.

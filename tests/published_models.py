@@ -102,6 +102,7 @@ def saved_model(model, folder: Path) -> Path:
     """`model` as `train/run.py` leaves it: with what must not be published beside it."""
     model.save_pretrained(folder)
     (folder / "training_args.bin").write_bytes(b"pickled settings")
+    (folder / "steps.safetensors").write_bytes(b"a run's own state")
     (folder / "embeddings").mkdir()
     (folder / "notes.py").write_text("a script that the model does not need")
     return folder

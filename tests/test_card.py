@@ -106,8 +106,9 @@ def test_the_page_has_what_people_look_for(card, section):
 
 
 def test_what_was_not_measured_is_not_mentioned(model_dir, tmp_path):
-    bare = {"training": None, "corruption_errors": [], "comparisons": [], "plots": {}, "speed": None}
-    report = write_model_report(tmp_path, model_dir, LABELS, **bare, environment=None)
+    report = write_model_report(tmp_path, model_dir, LABELS)
+    document = json.loads(report.read_text())
+    report.write_text(json.dumps({key: document[key] for key in ("schema", "command", "models", "results")}))
     page = assemble(model_dir, report, "org/edrl-mea")["README.md"].decode()
     assert "does not say what the model was trained on" in page
     assert not re.search("## Speed|## Environment|Corruption error|Paired differences|training_config|!\\[", page)
@@ -118,6 +119,16 @@ def test_a_benchmark_without_training_takes_it_from_the_models_own_report(tiny_m
     write_model_report(folder, folder, LABELS)
     benchmark = write_model_report(tmp_path / "benchmark", folder, LABELS, training=None)
     assert read_report(benchmark, folder, LABELS).training["label_scheme"] == "four_emotions"
+
+
+def test_parts_of_one_corpus_are_one_row(model_dir, report):
+    found = read_report(report, model_dir, LABELS)
+    emodb, ravdess = found.document["training"]["corpora"]
+    found.document["training"]["corpora"] = [emodb, ravdess, {**emodb, "recordings": 12, "speakers": 1}]
+    assert [(row["name"], row["recordings"], row["speakers"]) for row in found.corpora] == [
+        ("emodb", 351, 11),
+        ("ravdess", 672, 24),
+    ]
 
 
 @pytest.mark.parametrize(

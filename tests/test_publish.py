@@ -50,7 +50,7 @@ def test_the_upload_is_weights_extractor_code_card_plots_report_and_settings(ori
     upload = assemble(original, original / "report.json", NAME)
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"} <= set(upload)
     assert {"report.json", "training_config.yaml", "plots/uar_against_snr.png"} <= set(upload)
-    assert not {"training_args.bin", "notes.py", "report.md"} & set(upload)
+    assert not {"training_args.bin", "steps.safetensors", "notes.py", "report.md"} & set(upload)
     assert not any(name.startswith("embeddings") for name in upload)
 
 
@@ -137,7 +137,7 @@ def other_weights(folder):
         (lambda folder: (folder / "config.json").unlink(), "is no saved model: it has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), r"no \*.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"no model\*.safetensors"),
         (lambda folder: (folder / "frames.py").unlink(), "lacks frames.py, which"),
         (lambda folder: damage_config(folder, model_type="wav2vec2"), "of type 'wav2vec2'"),
         (lambda folder: damage_config(folder, auto_map=None), "names no code"),
