@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> dict:
     import torch
     import transformers
 
+    from train import benchmark_report
     from train.augmentation import Augmentation
     from train.benchmark import Benchmark
-    from train.benchmark_report import add_plots, make_report
     from train.corruptions import corruptions
     from train.protocols import PROTOCOLS, plan, read_folds, read_list
     from train.report import write_report
@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> dict:
     unknown = set(protocols) - set(PROTOCOLS)
     if unknown:
         raise ValueError(f"No protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}.")
-    corpora, classes = read_corpora(options)
     cache = options.cache or options.output / "cache"
+    corpora, classes = read_corpora(options, cache)
     contenders = make_contenders(options, classes, cache)
     baseline = options.baseline or contenders[0].name
     if baseline not in (names := [contender.name for contender in contenders]) and not options.adapt:
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> dict:
         augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
     benchmark = Benchmark(corpora, trials, conditions, cache, augmentation, options.adapt, errors=errors)
     cells = benchmark.run(contenders)
-    report = make_report(
+    report = benchmark_report.make_report(
         benchmark,
         contenders,
         cells,
@@ -113,15 +113,16 @@ def main(argv: list[str] | None = None) -> dict:
         rir_dir=options.rir,
     )
     options.output.mkdir(parents=True, exist_ok=True)
-    add_plots(report, benchmark, cells, contenders, options.output)
+    benchmark_report.add_plots(report, benchmark, cells, contenders, options.output)
     report["duration_seconds"] = round(time.perf_counter() - start, 1)
     path = write_report(report, options.output)
     print(f"\n{path}: {len(report['results'])} results, {len(report['errors'])} not measured")
     return report
 
 
-def read_corpora(options) -> tuple[dict, list[str]]:
+def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
     """Corpora by name, capped, and the classes that all of them share."""
+    from train.checked_recordings import bad_recordings
     from train.corpora import load_corpus
     from train.protocols import capped
     from train.recordings import CorpusError
@@ -133,6 +134,10 @@ def read_corpora(options) -> tuple[dict, list[str]]:
         if name in found:
             raise CorpusError(f"Two corpora are called {name}: give one another name, --corpus NAME={source}.")
         found[name] = capped(dataset, options.max_recordings)
+        bad = bad_recordings(list(found[name]["audio"]), cache)
+        if bad:
+            listed = "\n  ".join([*bad.values()][:20])
+            raise CorpusError(f"{name}: {len(bad)} recordings cannot be used; repair or remove them:\n  {listed}")
     classes = {tuple(dataset.features["label"].names) for dataset in found.values()}
     if len(classes) > 1:
         raise CorpusError("The corpora's emotions differ: use --label_scheme four_emotions, arousal or valence.")

@@ -96,7 +96,7 @@ def test_a_report_that_does_not_fit_is_refused_by_the_name_of_the_field(tmp_path
 
 
 def test_training_names_each_corpus_as_its_authors_do(tmp_path):
-    from tests.test_train import write_corpus
+    from tests.tones import write_corpus
 
     folder = write_corpus(tmp_path / "tones", n_speakers=2)
     found = load_corpus(f"emodb={folder / 'metadata.csv'}", label_scheme="four_emotions")

@@ -93,7 +93,7 @@ def _model_entries(contender, cells: Sequence[Cell]) -> list[dict]:
                 temperature=float(np.exp(np.log(np.concatenate(found)).mean())) if found else None,
                 fitted_on=contender.temperature_fitted_on,
                 adapted=name != contender.name,
-                **({"settings": contender.settings} if recipe else {}),
+                **({"settings": contender.given_settings} if recipe else {}),
             )
         )
     return entries

@@ -167,7 +167,7 @@ class ScoreCache(EmbeddingCache):
     """`EmbeddingCache` of a stock classifier's logits (N, labels) in place of layer statistics."""
 
     def __init__(self, classifier: "StockClassifier", folder: str | Path):
-        self.model, self.accelerator = classifier, None
+        self.model, self.processes = classifier, None
         self.folder = Path(folder) / classifier.fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import PrinterCallback, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 
@@ -18,10 +19,13 @@ from .arguments import parse_arguments
 from .calibration import fit_temperature
 from .embeddings import EmbeddingCache, Embeddings, fingerprint_of
 from .evaluation import predict
+from .protocols import Trial, recording_names
+from .run import build_model, given_settings, resolved
 from .trainer import EdrlMeaTrainer
 
-# What a recipe says beside the method: where things lie and what is printed, which do not change its answers.
-NOT_SETTINGS = {"dataset_name", "test_dataset_name", "embedding_cache", "noise_dir", "rir_dir", "model_name_or_path"}
+# What the benchmark says in a recipe's place; the backbone is known by its weights, not by where they lie.
+NOT_SETTINGS = {"dataset_name", "noise_dir", "rir_dir", "model_name_or_path", "label_scheme", "output_dir"}
+QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": "True"}
 # The code that does: the closed forms, the losses, the order of steps. Another answer needs another address.
 METHOD_FILES = (
     *("train/stages.py", "train/trainer.py", "train/recipes.py", "train/calibration.py"),
@@ -60,19 +64,21 @@ class RecipeContender:
         cache: str | Path = "cache",
         device: str = "cpu",
     ):
-        from .run import build_model
-
         self.name, self.source, self.classes = name, str(file), list(classes)
-        quiet = ["--report_to", "none", "--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True"]
-        arguments = parse_arguments([str(file), *quiet, *(["--use_cpu", "True"] if device == "cpu" else [])])
-        self.model_args, self.data_args, self.config_args, self.training_args = arguments
+        ours = QUIET | {"output_dir": str(Path(cache) / "unused"), "use_cpu": str(device == "cpu")}
+        self.arguments = parse_arguments(
+            [str(file), *(part for key, said in ours.items() for part in (f"--{key}", said))]
+        )
+        self.model_args, self.data_args, config_args, self.training_args = self.arguments
         if self.data_args.label_scheme not in ("native", scheme):
             raise RecipeError(
                 f"{file} has label_scheme {self.data_args.label_scheme}, and the benchmark {scheme}: leave it out of "
                 f"the recipe, or run the benchmark with --label_scheme {self.data_args.label_scheme}."
             )
         set_seed(self.training_args.seed)
-        self.template = build_model(self.model_args.model_name_or_path, self.classes, self.config_args).to(device)
+        self.template = build_model(self.model_args.model_name_or_path, self.classes, config_args).to(device)
+        if not self.model_args.freeze_backbone or self.model_args.keep_last_n_layers:
+            raise RecipeError(f"{file} trains the backbone; the benchmark's recipes share one that is frozen.")
         self.cache = EmbeddingCache(self.template, cache)
 
     temperature_fitted_on = "validation speakers of each training set, of no training and no test"
@@ -89,23 +95,22 @@ class RecipeContender:
     @property
     def settings(self) -> dict:
         """Everything that changes the answers, but for the recordings; JSON-able."""
-        training = {
-            name: value
-            for name, value in self.training_args.to_sanitized_dict().items()
-            if not any(part in name for part in ("_dir", "logging", "report", "tqdm", "run_name", "push", "hub"))
-        }
-        given = {**vars(self.model_args), **vars(self.data_args)}
         return {
-            **{name: value for name, value in given.items() if name not in NOT_SETTINGS},
-            "training": training,
+            **{name: value for name, value in resolved(self.arguments).items() if name not in NOT_SETTINGS},
             "config": json.loads(self.template.config.to_json_string(use_diff=False)),
             "backbone": fingerprint_of(self.template),
         }
 
+    @property
+    def given_settings(self) -> dict:
+        """Those that differ from the defaults, for reports."""
+        given = given_settings(self.arguments)
+        return {name: value for name, value in given.items() if name not in QUIET and name != "use_cpu"}
+
     def prepare(self, audio: Sequence, condition=None, title: str = "") -> torch.Tensor:
         return self.cache.embed(audio, condition, title=title)
 
-    def run(self, trial, data: "BenchmarkData", conditions: Sequence) -> TrialAnswers:
+    def run(self, trial: Trial, data: "BenchmarkData", conditions: Sequence) -> TrialAnswers:
         """Trains on the trial's training rows, and answers for each of its tests in each condition."""
         set_seed(self.training_args.seed)
         # The frozen backbone is shared, not copied: only the heads learn.
@@ -113,6 +118,8 @@ class RecipeContender:
         train = data.embeddings(trial.train, self.noisy_copies)
         validation = data.embeddings(trial.validation) if trial.validation else None
         arguments = copy.deepcopy(self.training_args)
+        if validation is None:
+            arguments.eval_strategy = IntervalStrategy.NO
         trainer = EdrlMeaTrainer(model, arguments, train, validation, patience=self.model_args.patience)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -150,8 +157,6 @@ class BenchmarkData:
         return found
 
     def noisy_copy(self, corpus: str, copy_number: int, title: str = "") -> torch.Tensor:
-        from .protocols import recording_names
-
         names = recording_names(self.corpora[corpus])
         keys = [f"{corpus}/{name}#{copy_number}" for name in names]
         return self.statistics(corpus, self.augmentation, keys, title)
