@@ -22,6 +22,7 @@ from transformers import AutoConfig, set_seed
 if __package__ in (None, ""):  # started by path, as accelerate does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hub_card.machine_traces import without_tokens
 from hub_card.publish import publish
 from hub_card.report import PublishError
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> dict:
     started = time.monotonic()
     model_args, data_args, config_args, training_args = arguments = parse_arguments(argv)
     push, training_args.push_to_hub = training_args.push_to_hub, False  # once, whole, at the end
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(training_args.output_dir) / "tensorboard"))
     transformers.utils.logging.set_verbosity_warning()
     set_seed(training_args.seed)
     cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
@@ -76,9 +78,9 @@ def main(argv: list[str] | None = None) -> dict:
         "backbone": fingerprint_of(model),
         "data": {name: fingerprint_of_data(dataset) for name, dataset in splits.items()},
     }
-    command = shlex.join(["python", *sys.argv] if argv is None else ["python", "train/run.py", *argv])
+    command = without_tokens(shlex.join(["python", *sys.argv] if argv is None else ["python", "train/run.py", *argv]))
     if training_args.process_index == 0:
-        RunFolder(training_args.output_dir).open(settings, about_this_run(command))
+        RunFolder(training_args.output_dir).open(settings, about_this_run(command, training_args.world_size))
 
     augmentation = build_augmentation(data_args, splits["train"], training_args.seed)
     training = Speech(
@@ -257,7 +259,7 @@ def given_settings(arguments) -> dict:
                 default = spec.default_factory()
             places = spec.name.endswith(("_dir", "_cache", "dataset_name")) or spec.name in NOT_PART_OF_THE_RESULT
             if spec.init and not places and value != default and isinstance(value, (str, int, float, list)):
-                settings[spec.name] = Path(value).name if spec.name == "model_name_or_path" else value
+                settings[spec.name] = Path(value).name if os.path.isdir(str(value)) else value
     return settings
 
 

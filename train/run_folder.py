@@ -113,10 +113,11 @@ def whats_wrong(checkpoint: Path) -> str | None:
     return None
 
 
-def about_this_run(command: str) -> dict:
+def about_this_run(command: str, n_processes: int) -> dict:
     """How to repeat a run: command, versions, commit."""
     return {
         "command": command,
+        "processes": n_processes,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": git_commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

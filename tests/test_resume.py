@@ -1,0 +1,122 @@
+"""Training is killed, really, and goes on to the very weights of a run that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from train.run_folder import RunFolder
+
+from .tones import write_backbone, write_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory, tiny_backbone_config):
+    """Starts a training of a few seconds whose backbone learns: `command(output_dir)`, all of its work to be done."""
+    folder = tmp_path_factory.mktemp("resume")
+    corpus = write_corpus(folder / "tones", n_speakers=5)
+    backbone = write_backbone(folder / "backbone", tiny_backbone_config)
+    flags = {
+        **{"model_name_or_path": backbone, "dataset_name": corpus, "arrangement": "edrl_mea", "noisy_copies": 1},
+        **{"keep_last_n_layers": 1, "num_train_epochs": 6, "per_device_train_batch_size": 16, "patience": 99},
+        **{"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "steps", "save_steps": 2},
+    }
+
+    def start(output_dir: Path) -> subprocess.Popen:
+        given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "train/run.py", *given, "--output_dir", output_dir],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    """(weights, seconds) of a run that nobody kills."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    started = time.monotonic()
+    finish(command(folder))
+    return load_file(folder / "model.safetensors"), time.monotonic() - started
+
+
+def wait_for(process: subprocess.Popen, happened, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not happened():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()[-3000:]
+        time.sleep(0.005)
+
+
+def assert_same_weights(folder: Path, expected: dict) -> None:
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert tensor.equal(expected[name]), name
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_stage_one_ends_with_the_same_weights(command, undisturbed, tmp_path):
+    process = command(tmp_path)
+    wait_for(process, (tmp_path / "checkpoint-6" / "whole.json").exists)
+    process.kill()
+    process.wait()
+    assert RunFolder(tmp_path).completed_steps() == ["fit_speech_embedding"]
+    newest = max(tmp_path.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    with open(newest / "model.safetensors", "r+b") as file:  # and the disk loses a part of what was written last
+        file.truncate(100)
+    output = finish(command(tmp_path))
+    assert "Going on after fit_speech_embedding" in output and f"{newest.name} is not whole" in output
+    assert_same_weights(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(command, undisturbed, tmp_path):
+    process = command(tmp_path)
+    wait_for(process, (tmp_path / "checkpoint-2" / "whole.json").exists)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output[-3000:]
+    assert "Traceback" not in output and "Run the same command again" in output
+    assert RunFolder(tmp_path).newest_checkpoint() is not None
+    finish(command(tmp_path))
+    assert_same_weights(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(10))
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(command, undisturbed, tmp_path, trial):
+    weights, seconds = undisturbed
+    folder = tmp_path / "out"
+    process = command(folder)
+    wait_for(process, folder.exists)  # imports are over: whatever it does from now on can be cut short
+    started = time.monotonic()
+    time.sleep(random.Random(trial).uniform(0.0, 0.75) * seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = RunFolder(folder).completed_steps() if folder.exists() else []
+    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+    print(f"killed {time.monotonic() - started:.1f} s after its start; steps done {state}; {checkpoints}")
+    output = finish(command(folder))
+    for step in state:
+        assert step in output  # "Going on after …"
+    assert_same_weights(folder, weights)

@@ -1,0 +1,37 @@
+"""A corpus whose emotions are tones, so that any model that learns at all learns it; and a backbone to train on it."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from transformers import Wav2Vec2FeatureExtractor, WavLMModel
+
+EMOTIONS = {"anger": 600.0, "happiness": 400.0, "neutral": 200.0, "sadness": 100.0}  # Hz
+
+
+def tone(emotion: str, speaker: int, take: int) -> np.ndarray:
+    rng = np.random.default_rng([len(emotion), speaker, take])
+    seconds = np.arange(6000) / 16_000
+    pitch = EMOTIONS[emotion] * (1 + 0.02 * speaker)
+    return (0.3 * np.sin(2 * np.pi * pitch * seconds) + 0.02 * rng.standard_normal(6000)).astype(np.float32)
+
+
+def write_corpus(folder: Path, n_speakers: int, emotions=EMOTIONS) -> Path:
+    folder.mkdir(parents=True)
+    lines = ["file_name,emotion,speaker"]
+    for emotion in emotions:
+        for speaker in range(n_speakers):
+            for take in range(3):
+                name = f"{emotion}_{speaker}_{take}.wav"
+                soundfile.write(folder / name, tone(emotion, speaker, take), 16_000)
+                lines.append(f"{name},{emotion},{folder.name}_{speaker}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return folder
+
+
+def write_backbone(folder: Path, config) -> Path:
+    torch.manual_seed(0)
+    WavLMModel(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder
