@@ -201,6 +201,9 @@ class TransformerMixin:
         attention = self.layers[0].attention
         distance = torch.arange(n_frames - 1, -n_frames, -1, device=attention.rel_attn_embed.weight.device)
         values = attention.rel_attn_embed(attention._relative_positions_bucket(distance))
+        if torch.compiler.is_exporting():  # an exported view would keep the example's number of frames
+            place = torch.arange(n_frames, device=distance.device)
+            return values.T[:, place[:, None] + place]
         return values.T.contiguous().unfold(1, n_frames, 1)
 
     def is_dropped(self, index: int) -> bool:

@@ -63,7 +63,11 @@ class GroupNormConv(WavLMGroupNormConvLayer):
         return filters.to(self.conv.weight.dtype), offsets.to(self.conv.weight.dtype)
 
     def windows(self, waveforms: Tensor) -> Tensor:
-        return waveforms.unfold(1, self.conv.kernel_size[0], self.conv.stride[0])
+        n_taps, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        if torch.compiler.is_exporting():  # an exported view would keep the example's number of samples
+            each_tap = torch.eye(n_taps, device=waveforms.device, dtype=waveforms.dtype)[:, None]
+            return F.conv1d(waveforms[:, None], each_tap, stride=stride).transpose(1, 2)
+        return waveforms.unfold(1, n_taps, stride)
 
     def forward(self, waveforms: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
         return self.activation(torch.baddbmm(offsets, self.windows(waveforms), filters))
