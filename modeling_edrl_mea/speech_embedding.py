@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 N_ATTENTION_HIDDEN = 64
+ROWS = 1024  # recordings taken into memory at once, where there are more than fit
 MINIMUM_SCALE = 1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
 
 
@@ -125,13 +126,16 @@ class SpeechEmbedding(nn.Module):
 
     @torch.no_grad()
     def fit(self, layer_statistics: torch.Tensor) -> None:
-        """Standardise, and whiten, by these statistics (N, L+1, S') of the training recordings."""
-        self.set_standardization(*mean_and_scale(layer_statistics), len(layer_statistics))
+        """Standardise, and whiten, by these statistics (N, L+1, S') of the training recordings, on whatever device."""
+        n_rows = len(layer_statistics)
+        self.set_standardization(*mean_and_scale(layer_statistics), n_rows)
         if not self.whiten:
             return
-        rows = self.standardize(layer_statistics).flatten(1).double()
-        n_found = min(self.whitening.shape[1], len(rows) - 1)
-        covariance = rows.T @ rows / len(rows)
+        n_found = min(self.whitening.shape[1], n_rows - 1)
+        covariance = 0
+        for part in layer_statistics.split(ROWS):
+            rows = self.standardize(part.to(self.mean.device)).flatten(1).double()
+            covariance = covariance + rows.T @ rows / n_rows
         variances, directions = torch.linalg.eigh(covariance)
         variances, directions = variances.flip(0)[:n_found], directions.flip(1)[:, :n_found]
         # Directions of almost no variance hold rounding noise, which dividing by it would blow up.
@@ -173,6 +177,7 @@ class SpeechEmbedding(nn.Module):
 
 def mean_and_scale(layer_statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, L+1, S') → mean and standard deviation (L+1, S') in float64; a constant statistic gets scale 1."""
-    rows = layer_statistics.double()
-    deviation = rows.std(0, unbiased=False)
-    return rows.mean(0), torch.where(deviation < MINIMUM_SCALE, torch.ones_like(deviation), deviation)
+    parts, n_rows = layer_statistics.split(ROWS), len(layer_statistics)
+    mean = sum(part.double().sum(0) for part in parts) / n_rows
+    deviation = (sum((part.double() - mean).square().sum(0) for part in parts) / n_rows).sqrt()
+    return mean, torch.where(deviation < MINIMUM_SCALE, torch.ones_like(deviation), deviation)

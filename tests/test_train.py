@@ -1,15 +1,18 @@
 """Both stages of training, from recordings on disk to a directory that `pipeline` loads."""
 
 import json
+import re
 import resource
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
+from train import embeddings as embeddings_room
 from train import run, stages
 from train.arguments import parse_arguments
 from train.embeddings import CacheError, EmbeddingCache, Embeddings
@@ -304,3 +307,38 @@ def test_flags_win_over_the_file(tmp_path):
     (tmp_path / "config.yaml").write_text("n_components: 4\nblock_size: 8\ndataset_name: [a, b]\n")
     _, data, config, _ = parse_arguments([str(tmp_path / "config.yaml"), "--n_components", "6", "--use_cpu", "True"])
     assert (config.n_components, config.block_size, data.dataset_name) == (6, 8, ["a", "b"])
+
+
+def private_memory() -> int:
+    """Bytes that the system cannot take back by forgetting pages of files."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+
+
+def test_statistics_beyond_memory_lie_in_a_file(tmp_path, corpus, backbone, monkeypatch):
+    audio = sorted(str(path) for path in corpus.glob("*.wav"))
+    cache = EmbeddingCache(new_model(backbone), tmp_path)
+    expected = cache.embed(audio)
+    monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 1000)
+    assert torch.equal(cache.embed(audio), expected)
+    assert len(list(cache.folder.glob("joined-*.f32"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_training_on_more_statistics_than_memory_takes_bounded_memory(tmp_path, backbone, monkeypatch):
+    monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 2**20)
+    model = new_model(backbone, arrangement="mea_edrl", alignment_target=["own_speech", "labels"])
+    cache, rng, chunks = EmbeddingCache(model, tmp_path), np.random.default_rng(0), []
+    for number in range(20):  # 20 × 50,000 × 3 × 64 float32: 768 MB
+        chunks.append(tmp_path / f"{number}.npy")
+        np.save(chunks[-1], rng.standard_normal((50_000, 3, 64), dtype=np.float32))
+    before = private_memory()
+    statistics = cache.joined(chunks)
+    labels = torch.arange(len(statistics)) % 4
+    data = Embeddings(statistics, labels, ["a"] * len(labels), torch.arange(len(labels)))
+    trainer = EdrlMeaTrainer(model, arguments(tmp_path / "out", max_steps=20), data)
+    trainer.train()
+    grown = private_memory() - before
+    print(f"{statistics.nbytes / 2**20:.0f} MiB of statistics, memory grew by {grown / 2**20:.0f} MiB")
+    assert grown < 0.25 * statistics.nbytes

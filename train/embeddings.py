@@ -5,8 +5,10 @@ shared by any number of runs, and a run that was killed goes on where it was.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from tqdm.auto import tqdm
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
+HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
 MAX_LISTED = 20  # bad recordings named in one error
 
 
@@ -91,7 +94,17 @@ class EmbeddingCache:
         keys: Sequence[str] | None = None,
         title: str = "embedding",
     ) -> torch.Tensor:
-        """Layer statistics (N, L+1, S') of recordings (paths, or dicts as `datasets` makes them).
+        """Layer statistics (N, L+1, S') of recordings (paths, or dicts as `datasets` makes them); see [`chunks`]."""
+        return self.joined(self.chunks(audio, condition, keys, title))
+
+    def chunks(
+        self,
+        audio: Sequence,
+        condition: Callable | None = None,
+        keys: Sequence[str] | None = None,
+        title: str = "embedding",
+    ) -> list[Path]:
+        """Files of the cache that hold the recordings' statistics, computed where they were not there.
 
         Args:
             condition: a corruption or augmentation `(waveform, key) -> waveform` with a `fingerprint`.
@@ -120,7 +133,24 @@ class EmbeddingCache:
         if errors:
             listed = "\n  ".join(errors[:MAX_LISTED]) + ("\n  …" if len(errors) > MAX_LISTED else "")
             raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:\n  {listed}")
-        return torch.from_numpy(np.concatenate([np.load(path) for path in paths]))
+        return paths
+
+    def joined(self, chunks: list[Path]) -> torch.Tensor:
+        """The chunks as one tensor; beyond HELD_IN_MEMORY it lies in a file, of which the system keeps what fits."""
+        parts = [np.load(chunk, mmap_mode="r") for chunk in chunks]
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        if 4 * math.prod(shape) <= HELD_IN_MEMORY:
+            return torch.from_numpy(np.concatenate(parts))
+        name = hashlib.sha256("".join(chunk.stem for chunk in chunks).encode()).hexdigest()[:32]
+        path = self.folder / f"joined-{name}.f32"
+        if not path.exists():
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            with _clear_errors(path, temporary), open(temporary, "wb") as file:
+                for part in parts:
+                    part.tofile(file)
+                os.replace(temporary, path)
+        # Private pages: torch wants them writable, and nothing is written.
+        return torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))
 
     def _embed_chunk(self, path: Path, audio, keys, condition, errors: list[str]) -> None:
         waveforms = []
@@ -195,10 +225,17 @@ def _is_readable(path: Path) -> bool:
 
 def _write_whole(path: Path, array: np.ndarray) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
+    with _clear_errors(path, temporary), open(temporary, "wb") as file:
+        np.save(file, array)
+        file.flush()
         os.replace(temporary, path)
+
+
+@contextmanager
+def _clear_errors(path: Path, temporary: Path):
+    """OSErrors as CacheErrors that say what to do; the temporary file is removed in any case."""
+    try:
+        yield
     except OSError as error:
         raise CacheError(
             f"{path}: {error.strerror}. Make room, or give another folder as --embedding_cache; what is cached already "

@@ -66,22 +66,13 @@ class Speech(torch.utils.data.Dataset):
 
         condition: a corruption that the recordings are tested under.
         """
-        clean = Embeddings(
-            cache.embed(self.audio, condition, title=self.title),
-            torch.tensor(self.dataset["label"]),
-            list(self.dataset["speaker"]),
-            torch.arange(len(self.audio)),
-        )
-        copies = [
-            cache.embed(
-                self.audio,
-                self.augmentation,
-                [f"{name}#{copy}" for name in self.names],
-                f"noisy copy {copy + 1} of {self.n_copies}",
-            )
-            for copy in range(self.n_copies)
-        ]
-        return clean.with_copies(copies) if copies else clean
+        chunks = cache.chunks(self.audio, condition, title=self.title)
+        for copy in range(self.n_copies):
+            names, title = [f"{name}#{copy}" for name in self.names], f"noisy copy {copy + 1} of {self.n_copies}"
+            chunks += cache.chunks(self.audio, self.augmentation, names, title)
+        repeats = 1 + self.n_copies
+        speakers, originals = list(self.dataset["speaker"]) * repeats, torch.arange(len(self.audio)).repeat(repeats)
+        return Embeddings(cache.joined(chunks), self.labels, speakers, originals)
 
 
 @dataclass

@@ -25,7 +25,7 @@ N_FOLDS = 4
 
 def fit_speech_embedding(model: EdrlMeaForAudioClassification, data: Embeddings) -> None:
     """Standardise, and whiten, by the clean originals and their noisy copies alike."""
-    model.edrl_mea.speech_embedding.fit(data.layer_statistics.to(model.device))
+    model.edrl_mea.speech_embedding.fit(data.layer_statistics)
 
 
 def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> MultiblockPLS:

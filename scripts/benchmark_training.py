@@ -1,0 +1,291 @@
+#!/usr/bin/env python
+"""What training costs, against what a user would do instead, in one run on one machine.
+
+    python scripts/benchmark_training.py --corpus emodb=DIR
+
+1. Both stages above a frozen backbone, against the stock `Trainer` fine-tuning `WavLMForSequenceClassification` on the
+   same frozen backbone, recordings, batches and epochs; with an empty cache of embeddings and with a full one.
+2. Stage 2 against scikit-learn's logistic regression on the same cached embeddings, C chosen by the same folds.
+3. On a GPU also: memory and speed of a training step with the whole backbone learning, at the shapes of WavLM-base and
+   WavLM-large, against the stock model; and a two-stage training in bf16 with the backbone learning.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from transformers import (
+    AutoFeatureExtractor,
+    Trainer,
+    TrainingArguments,
+    WavLMConfig,
+    WavLMForSequenceClassification,
+    set_seed,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
+from train import stages  # noqa: E402
+from train.corpora import load_corpus  # noqa: E402
+from train.evaluation import answers_of  # noqa: E402
+from train.metrics import scores  # noqa: E402
+from train.report_tables import markdown_table  # noqa: E402
+from train.speech import SAMPLING_RATE, Speech  # noqa: E402
+from train.splits import split_by_speaker  # noqa: E402
+from train.trainer import STEPS, EdrlMeaTrainer  # noqa: E402
+
+LEARNING_RATE = (
+    1e-3  # of the stock model's head; at 3e-5, of transformers' example, it does not leave chance in 40 epochs
+)
+BATCH = 16
+LARGE = dict(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    conv_bias=True,
+)
+SHAPES = {"WavLM-base": {}, "WavLM-large": LARGE}
+
+
+def main() -> None:
+    options = parse_arguments()
+    corpus = load_corpus(options.corpus, label_scheme=options.label_scheme)
+    train, test = split_by_speaker(corpus, 0.25, seed=0)
+    labels = corpus.features["label"].names
+    print(f"{len(train)} recordings for training, {len(test)} of other speakers for testing, {options.epochs} epochs\n")
+    with tempfile.TemporaryDirectory() as folder:
+        ours = train_ours(options, train, test, labels, Path(folder))
+        stock = train_stock(options, train, test, labels, Path(folder))
+        print(against_stock(ours, stock), "\n")
+        print(against_regression(options, train, test, labels, Path(folder)), "\n")
+        if torch.cuda.is_available():
+            print(learning_backbones(options, corpus, Path(folder)))
+        else:
+            print("No GPU: memory and speed at the shapes of WavLM-base and WavLM-large were not measured.")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", required=True, help="as train/run.py's --dataset_name")
+    parser.add_argument("--label_scheme", default="four_emotions")
+    parser.add_argument("--backbone", default=str(ROOT / "checkpoints" / "wavlm-compact"))
+    parser.add_argument("--arrangement", default=None, help="default: the config's own")
+    parser.add_argument("--epochs", type=int, default=40)
+    return parser.parse_args()
+
+
+def arguments(folder: Path, **settings) -> TrainingArguments:
+    quiet = dict(report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0)
+    return TrainingArguments(str(folder), use_cpu=not torch.cuda.is_available(), **(quiet | settings))
+
+
+def uar(references, probabilities) -> float:
+    return scores(np.asarray(references), np.asarray(probabilities).argmax(1))["uar"]
+
+
+def timed(function, *args, **kwargs):
+    started = time.perf_counter()
+    result = function(*args, **kwargs)
+    return result, time.perf_counter() - started
+
+
+# --- 1 ------------------------------------------------------------------------------------------------------
+
+
+def new_model(options, labels: list[str]) -> EdrlMeaForAudioClassification:
+    set_seed(0)
+    settings = {} if options.arrangement is None else {"arrangement": options.arrangement}
+    model = EdrlMeaForAudioClassification.from_backbone(options.backbone, id2label=dict(enumerate(labels)), **settings)
+    model.freeze_backbone()
+    return model
+
+
+def train_ours(options, train, test, labels, folder: Path) -> list[tuple]:
+    rows = []
+    for state in ("empty", "full"):
+        model = new_model(options, labels)
+
+        def both_stages(model=model):
+            settings = dict(num_train_epochs=options.epochs, per_device_train_batch_size=BATCH, learning_rate=3e-3)
+            args = arguments(folder, **settings, weight_decay=0.1)
+            trainer = EdrlMeaTrainer(model, args, Speech(train, "training speech"))
+            trainer.train()
+            return trainer
+
+        trainer, seconds = timed(both_stages)
+        found = answers_of(trainer.model, Speech(test, "test speech").embed(trainer.cache()))
+        rows.append((f"EdrlMeaTrainer, {state} cache", seconds, uar(found.references, found.probabilities)))
+    return rows
+
+
+class Waveforms(torch.utils.data.Dataset):
+    def __init__(self, dataset):
+        self.audio, self.labels = list(dataset["audio"]), list(dataset["label"])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        return {"waveform": load_recording(self.audio[row]), "labels": self.labels[row]}
+
+
+class Collator:
+    def __init__(self, extractor):
+        self.extractor = extractor
+
+    def __call__(self, rows):
+        batch = self.extractor(
+            [row["waveform"] for row in rows], sampling_rate=SAMPLING_RATE, padding=True, return_tensors="pt"
+        )
+        return dict(batch) | {"labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def train_stock(options, train, test, labels, folder: Path) -> tuple:
+    set_seed(0)
+    model = WavLMForSequenceClassification.from_pretrained(options.backbone, num_labels=len(labels))
+    model.freeze_base_model()
+    collator = Collator(AutoFeatureExtractor.from_pretrained(options.backbone))
+    args = arguments(
+        folder,
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(model, args, train_dataset=Waveforms(train), data_collator=collator)
+    _, seconds = timed(trainer.train)
+    prediction = trainer.predict(Waveforms(test))
+    return "Trainer, WavLMForSequenceClassification", seconds, uar(prediction.label_ids, prediction.predictions)
+
+
+def against_stock(ours: list[tuple], stock: tuple) -> str:
+    lines = [
+        [name, f"{seconds:.1f}", f"{stock[1] / seconds:.1f} ×", f"{100 * u:.1f}"] for name, seconds, u in [*ours, stock]
+    ]
+    return markdown_table(["frozen backbone, all epochs", "seconds", "faster by", "UAR %"], lines)
+
+
+# --- 2 ------------------------------------------------------------------------------------------------------
+
+
+def against_regression(options, train, test, labels, folder: Path) -> str:
+    model = new_model(options, labels)
+    trainer = EdrlMeaTrainer(
+        model, arguments(folder, num_train_epochs=options.epochs), Speech(train, "training speech")
+    )
+    trainer.train()
+    data, held_out = trainer.training_embeddings(), Speech(test, "test speech").embed(trainer.cache())
+    closed = [step for step in STEPS[model.config.arrangement] if step != "train_disentanglement"]
+    _, ours = timed(lambda: [getattr(trainer, step)() for step in closed])
+    found = answers_of(model, held_out)
+    features = [part.layer_statistics.flatten(1).double().numpy() for part in (data, held_out)]
+    mean, scale = features[0].mean(0), features[0].std(0) + 1e-6
+    features = [(part - mean) / scale for part in features]
+    folds = stages._folds(features[0], data.labels.numpy(), data.speakers)
+    search = GridSearchCV(
+        LogisticRegression(class_weight="balanced", max_iter=5000), {"C": stages.INVERSE_REGULARIZATION}, cv=folds
+    )
+    _, theirs = timed(search.fit, features[0], data.labels.numpy())
+    their_uar = uar(held_out.labels, search.predict_proba(features[1]))
+    lines = [
+        [
+            f"stage 2: {', '.join(closed)}",
+            f"{ours:.2f}",
+            f"{theirs / ours:.1f} ×",
+            f"{100 * uar(found.references, found.probabilities):.1f}",
+        ],
+        ["scikit-learn LogisticRegression", f"{theirs:.2f}", "1.0 ×", f"{100 * their_uar:.1f}"],
+    ]
+    return markdown_table(["on cached embeddings", "seconds", "faster by", "UAR %"], lines)
+
+
+# --- 3 ------------------------------------------------------------------------------------------------------
+
+
+def learning_backbones(options, corpus, folder: Path) -> str:
+    lines = []
+    for name, sizes in SHAPES.items():
+        config = WavLMConfig(**sizes, num_labels=4)
+        rows = {
+            "stock": WavLMForSequenceClassification(config),
+            "ours": EdrlMeaForAudioClassification.from_backbone(WavLMConfig(**sizes), arrangement="edrl"),
+        }
+        rows["ours, activation checkpointing"] = rows["ours"]
+        measured = {}
+        for title, model in rows.items():
+            if "checkpointing" in title:
+                model.gradient_checkpointing_enable()
+            measured[title] = step_cost(model)
+        for title, (memory, per_second) in measured.items():
+            memory_of_stock, speed_of_stock = measured["stock"]
+            lines.append(
+                [name, title, f"{memory / 2**30:.2f}", f"{memory / memory_of_stock:.2f}", f"{per_second:.1f}"]
+                + [f"{per_second / speed_of_stock:.2f} ×"]
+            )
+    head = ["shape", "model", "peak GiB", "of stock", "recordings/s", "speed"]
+    return markdown_table(head, lines) + "\n\n" + two_stages_in_bf16(options, corpus, folder)
+
+
+def step_cost(model, n: int = 16, seconds: float = 5.0, steps: int = 10) -> tuple[int, float]:
+    """(peak bytes, recordings a second) of training steps in bf16 on the GPU."""
+    model = model.cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    waveforms = torch.randn(n, int(seconds * SAMPLING_RATE), device="cuda")
+    labels = torch.arange(n, device="cuda") % 4
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(input_values=waveforms, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    speed = n * steps / (time.perf_counter() - started)
+    memory = torch.cuda.max_memory_allocated()
+    model.cpu()
+    optimizer.state.clear()
+    torch.cuda.empty_cache()
+    return memory, speed
+
+
+def two_stages_in_bf16(options, corpus, folder: Path) -> str:
+    train, test = split_by_speaker(corpus, 0.25, seed=0)
+    model = new_model(options, corpus.features["label"].names)
+    model.requires_grad_(True)
+    model.freeze_feature_encoder()
+    args = arguments(
+        folder,
+        num_train_epochs=10,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        bf16=True,
+        learning_rate=1e-3,
+    )
+    trainer = EdrlMeaTrainer(model, args, Speech(train, "training speech"), backbone_learning_rate=5e-5)
+    _, seconds = timed(trainer.train)
+    found = answers_of(trainer.model, Speech(test, "test speech").embed(trainer.cache()))
+    reached = 100 * uar(found.references, found.probabilities)
+    return f"Two stages in bf16, the backbone learning, 10 epochs: {seconds:.1f} s, UAR {reached:.1f}%"
+
+
+if __name__ == "__main__":
+    main()
