@@ -140,7 +140,7 @@ class WithoutThePackage:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, WithoutThePackage())
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 
 folder, copy = sys.argv[1:]
 recording = np.load(folder + "/recording.npy")
@@ -148,6 +148,8 @@ classify = pipeline("audio-classification", model=folder, trust_remote_code=True
 first = classify(recording)
 classify.model.save_pretrained(copy)
 again = pipeline("audio-classification", model=copy, trust_remote_code=True)(recording)
+bare = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(bare).__name__ == "EdrlMeaModel", type(bare)
 assert not [name for name in sys.modules if name.split(".")[0] == "modeling_edrl_mea"]
 print(json.dumps([first, again, classify.model.stage]))
 """
