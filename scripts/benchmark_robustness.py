@@ -51,6 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="recordings that cross-corpus tests use (EmoBox)",
     )
     add("--max_recordings", type=int, help="at most so many a corpus, spread over speakers and emotions")
+    add("--jobs", type=int, default=1, help="trainings at once, each on one core (not with a GPU)")
     add("--cache", type=Path, help="folder of embeddings and answers, may be shared; default: OUTPUT/cache")
     add("--seed", type=int, default=0, help="of folds, corruptions and noisy copies")
     add("--device", help="default: cuda where there is one")
@@ -100,7 +101,8 @@ def main(argv: list[str] | None = None) -> dict:
     if any(getattr(contender, "noisy_copies", 0) for contender in contenders):
         # No babble: a fold's training voices would be another fold's test voices.
         augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
-    benchmark = Benchmark(corpora, trials, conditions, cache, augmentation, options.adapt, errors=errors)
+    jobs = options.jobs if options.device == "cpu" else 1
+    benchmark = Benchmark(corpora, trials, conditions, cache, augmentation, options.adapt, jobs, errors)
     cells = benchmark.run(contenders)
     report = benchmark_report.make_report(
         benchmark,

@@ -122,6 +122,16 @@ def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, report, monk
     assert len(trained) == 12 - 3  # two recipes, two corpora, three folds
 
 
+def test_trainings_at_once_say_what_they_say_one_after_another(folders, tmp_path, report, no_plots):
+    fresh = [part for part in arguments(folders, tmp_path) if not part.startswith("--cache")]
+    both = [*fresh, "--protocols", "clean", "--jobs", "2", f"--cache={tmp_path / 'cache'}"]
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "embeddings").symlink_to(folders / "cache" / "embeddings")
+    found = benchmark_robustness.main(both)["results"]
+    expected = [row for row in report["results"] if row["model"] in ("linear", "ours") and row["protocol"] == "clean"]
+    assert found == expected
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(folders, tmp_path, report):
     """Killed for real after its third training; the next run trains only the rest."""
@@ -170,6 +180,18 @@ def test_a_recipe_that_fails_in_one_fold_costs_that_corpus_and_nothing_else(
     found = {(row["model"], row["test"]) for row in again["results"] if row["protocol"] == "clean"}
     assert found == {("linear", "a"), ("linear", "b"), ("ours", "b")}
     assert "Not measured: 1" in (tmp_path / "report.md").read_text()
+
+
+def test_a_condition_that_cannot_be_made_costs_its_own_rows_only(folders, tmp_path, report, no_plots):
+    for number in range(4):
+        (tmp_path / "silence").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "silence" / f"{number}.wav", np.zeros(1600), 16_000)
+    given = [part for part in arguments(folders, tmp_path / "out") if not part.startswith(("--noise", "--recipe"))]
+    given = ["noise_silence" if part == "noise_noise" else part for part in given]
+    stock = [f"--model={folders / 'stock'}", "--label_map", "LABEL_0=anger", f"--noise={tmp_path / 'silence'}"]
+    found = benchmark_robustness.main([*given, *stock])
+    assert len(found["errors"]) == 4 and all("silent throughout" in error["error"] for error in found["errors"])
+    assert {row["condition"] for row in found["results"]} == {"clean", "mp3"}
 
 
 def test_a_corpus_with_one_speaker_costs_its_folds_and_is_trained_on_and_tested(folders, tmp_path, no_plots):

@@ -7,6 +7,7 @@ from tests.tones import write_corpus
 from train.contenders import PretrainedContender, map_labels, under_classes
 from train.corpora import load_corpus
 from train.emotions import LabelError
+from train.report import Answers, model_entry, new_report, training_entry, write_report
 
 CLASSES = ["anger", "happiness", "neutral", "sadness"]
 
@@ -89,6 +90,17 @@ def test_scores_are_computed_once(tmp_path, audio, monkeypatch):
     again = PretrainedContender(*arguments)
     monkeypatch.setattr(again.model, "forward", None)
     assert (again.probabilities(audio, None, np.arange(len(audio))) == first).all()
+
+
+def test_speakers_that_a_model_has_heard_and_its_temperature_come_from_its_report(tmp_path, tiny_model):
+    tiny_model().save_pretrained(tmp_path / "ours")
+    training = training_entry([], "four_emotions", splits={"train": ["x_1"], "validation": ["x_2"], "test": ["x_3"]})
+    model = model_entry("ours", CLASSES, source="ours", temperature=1.7)
+    write_report(new_report("x", seed=0, models=[model], results=[], training=training), tmp_path / "ours")
+    contender = PretrainedContender("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
+    assert contender.trained_speakers == {"x_1", "x_2"}
+    answers = Answers(np.zeros(4, int), np.full((4, 4), 0.25), np.array(["x_3"] * 4))
+    assert (contender.temperatures(answers) == 1.7).all()
 
 
 def test_an_edrl_mea_model_adapts_for_one_answer_and_stays_as_it_was(tmp_path, audio, tiny_model):

@@ -9,11 +9,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from .contenders import PretrainedContender
@@ -56,7 +59,7 @@ class Benchmark:
     folder: Path  # of the stored answers
     augmentation: object = None
     adapt: bool = False
-    test_rows: Mapping = field(default_factory=dict)
+    n_processes: int = 1  # that train at once
     errors: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
@@ -69,14 +72,15 @@ class Benchmark:
     def run(self, contenders: Sequence) -> list[Cell]:
         recipes = [contender for contender in contenders if isinstance(contender, RecipeContender)]
         data = self.embed([contender for contender in contenders if contender not in recipes], recipes)
-        jobs = [(recipe, trial) for trial in self.trials for recipe in recipes]  # a trial's statistics are read once
+        # Recipe after recipe in each trial: what the trial is trained and tested on is read once.
+        jobs = [(recipe, trial, data[id(recipe)]) for trial in self.trials for recipe in recipes]
         done = {}
-        for recipe, trial in tqdm(jobs, desc="training", unit="trial", disable=not jobs):
-            try:
-                done[recipe.name, id(trial)] = self.answers_of(recipe, trial, data[id(recipe)])
-            except Exception as error:  # one failure must not cost the others' results
-                logger.debug("%s, %s", recipe.name, trial.title, exc_info=True)
-                self.fail(recipe.name, error, trial)
+        finished = tqdm(self.trained(jobs), desc="training", unit="trial", total=len(jobs), disable=not jobs)
+        for (recipe, trial, _), answers, error in finished:
+            if error is None:
+                done[recipe.name, id(trial)] = answers
+            else:
+                self.fail(recipe.name, f"{trial.title}: {error}", trial)
         cells = []
         for contender in contenders:
             if isinstance(contender, RecipeContender):
@@ -84,6 +88,27 @@ class Benchmark:
             else:
                 cells += self.pretrained_cells(contender)
         return cells
+
+    def trained(self, jobs: Sequence) -> Iterator:
+        """(job, its answers, None), or (job, None, what went wrong), in any order, by `n_processes` at once."""
+        if self.n_processes == 1 or len(jobs) < 2:
+            yield from (self.attempt(job) for job in jobs)
+            return
+        # Forked, processes share the recipes and the statistics that are in memory.
+        with ProcessPoolExecutor(self.n_processes, get_context("fork"), torch.set_num_threads, (1,)) as pool:
+            global _running
+            _running = self, jobs
+            for future in as_completed([pool.submit(_attempt_numbered, number) for number in range(len(jobs))]):
+                number, answers, error = future.result()
+                yield jobs[number], answers, error
+
+    def attempt(self, job) -> tuple:
+        recipe, trial, data = job
+        try:
+            return job, self.answers_of(recipe, trial, data), None
+        except Exception as error:  # one failure must not cost the others' results
+            logger.debug("%s, %s", recipe.name, trial.title, exc_info=True)
+            return job, None, f"{type(error).__name__}: {error}"
 
     def fail(self, model: str, error, trial: Trial | None = None, **where) -> None:
         if trial is not None:
@@ -94,7 +119,6 @@ class Benchmark:
                 "test": "+".join(trial.tests),
                 "fold": trial.fold,
             }
-            error = f"{trial.title}: {type(error).__name__}: {error}"
         self.errors.append({"model": model, "error": str(error), **where})
         logger.error("%s: %s", model, error)
 
@@ -239,6 +263,15 @@ class Benchmark:
                     cells.append(self.cell(name, "folds", contender.trained_on, corpus, condition, answers))
                     cells[-1].temperatures = temperatures
         return cells
+
+
+_running: tuple = ()  # the benchmark and its jobs, for the processes forked from this one
+
+
+def _attempt_numbered(number: int) -> tuple:
+    benchmark, jobs = _running
+    _, answers, error = benchmark.attempt(jobs[number])
+    return number, answers, error
 
 
 # --- stored answers -----------------------------------------------------------------------------------
