@@ -1,0 +1,121 @@
+"""Hear emotions in speech, in a browser: python app.py MODEL, a directory or a Hub id."""
+
+import argparse
+import os
+
+import gradio as gr
+import numpy as np
+from hearing import NOISES, as_mono, deciding_blocks, scores, verdict, with_noise
+from matplotlib.figure import Figure
+from transformers import AutoConfig, AutoModelForAudioClassification
+
+MODEL = os.environ.get("MODEL_ID", "ORG/NAME")  # of the Space: set it there, under Settings > Variables
+LONG = 4.0  # seconds from which a curve over time says more than one answer
+
+ABOUT = """
+# {name}
+
+Say something, or upload a recording, and press *Listen*. Models like this are mostly trained on **acted** emotions, and
+what a voice expresses is not what a person feels. Do not use it for decisions about people; the EU AI Act bans
+emotion recognition at work and in schools.
+"""
+
+
+def load(name: str):
+    """The model, in evaluation mode. Ends with a clear message where `name` is none."""
+    try:
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=True).model_type
+        if kind != "edrl_mea":
+            raise ValueError(f"it is of type {kind!r}")
+        return AutoModelForAudioClassification.from_pretrained(name, trust_remote_code=True).eval()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {name} is no EDRL-MEA model, neither a directory nor a Hub id: {error}") from error
+
+
+def build(model, name: str) -> gr.Blocks:
+    """The page around a loaded model."""
+
+    def listen(recording, snr_db, kind):
+        waveform, rate = _checked(recording)
+        before = _answered(scores, model, waveform, rate)
+        decided = deciding_blocks(model, waveform, rate)
+        return before, *_noisy(waveform, rate, before, snr_db, kind), _blocks_plot(*decided), over_time(waveform, rate)
+
+    def add_noise(recording, snr_db, kind):
+        if recording is None:
+            return None, None, ""
+        waveform, rate = _checked(recording)
+        return _noisy(waveform, rate, _answered(scores, model, waveform, rate), snr_db, kind)
+
+    def _noisy(waveform, rate, before, snr_db, kind):
+        mixed = with_noise(waveform, snr_db, kind)
+        after = scores(model, mixed, rate)
+        return after, (rate, (mixed * 32767).astype(np.int16)), verdict(before, after)
+
+    def over_time(waveform, rate):
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        axes = figure.add_subplot()
+        model.predict_timeline(waveform, rate, hop_s=0.5).plot(axes)
+        short = f": under {LONG:g} s there is little to see" if len(waveform) < LONG * rate else ""
+        axes.set_title(f"Over time{short}", loc="left")
+        return figure
+
+    with gr.Blocks(title=f"{name}: emotions in speech") as page:
+        gr.Markdown(ABOUT.format(name=name))
+        with gr.Row():
+            with gr.Column():
+                recording = gr.Audio(sources=["upload", "microphone"], type="numpy", label="Speech")
+                button = gr.Button("Listen", variant="primary", elem_id="listen")
+                heard = gr.Label(label="As recorded", elem_id="heard")
+            with gr.Column():
+                snr = gr.Slider(-10, 40, value=10, step=1, label="Speech above noise, dB", elem_id="snr")
+                kind = gr.Dropdown(NOISES, value=NOISES[0], label="Noise")
+                said = gr.Markdown(elem_id="verdict")
+                noisy = gr.Label(label="With noise", elem_id="noisy")
+                mixed = gr.Audio(label="What the model heard then", interactive=False)
+        blocks = gr.Plot(show_label=False)  # Gradio's label would cover a corner of the figure
+        curve = gr.Plot(show_label=False)
+        answers = [noisy, mixed, said]
+        button.click(listen, [recording, snr, kind], [heard, *answers, blocks, curve])
+        snr.release(add_noise, [recording, snr, kind], answers)
+        kind.change(add_noise, [recording, snr, kind], answers)
+    return page
+
+
+def _checked(recording) -> tuple[np.ndarray, int]:
+    if recording is None:
+        raise gr.Error("Record or upload some speech first.")
+    return _answered(as_mono, recording)
+
+
+def _answered(ask, *arguments):
+    """What `ask` returns; a recording that it refuses is told on the page."""
+    try:
+        return ask(*arguments)
+    except ValueError as error:  # RecordingError among them
+        raise gr.Error(str(error)) from error
+
+
+def _blocks_plot(label: str, contributions: dict[str, float]) -> Figure:
+    figure = Figure(figsize=(9, 0.9 + 0.35 * len(contributions)), layout="constrained")
+    axes = figure.add_subplot()
+    colours = ["C0" if value >= 0 else "C3" for value in contributions.values()]
+    axes.barh(list(contributions), list(contributions.values()), color=colours)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_title("Which blocks decided", loc="left")
+    axes.set_xlabel(f"added to the score of {label}: blue speaks for it, red against")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default=MODEL, help="directory or Hub id of an EDRL-MEA model")
+    parser.add_argument("--port", type=int, help="of the local page; default: the first free one from 7860")
+    options = parser.parse_args()
+    page = build(load(options.model), os.path.basename(os.path.normpath(options.model)))
+    page.launch(server_port=options.port)
+
+
+if __name__ == "__main__":
+    main()

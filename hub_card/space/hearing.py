@@ -1,0 +1,69 @@
+"""What the demo asks of a model: scores, scores over time, what decided, and the same with noise mixed in."""
+
+import numpy as np
+
+NOISES = ("pink", "white", "like this speech")
+
+
+def as_mono(recording: tuple[int, np.ndarray]) -> tuple[np.ndarray, int]:
+    """Gradio's (rate, samples), integers or floats, (n,) or (n, channels), as float32 (n,) at full scale ±1, and rate.
+
+    Raises ValueError for a recording without samples.
+    """
+    rate, samples = recording
+    samples = np.asarray(samples)
+    if not samples.size:
+        raise ValueError("The recording is empty.")
+    if samples.dtype.kind in "iu":
+        samples = samples / (float(np.iinfo(samples.dtype).max) + 1)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    return samples.astype(np.float32), int(rate)
+
+
+def scores(model, waveform: np.ndarray, rate: int) -> dict[str, float]:
+    """Probability by emotion."""
+    logits = model.explain({"array": waveform, "sampling_rate": rate})["logits"]
+    exponents = np.exp(np.array(list(logits.values())) - max(logits.values()))
+    return dict(zip(logits, (exponents / exponents.sum()).tolist(), strict=True))
+
+
+def deciding_blocks(model, waveform: np.ndarray, rate: int) -> tuple[str, dict[str, float]]:
+    """The winning emotion, and what each block of the embedding gives to its logit."""
+    explanation = model.explain({"array": waveform, "sampling_rate": rate})
+    return explanation["label"], explanation["logit_contributions"]
+
+
+def with_noise(waveform: np.ndarray, snr_db: float, kind: str, seed: int = 0) -> np.ndarray:
+    """`waveform` (n,) with noise at `snr_db` dB, both powers taken over the whole recording; the same every time.
+
+    "like this speech" has the recording's own spectrum, which hides it best.
+    """
+    noise = _noise(waveform, kind, np.random.default_rng(seed))
+    power, noise_power = np.mean(np.square(waveform, dtype=np.float64)), np.mean(np.square(noise))
+    if not power or not noise_power:
+        return waveform
+    mixed = waveform + noise * np.sqrt(power / noise_power / 10 ** (snr_db / 10))
+    return (mixed / max(1.0, np.abs(mixed).max())).astype(np.float32)  # not clipped, which would be another corruption
+
+
+def _noise(waveform: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    white = rng.standard_normal(len(waveform))
+    if kind == "white":
+        return white
+    if kind not in NOISES:
+        raise ValueError(f"No noise {kind!r}; there are {', '.join(NOISES)}.")
+    spectrum = np.fft.rfft(white)
+    if kind == "pink":
+        shape = 1 / np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
+    else:
+        shape = np.abs(np.fft.rfft(waveform))
+    return np.fft.irfft(spectrum * shape, n=len(waveform))
+
+
+def verdict(before: dict[str, float], after: dict[str, float]) -> str:
+    """Whether the prediction survives, in a sentence."""
+    first, second = max(before, key=before.get), max(after, key=after.get)
+    if first == second:
+        return f"**The prediction holds:** {first}, {before[first]:.0%} without and {after[first]:.0%} with noise."
+    return f"**The prediction changes:** {first} ({before[first]:.0%}) becomes {second} ({after[second]:.0%})."

@@ -1,0 +1,161 @@
+"""Every snippet of the README and of a published model's card runs, each in a process of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hub_card.publish import assemble
+
+from .conftest import EMOTIONS, noise_recordings
+from .hub_server import TOKEN, hub_server
+from .published_models import saved_model, write_model_report
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "org/edrl-mea"
+# What people have at hand where a snippet names it.
+AT_HAND = {
+    "waveform": "waveform = soundfile.read('speech.wav', dtype='float32')[0]",
+    "samples": "samples, rate = soundfile.read('speech.wav', dtype='float32')",
+    "train_dataset": """
+import torch
+from modeling_edrl_mea import EdrlMeaForAudioClassification
+from transformers import TrainingArguments
+
+model = EdrlMeaForAudioClassification.from_pretrained("outputs/quickstart/model")
+train_dataset = [{"input_values": 0.1 * torch.randn(6000), "labels": i % 4} for i in range(16)]
+args = TrainingArguments("trained", num_train_epochs=1, use_cpu=True, report_to="none")
+""",
+}
+# What runs elsewhere, and where.
+NOT_HERE = {
+    "-m venv": "CI runs it on a clean clone",
+    "space/app.py": "test_space.py starts it",
+    "benchmark_": "takes hours",
+}
+# transformers and torch take seconds to import, so each snippet's process is a fork of one that did only that.
+EACH_IN_A_FORK = """
+import os, sys, traceback
+import soundfile, torch
+from transformers import AutoModelForAudioClassification, Trainer, pipeline
+
+torch.set_num_threads(1)
+assert not {"modeling_edrl_mea", "train", "hub_card"} & set(sys.modules)
+failed = False
+for name in sorted(os.listdir("snippets")):
+    child = os.fork()
+    if not child:
+        code = open(os.path.join("snippets", name)).read()
+        try:
+            exec(compile(code, name, "exec"), {"__name__": "__main__", "soundfile": soundfile})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    failed |= os.waitpid(child, 0)[1] != 0
+sys.exit(failed)
+"""
+
+
+def snippets(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tiny_model, tmp_path_factory):
+    return saved_model(tiny_model("mea_edrl"), tmp_path_factory.mktemp("trained") / "model")
+
+
+@pytest.fixture(scope="module")
+def upload(model_dir):
+    report = write_model_report(model_dir.parent / "report", model_dir, list(EMOTIONS.values()))
+    return assemble(model_dir, report, NAME)
+
+
+def prepared(page: str, folder: Path, model_dir: Path) -> list[str]:
+    """The Python snippets of a page as files in `folder`, with the recordings and models that they name."""
+    found = snippets(page, "python")
+    (folder / "snippets").mkdir()
+    for place, code in enumerate(found):
+        known = "\n".join(line for name, line in AT_HAND.items() if re.search(rf"\b{name}\b", code))
+        (folder / "snippets" / f"{place:02d}.py").write_text(f"{known}\n{code}")
+    named = {name for code in found for name in re.findall(r'"([\w./-]+\.(?:wav|flac))"', code)} | {"speech.wav"}
+    for place, name in enumerate(sorted(named)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, noise_recordings(1, seconds=1.5, seed=place)[0], 16_000)
+    for name in {name for code in found for name in re.findall(r'"(outputs/[\w/-]+)"', code)}:
+        shutil.copytree(model_dir, folder / name)
+    return found
+
+
+def run_snippets(folder: Path, **environment) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", EACH_IN_A_FORK],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "cache"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="pipeline reads paths with ffmpeg")
+
+
+def test_the_readmes_snippets_run(model_dir, tmp_path):
+    assert prepared((ROOT / "README.md").read_text(), tmp_path, model_dir)
+    run_snippets(tmp_path, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+
+
+@needs_ffmpeg
+def test_the_cards_snippets_run_from_the_hub_without_the_package(upload, model_dir, tmp_path):
+    page = upload["README.md"].decode()
+    assert len(prepared(page, tmp_path, model_dir)) >= 3
+    with hub_server() as hub:
+        hub.create(NAME, files={name: c if isinstance(c, bytes) else c.read_bytes() for name, c in upload.items()})
+        run_snippets(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1", HF_TOKEN=TOKEN, PYTHONPATH="")
+    assert (tmp_path / "adapted" / "config.json").is_file()
+
+
+def write_emodb(folder: Path) -> None:
+    """Tones under the names of EMO-DB: 6 speakers, 4 emotions, 3 sentences."""
+    folder.mkdir(parents=True)
+    seconds = np.arange(8000) / 16_000
+    for speaker in ("03", "08", "09", "10", "11", "12"):
+        for text in ("a01", "a02", "b01"):
+            for pitch, emotion in ((600, "W"), (400, "F"), (200, "N"), (100, "T")):
+                tone = 0.3 * np.sin(2 * np.pi * (pitch + int(speaker)) * seconds)
+                soundfile.write(folder / f"{speaker}{text}{emotion}a.wav", tone, 16_000)
+
+
+@pytest.mark.slow  # trains with the settings that the README shows
+def test_the_readmes_shell_commands_run_in_their_order(tmp_path):
+    for name in ("train", "scripts", "checkpoints", "hub_card", "modeling_edrl_mea"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    write_emodb(tmp_path / "path/to/emodb")
+    (tmp_path / "path/to/noise").mkdir()
+    for place, noise in enumerate(noise_recordings(4, seconds=2)):
+        soundfile.write(tmp_path / f"path/to/noise/{place}.wav", noise, 16_000)
+    commands = snippets((ROOT / "README.md").read_text(), "bash")
+    run = [command for command in commands if not any(part in command for part in NOT_HERE)]
+    assert run
+    with hub_server() as hub:
+        known = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        for command in run:
+            process = subprocess.run(
+                ["bash", "-ec", command.replace("ORG/", "org/")],
+                cwd=tmp_path,
+                env={**os.environ, **known, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache")},
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert process.returncode == 0, f"{command}\n{process.stdout[-2000:]}\n{process.stderr[-3000:]}"
