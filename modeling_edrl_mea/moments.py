@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 2048  # rows centred and multiplied at a time: 2048 x 2048 float64 are 32 MB
-TILE = 256  # columns of X in one matrix product; tiles below the diagonal of X'X are never computed
 
 
 class JointMoments:
@@ -24,7 +23,7 @@ class JointMoments:
     Attributes:
         n_rows: rows seen.
         mean: (P + q,) means of the columns of [X | Y].
-        products: (P, P + q) centred sums of products [X'X | X'Y]; tiles below the diagonal are left at zero.
+        products: (P, P + q) centred sums of products [X'X | X'Y].
         y_squares: (q,) centred sums of squares of Y's columns.
     """
 
@@ -65,10 +64,10 @@ class JointMoments:
         return self
 
     def _add_products(self, centred: Tensor) -> None:
-        for start in range(0, self.x_size, TILE):
-            stop = min(start + TILE, self.x_size)
-            self.products[start:stop, start:].addmm_(centred[:, start:stop].T, centred[:, start:])
-        self.y_squares += column_sums(centred[:, self.x_size :].square())
+        x, y = centred.tensor_split([self.x_size], dim=1)
+        self.x_products().add_(_gram(x))
+        self.xy_products().addmm_(x.T, y)
+        self.y_squares += column_sums(y.square())
 
     def _join(self, n_other: int, other_mean: Tensor) -> None:
         """Account for the distance between the mean so far and that of `n_other` rows whose products were
@@ -133,13 +132,21 @@ class JointMoments:
         return self.products[:, : self.x_size].diagonal()
 
     def x_products(self) -> Tensor:
-        """(P, P) centred sums of products of X, both triangles."""
-        upper = self.products[:, : self.x_size].triu()
-        return upper + upper.triu(1).T
+        """(P, P) centred sums of products of X; a view."""
+        return self.products[:, : self.x_size]
 
     def xy_products(self) -> Tensor:
         """(P, q) centred sums of products of X with Y; a view."""
         return self.products[:, self.x_size :]
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """(p, p) products of the columns of (n, p)."""
+    if matrix.device.type == "cpu":
+        # numpy calls BLAS's symmetric update here, half the work of a product; torch has no name for it.
+        array = matrix.numpy()
+        return torch.from_numpy(array.T @ array)
+    return matrix.T @ matrix
 
 
 def column_sums(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from .streamed_statistics import NO_FOLD, StreamedStatistics, as_blocks, as_matr
 
 # Wide enough data has this many columns a component for one pass over the rows per component to cost less
 # than X'X; measured with 1280 columns.
-COLUMNS_PER_COMPONENT = 64
+COLUMNS_PER_COMPONENT = 32
 
 
 class MultiblockPLS:
@@ -417,9 +417,7 @@ def _scaled_product(moments: JointMoments | HeldRows, inverse: Tensor) -> Callab
     if isinstance(moments, HeldRows):
         return lambda vector: inverse * moments.x_times(inverse * vector)
     products = moments.x_products().cpu()
-    products *= inverse[:, None]
-    products *= inverse
-    return products.mv
+    return lambda vector: inverse * products.mv(inverse * vector)
 
 
 def _uncentred_product(x_times: Callable, mean: Tensor, n_rows: int) -> Callable[[Tensor], Tensor]:
