@@ -120,6 +120,7 @@ class TimelineStream:
             return np.zeros(0, np.float32)
         samples = as_samples(chunk, name)
         samples = mix(samples, 1) if samples.ndim == 2 else samples
+        samples = samples.astype(np.promote_types(samples.dtype, np.float32))  # float16 has no number that large
         return samples.clip(-LARGEST, LARGEST).astype(np.float32)
 
     def _resampler(self):

@@ -1,10 +1,12 @@
 """Speed and memory at inference, against transformers' WavLM on the same weights and recordings, in one run.
 
     python scripts/benchmark_inference.py
-    python scripts/benchmark_inference.py --model MODEL_DIR --recordings FOLDER --tables mixed pipeline
+    python scripts/benchmark_inference.py --model MODEL_DIR --recordings EMODB NEMO --corpus emodb=EMODB
 
-Tables: `latency` (one recording at a time), `mixed` (many of different lengths), `pipeline` (a list through
-`pipeline`), `memory` (peak over the loaded model, each in its own process). Stock is transformers'
+Tables: `latency` (one recording at a time), `mixed` (many of different lengths, for each folder of `--recordings`),
+`pipeline` (a list of files through `pipeline`, arrays where there are no recordings), `heads` (share of the time that
+EDRL, MEA and classifier take), `memory` (peak over the loaded model, each in its own process), `uar` (what bfloat16
+costs, on `--corpus`). Stock is transformers'
 WavLMForSequenceClassification as its documentation uses it. Contenders take turns, so that other load on the
 machine meets all alike: trust the ratios more than the times. Speed does not depend on what weights hold:
 without --model they are random, in WavLM-base's shape.
@@ -24,16 +26,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForSequenceClassification, pipeline
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 import modeling_edrl_mea  # noqa: E402
-from modeling_edrl_mea.backbone import LengthAwareWavLM  # noqa: E402
+from modeling_edrl_mea import load_recording  # noqa: E402
+from train.recordings import find_audio  # noqa: E402
 
 SAMPLING_RATE = 16_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TABLES = ["latency", "mixed", "pipeline", "heads", "memory", "uar"]
 EMOTIONS = dict(enumerate(["anger", "happiness", "neutral", "sadness"]))
 BASELINE = "stock float32"
 MEMORY_REPORT = "peak MiB over the loaded model:"
@@ -43,33 +47,16 @@ MEDIAN_SECONDS, LOG_SPREAD, LONGEST_SECONDS = 2.6, 0.37, 9.0
 Waveforms = list[np.ndarray]
 
 
-class BackboneWithHead(nn.Module):
-    """The backbone, mean over valid frames, a linear layer: what remains when the rest costs nothing."""
-
-    def __init__(self, backbone: LengthAwareWavLM):
-        super().__init__()
-        self.backbone = backbone
-        self.classifier = nn.Linear(backbone.config.hidden_size, len(EMOTIONS)).to(backbone.dtype)
-
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        output = self.backbone(input_values, attention_mask)
-        valid = output.frame_mask[..., None].to(input_values.dtype)
-        return self.classifier((output.hidden_states[-1] * valid).sum(1) / valid.sum(1))
-
-
 def load(name: str, directory: str, whole_model: str | None) -> tuple[nn.Module, Wav2Vec2FeatureExtractor]:
     """Model and feature extractor of a contender like `ours bfloat16`; `directory` has the stock weights."""
     kind, dtype = name.split()
     if kind == "stock":
         model = WavLMForSequenceClassification.from_pretrained(directory, num_labels=len(EMOTIONS))
-    elif hasattr(modeling_edrl_mea, "EdrlMeaForAudioClassification"):
-        model_class = modeling_edrl_mea.EdrlMeaForAudioClassification
-        if whole_model:
-            model = model_class.from_pretrained(whole_model)
-        else:
-            model = model_class.from_backbone(directory, id2label=EMOTIONS, normalize_waveform=False)
+    elif whole_model:
+        model = modeling_edrl_mea.EdrlMeaForAudioClassification.from_pretrained(whole_model)
     else:
-        model = BackboneWithHead(LengthAwareWavLM.from_pretrained(directory))
+        model_class = modeling_edrl_mea.EdrlMeaForAudioClassification
+        model = model_class.from_backbone(directory, id2label=EMOTIONS, normalize_waveform=False)
     # What WavLM-base's own preprocessor config says; with it stock gets no mask, which is its fastest way.
     extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=kind == "ours")
     return model.eval().to(DTYPES[dtype]), extractor
@@ -122,8 +109,8 @@ def print_latency(models: dict, args) -> None:
         print_times(f"One recording of {seconds:g} s at a time", times, seconds, BASELINE)
 
 
-def print_mixed(models: dict, args) -> None:
-    waveforms = recordings(args.recordings, args.n_recordings)
+def print_mixed(models: dict, args, folder: str | None) -> None:
+    waveforms = [load_recording(path) for path in files_of(folder, args.n_recordings)] or of_mixed_lengths(args)
     total = sum(map(len, waveforms)) / SAMPLING_RATE
     runs = {}
     for name, model in models.items():
@@ -135,7 +122,7 @@ def print_mixed(models: dict, args) -> None:
             by_length = sorted(waveforms, key=len)
             runs[f"{name}, sorted"] = lambda f=classify, w=by_length: in_batches(f, w, args.batch_size)
     times = seconds_of_turns(runs, max(2, args.repeats // 4))
-    title = f"{len(waveforms)} recordings of mixed lengths, {total:.0f} s in all"
+    title = f"{len(waveforms)} recordings of mixed lengths ({folder or 'noise'}), {total:.0f} s in all"
     print_times(title, times, total, f"{BASELINE}, batches of {args.batch_size}")
 
 
@@ -144,22 +131,65 @@ def in_batches(classify: Callable[[Waveforms], None], waveforms: Waveforms, size
         classify(waveforms[i : i + size])
 
 
-def print_pipeline(models: dict, args) -> None:
-    waveforms = recordings(args.recordings, args.n_recordings)
+def print_pipeline(models: dict, args, folder: str | None) -> None:
+    waveforms = [load_recording(path) for path in files_of(folder, args.n_recordings)] or of_mixed_lengths(args)
     total = sum(map(len, waveforms)) / SAMPLING_RATE
+    arrays = [{"raw": waveform, "sampling_rate": SAMPLING_RATE} for waveform in waveforms]
+    given = files_of(folder, args.n_recordings) or arrays
     runs = {}
     for name, (model, extractor) in models.items():
-        if isinstance(model, BackboneWithHead):
-            continue
         if name.startswith("ours"):
             extractor = modeling_edrl_mea.EdrlMeaFeatureExtractor()
         dtype = next(model.parameters()).dtype
         pipe = pipeline(
             "audio-classification", model=model, feature_extractor=extractor, dtype=dtype, device=args.device
         )
-        runs[name] = lambda p=pipe: p([{"raw": w, "sampling_rate": SAMPLING_RATE} for w in waveforms])
+        runs[name] = lambda p=pipe: p([dict(one) if isinstance(one, dict) else one for one in given])
     times = seconds_of_turns(runs, max(2, args.repeats // 4))
-    print_times(f"`pipeline` over a list of {len(waveforms)} recordings", times, total, BASELINE)
+    kind = f"files of {folder}" if folder else "arrays"
+    print_times(f"`pipeline` over a list of {len(waveforms)} {kind}", times, total, BASELINE)
+
+
+@torch.inference_mode()
+def print_heads(models: dict, args) -> None:
+    """What comes after the pooled statistics, against the whole, for one recording of 1 s and one of 5 s."""
+    print("\nEDRL, MEA and classifier, share of the whole in %, batch 1")
+    for name, (model, _) in models.items():
+        if not name.startswith("ours"):
+            continue
+        for seconds in (1, 5):
+            waveform = torch.from_numpy(noise(seconds))[None].to(args.device, model.dtype)
+            statistics = model.edrl_mea.layer_statistics(waveform)
+            runs = {
+                "heads": lambda m=model, s=statistics: m(layer_statistics=s),
+                "all": lambda m=model, w=waveform: m(w),
+            }
+            times = seconds_of_turns(runs, 3 * args.repeats)
+            share = np.median(times["heads"]) / np.median(times["all"])
+            print(f"{name:28}{seconds:4d} s{1e3 * np.median(times['heads']):10.2f} ms{100 * share:10.2f} %", flush=True)
+
+
+@torch.inference_mode()
+def print_uar(args) -> None:
+    """UAR of the trained model on a labelled corpus in both precisions; it saw some of the speakers in training."""
+    from train.corpora import load_corpus
+    from train.metrics import uar
+
+    corpus = load_corpus(args.corpus, label_scheme=args.label_scheme)
+    waveforms = [load_recording(audio) for audio in corpus["audio"]]
+    found = {}
+    for dtype in DTYPES:
+        model = modeling_edrl_mea.EdrlMeaForAudioClassification.from_pretrained(args.model).eval()
+        model, extract = model.to(args.device, DTYPES[dtype]), model.feature_extractor()
+        rows = (extract(w, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_values"] for w in waveforms)
+        found[dtype] = [int(model(row.to(args.device, DTYPES[dtype])).logits.argmax()) for row in rows]
+        labels = model.config.labels
+    references = [labels.index(corpus.features["label"].names[label]) for label in corpus["label"]]
+    changed = sum(a != b for a, b in zip(*found.values(), strict=True))
+    values = {dtype: 100 * uar(references, answers) for dtype, answers in found.items()}
+    print(f"\nUAR % on {len(references)} recordings of {args.corpus}, {changed} answers changed")
+    for dtype, value in values.items():
+        print(f"ours {dtype:23}{value:10.2f}{value - values['float32']:+10.2f}", flush=True)
 
 
 def print_memory(directory: str, args) -> None:
@@ -206,18 +236,20 @@ def noise(seconds: float) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal(n_samples)).astype(np.float32)
 
 
-def recordings(folder: str | None, count: int) -> Waveforms:
-    """So many recordings of a folder (any depth), or noise of EMO-DB's lengths."""
-    if folder is None:
-        lengths = MEDIAN_SECONDS * np.exp(LOG_SPREAD * np.random.default_rng(0).standard_normal(count))
-        return [noise(min(length, LONGEST_SECONDS)) for length in lengths]
-    from modeling_edrl_mea.feature_extraction_edrl_mea import load_recording
+def of_mixed_lengths(args) -> Waveforms:
+    """Noise of EMO-DB's lengths."""
+    lengths = MEDIAN_SECONDS * np.exp(LOG_SPREAD * np.random.default_rng(0).standard_normal(args.n_recordings))
+    return [noise(min(length, LONGEST_SECONDS)) for length in lengths]
 
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in {".wav", ".flac", ".ogg", ".mp3"})
+
+def files_of(folder: str | None, count: int) -> list[str]:
+    """So many recordings of a folder (any depth)."""
+    if folder is None:
+        return []
+    files = find_audio(Path(folder))
     if not files:
-        raise SystemExit(f"no wav, flac, ogg or mp3 file under {folder}")
-    chosen = np.random.default_rng(0).permutation(len(files))[:count]
-    return [load_recording(str(files[i])) for i in chosen]
+        raise SystemExit(f"no audio file under {folder}")
+    return [str(files[i]) for i in np.random.default_rng(0).permutation(len(files))[:count]]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -225,8 +257,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="our model directory; stock gets its backbone (default: WavLM-base's shape)")
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 5, 20, 60])
     parser.add_argument("--contenders", nargs="+", default=[f"{k} {d}" for d in DTYPES for k in ("stock", "ours")])
-    parser.add_argument("--tables", nargs="+", default=["latency", "mixed", "pipeline", "memory"])
-    parser.add_argument("--recordings", help="folder of real recordings for mixed lengths")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
+    parser.add_argument("--recordings", nargs="+", default=[None], help="folders of real recordings for mixed lengths")
+    parser.add_argument("--corpus", help="labelled corpus for the table of UAR, as train/run.py takes it")
+    parser.add_argument("--label_scheme", default="four_emotions")
     parser.add_argument("--n_recordings", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=10)
@@ -256,20 +290,24 @@ def main() -> None:
         return measure_memory(*args.measure_memory, args)
     with tempfile.TemporaryDirectory() as directory:
         save_stock(directory, args.model)
-        has_model = hasattr(modeling_edrl_mea, "EdrlMeaForAudioClassification")
-        print("ours:", "EdrlMeaForAudioClassification" if has_model else "backbone, mean, linear")
+        print(f"ours: {args.model or 'WavLM-base shape, random weights'}; stock: its backbone in transformers' WavLM")
         print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
         models = {}
-        if set(args.tables) != {"memory"}:
+        if set(args.tables) - {"memory", "uar"}:
             models = {name: load(name, directory, args.model) for name in args.contenders}
         if "latency" in args.tables:
             print_latency(models, args)
-        if "mixed" in args.tables:
-            print_mixed(models, args)
+        for folder in args.recordings:
+            if "mixed" in args.tables:
+                print_mixed(models, args, folder)
         if "pipeline" in args.tables:
-            print_pipeline(models, args)
+            print_pipeline(models, args, args.recordings[0])
+        if "heads" in args.tables:
+            print_heads(models, args)
         if "memory" in args.tables:
             print_memory(directory, args)
+        if "uar" in args.tables and args.model and args.corpus:
+            print_uar(args)
 
 
 if __name__ == "__main__":
