@@ -32,7 +32,7 @@ def folders(tmp_path_factory, tiny_backbone_config):
     rng = np.random.default_rng(0)
     for number in range(4):
         soundfile.write(root / "noise" / f"{number}.wav", 0.1 * rng.standard_normal(1600), 16_000)
-    shared = {"model_name_or_path": str(backbone), "num_train_epochs": 2, "per_device_train_batch_size": 16}
+    shared = {"model_name_or_path": str(backbone), "num_train_epochs": 1, "per_device_train_batch_size": 16}
     for name, settings in {
         "linear": {"arrangement": "linear"},
         "ours": {"arrangement": "mea_edrl", "n_components": 4, "noisy_copies": 1},
@@ -44,7 +44,7 @@ def folders(tmp_path_factory, tiny_backbone_config):
 def arguments(folders, output, *more) -> list[str]:
     given = [f"--corpus=a={folders / 'a'}", f"--corpus=b={folders / 'b'}", f"--noise={folders / 'noise'}"]
     given += [f"--recipe={folders / 'linear.yaml'}", f"--recipe={folders / 'ours.yaml'}"]
-    settings = ["--folds", "2", "--corruptions", "noise_noise", "mp3", "--levels", "2", "3"]
+    settings = ["--folds", "2", "--corruptions", "noise_noise", "clipping", "--levels", "2", "3"]
     return [*given, *settings, f"--cache={folders / 'cache'}", f"--output={output}", *map(str, more)]
 
 
@@ -110,6 +110,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, report, monk
         store(*given)
 
     given = arguments(folders, tmp_path / "out", "--folds", "3", "--protocols", "clean")
+    given = [part for part in given if "ours.yaml" not in part]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(benchmark, "store_answers", store_and_stop)
         benchmark_robustness.main(given)
@@ -119,7 +120,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, report, monk
         RecipeContender, "run", lambda self, trial, *rest: trained.append(trial) or run(self, trial, *rest)
     )
     benchmark_robustness.main(given)
-    assert len(trained) == 12 - 3  # two recipes, two corpora, three folds
+    assert len(trained) == 6 - 3  # two corpora, three folds
 
 
 def test_trainings_at_once_say_what_they_say_one_after_another(folders, tmp_path, report, no_plots):
@@ -191,7 +192,7 @@ def test_a_condition_that_cannot_be_made_costs_its_own_rows_only(folders, tmp_pa
     stock = [f"--model={folders / 'stock'}", "--label_map", "LABEL_0=anger", f"--noise={tmp_path / 'silence'}"]
     found = benchmark_robustness.main([*given, *stock])
     assert len(found["errors"]) == 4 and all("silent throughout" in error["error"] for error in found["errors"])
-    assert {row["condition"] for row in found["results"]} == {"clean", "mp3"}
+    assert {row["condition"] for row in found["results"]} == {"clean", "clipping"}
 
 
 def test_a_corpus_with_one_speaker_costs_its_folds_and_is_trained_on_and_tested(folders, tmp_path, no_plots):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ class RecipeContender:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.template.parameters())
 
-    @property
+    @cached_property
     def settings(self) -> dict:
         """Everything that changes the answers, but for the recordings; JSON-able."""
         return {
@@ -195,6 +196,7 @@ def predict_adapted(model: EdrlMeaForAudioClassification, statistics: torch.Tens
         speech.load_state_dict(before)
 
 
+@cache
 def method_fingerprint() -> str:
     """Changes with the code that trains, but not with its comments and docstrings."""
     root = Path(__file__).resolve().parents[1]
