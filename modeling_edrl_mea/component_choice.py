@@ -26,7 +26,9 @@ def assign_folds(groups: Sequence[Hashable], n_folds: int = 5) -> Tensor:
     for group in groups:
         counts[group] = counts.get(group, 0) + 1
     if len(counts) < 2:
-        raise ValueError("Grouped cross-validation needs at least two groups.")
+        raise ValueError(
+            "Grouped cross-validation needs at least two groups (speakers): give more, or a fixed number of components."
+        )
     rows_in = [0] * min(n_folds, len(counts))
     fold_of = {}
     for group in sorted(counts, key=lambda group: (-counts[group], str(group))):

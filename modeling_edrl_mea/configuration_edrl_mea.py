@@ -94,6 +94,11 @@ class EdrlMeaConfig(PreTrainedConfig):
         "clean_original",
         "labels",
     )  # Y, side by side
+    # n_components is then the most, of which cross-validation over training speakers keeps the fewest that do as well
+    # (one-standard-error rule); the rest of the aligned embedding is zero.
+    choose_n_components: bool = False
+    # Share of X's mean variance added to each column's, which shrinks directions of little variance; 0: exact PLS.
+    alignment_ridge: float = 0.0
     align_speech_embedding: bool = False  # u itself as one more block beside EDRL's
     scale_blocks: bool = True  # each block counts 1/√width, so that no block wins by its width alone
 
@@ -151,7 +156,7 @@ class EdrlMeaConfig(PreTrainedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         weights = [name for name in type(self).__annotations__ if name.endswith("_weight")]
-        for name in (*weights, "mixup_alpha", "embedding_noise", "adaptation_prior"):
+        for name in (*weights, "mixup_alpha", "embedding_noise", "adaptation_prior", "alignment_ridge"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.uses_disentanglement and not any(getattr(self, name) for name in weights):

@@ -165,7 +165,8 @@ def finite_sums(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         ValueError: a value is NaN or infinite, naming its block and row.
     """
     # A column with a NaN or an infinity in it has no finite sum: one pass both checks and adds.
-    sums = torch.cat([column_sums(matrix, dtype) for matrix in columns])
+    device = columns[-1].device
+    sums = torch.cat([column_sums(matrix, dtype).to(device) for matrix in columns])
     if torch.isfinite(sums).all():
         return sums
     for index, matrix in enumerate(columns):

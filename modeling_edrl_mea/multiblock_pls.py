@@ -154,7 +154,8 @@ class MultiblockPLS:
                 `reduce` before.
 
         Raises:
-            ValueError: fewer than two rows, or nothing in X covaries with Y (all-constant Y, say).
+            ValueError: fewer than two rows, nothing in X covaries with Y (all-constant Y, say), or squares of the
+                values overflow.
         Warns:
             UserWarning: fewer components found than asked for.
         """
@@ -199,6 +200,8 @@ class MultiblockPLS:
             moments.mean.cpu(),
             torch.cat([moments.x_squares, moments.y_squares]).cpu().clamp(min=0),
         )
+        if not squares.isfinite().all():
+            raise ValueError("Values are too large: their squares overflow. Rescale the blocks or y.")
         deviation = squares.div(n - 1).sqrt()
         inverse = 1 / deviation if self.standardize else torch.ones_like(deviation)
         if self.standardize or self.center:

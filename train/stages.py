@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
+from modeling_edrl_mea.component_choice import assign_folds
 
 from .embeddings import Embeddings
 
@@ -29,17 +30,25 @@ def fit_speech_embedding(model: EdrlMeaForAudioClassification, data: Embeddings)
 
 
 def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> MultiblockPLS:
-    """MEA in one pass over the recordings, shared among processes; EDRL's weights stay as they are."""
+    """MEA in one pass over the recordings, shared among processes; EDRL's weights stay as they are.
+
+    Raises:
+        ValueError: the number of components is to be chosen, and there are fewer than two speakers.
+    """
     model.eval()
-    pls = MultiblockPLS(model.config.n_components, scale_blocks=model.config.scale_blocks)
+    config = model.config
+    pls = MultiblockPLS(config.n_components, scale_blocks=config.scale_blocks, ridge=config.alignment_ridge)
+    folds = assign_folds(data.speakers) if config.choose_n_components else None
     rank, n_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     for rows in torch.arange(len(data))[rank::n_processes].split(ROWS):
         clean = data.layer_statistics[data.clean_rows[rows]].to(model.device)
         own, labels = data.layer_statistics[rows].to(model.device), data.labels[rows].to(model.device)
-        pls.partial_fit(*model.edrl_mea.alignment_inputs(own, clean, labels))
+        inputs = model.edrl_mea.alignment_inputs(own, clean, labels)
+        pls.partial_fit(*inputs, folds=None if folds is None else folds[rows])
     if n_processes > 1:
         pls.reduce(accelerator)
-    pls.solve(accelerator=accelerator if n_processes > 1 else None)
+    chosen = None if folds is None else pls.select_n_components()
+    pls.solve(chosen, accelerator=accelerator if n_processes > 1 else None)
     model.alignment.load_solution(pls)
     return pls
 

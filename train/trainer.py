@@ -264,10 +264,12 @@ class AlignmentCallback(TrainerCallback):
     """Gives the stock `Trainer` stage 2: standardisation before training, MEA and its classifier after it.
 
     The training set must yield `input_values`, `attention_mask` and `labels`; batches carry no speakers, so the
-    classifier's regularisation is not cross-validated.
+    classifier's regularisation is not cross-validated, and `choose_n_components` is refused.
     """
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        if model.config.uses_alignment and model.config.choose_n_components:
+            raise ValueError("choose_n_components needs speakers, which batches lack: train by EdrlMeaTrainer.")
         data = None
         if not model.edrl_mea.speech_embedding.is_fitted:
             data = embed_dataloader(model, train_dataloader)
