@@ -40,7 +40,13 @@ def uar_against_snr(report: dict, path: Path) -> bool:
     for axis, (kind, (title, levels)) in zip(axes, panels.items(), strict=True):
         for place, model in enumerate(models):
             overs = ["clean", *(f"{kind}: {level} dB" for level in levels)]
-            _line(axis, [found.get((model, over)) for over in overs], model, models, (place - len(models) / 2) * 0.03)
+            _line(
+                axis,
+                [found.get((model, over)) for over in overs],
+                model,
+                models,
+                (place - (len(models) - 1) / 2) * 0.03,
+            )
         axis.set_xticks(range(len(levels) + 1), ["clean", *map(str, levels)])
         axis.set(title=title, xlabel="SNR, dB")
         axis.grid(alpha=0.3)
@@ -77,14 +83,15 @@ def cross_corpus(report: dict, path: Path) -> bool:
     left_out = any(row["protocol"] == "leave_one_corpus_out" for row in rows)
     names = [*sources, "all others"] if left_out else sources
     chance = 100 / len(report["models"][0]["labels"])
-    figure, axes = _grid(len(models), width=1.0 + 0.75 * len(tests), height=1.2 + 0.55 * len(names))
+    highest = 100 * max(row["metrics"]["uar"]["value"] for row in rows)
+    figure, axes = _grid(len(models), width=1.1 + 0.5 * len(tests), height=0.9 + 0.4 * len(names))
     for axis, model in zip(axes, models, strict=True):
         table = np.full((len(names), len(tests)), np.nan)
         for row in rows:
             if row["model"] == model:
                 source = "all others" if row["protocol"] == "leave_one_corpus_out" else row["train"][0]
                 table[names.index(source), tests.index(row["test"])] = 100 * row["metrics"]["uar"]["value"]
-        image = _heat_map(axis, table, names, tests, chance, 100, "{:.0f}")
+        image = _heat_map(axis, table, names, tests, chance, max(highest, chance + 10), "{:.0f}")
         axis.set_title(model, fontsize=9)
         axis.tick_params(axis="x", rotation=35)
         if left_out:
