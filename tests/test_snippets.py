@@ -1,5 +1,6 @@
 """Every snippet of the README and of a published model's card runs, each in a process of its own."""
 
+import ast
 import os
 import re
 import shutil
@@ -19,16 +20,20 @@ from .published_models import saved_model, write_model_report
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "org/edrl-mea"
-# What people have at hand where a snippet names it.
+MODEL = "outputs/quickstart/model"  # where the README's first command leaves one
+# What people have at hand where a snippet names it and does not make it.
 AT_HAND = {
+    "model": f"""
+from modeling_edrl_mea import EdrlMeaForAudioClassification
+
+model = EdrlMeaForAudioClassification.from_pretrained("{MODEL}").eval()
+""",
     "waveform": "waveform = soundfile.read('speech.wav', dtype='float32')[0]",
     "samples": "samples, rate = soundfile.read('speech.wav', dtype='float32')",
     "train_dataset": """
 import torch
-from modeling_edrl_mea import EdrlMeaForAudioClassification
 from transformers import TrainingArguments
 
-model = EdrlMeaForAudioClassification.from_pretrained("outputs/quickstart/model")
 train_dataset = [{"input_values": 0.1 * torch.randn(6000), "labels": i % 4} for i in range(16)]
 args = TrainingArguments("trained", num_train_epochs=1, use_cpu=True, report_to="none")
 """,
@@ -78,19 +83,25 @@ def upload(model_dir):
     return assemble(model_dir, report, NAME)
 
 
+def names_lacking(code: str) -> set[str]:
+    """Names that a snippet uses and does not make."""
+    names = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return {node.id for node in names} - made
+
+
 def prepared(page: str, folder: Path, model_dir: Path) -> list[str]:
     """The Python snippets of a page as files in `folder`, with the recordings and models that they name."""
     found = snippets(page, "python")
     (folder / "snippets").mkdir()
     for place, code in enumerate(found):
-        known = "\n".join(line for name, line in AT_HAND.items() if re.search(rf"\b{name}\b", code))
-        (folder / "snippets" / f"{place:02d}.py").write_text(f"{known}\n{code}")
+        known = [AT_HAND[name] for name in AT_HAND if name in names_lacking(code)]
+        (folder / "snippets" / f"{place:02d}.py").write_text("\n".join([*known, code]))
     named = {name for code in found for name in re.findall(r'"([\w./-]+\.(?:wav|flac))"', code)} | {"speech.wav"}
     for place, name in enumerate(sorted(named)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / name, noise_recordings(1, seconds=1.5, seed=place)[0], 16_000)
-    for name in {name for code in found for name in re.findall(r'"(outputs/[\w/-]+)"', code)}:
-        shutil.copytree(model_dir, folder / name)
+    shutil.copytree(model_dir, folder / MODEL)
     return found
 
 
@@ -135,15 +146,24 @@ def write_emodb(folder: Path) -> None:
                 soundfile.write(folder / f"{speaker}{text}{emotion}a.wav", tone, 16_000)
 
 
+def shell_commands(page: str) -> list[str]:
+    """One by one, those that go on over several lines as one."""
+    lines = "".join(snippets(page, "bash")).replace("\\\n", "").splitlines()
+    return [line for line in lines if line.strip()]
+
+
 @pytest.mark.slow  # trains with the settings that the README shows
-def test_the_readmes_shell_commands_run_in_their_order(tmp_path):
+def test_the_readmes_shell_commands_run_in_their_order(model_dir, tmp_path):
     for name in ("train", "scripts", "checkpoints", "hub_card", "modeling_edrl_mea"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_emodb(tmp_path / "path/to/emodb")
     (tmp_path / "path/to/noise").mkdir()
     for place, noise in enumerate(noise_recordings(4, seconds=2)):
         soundfile.write(tmp_path / f"path/to/noise/{place}.wav", noise, 16_000)
-    commands = snippets((ROOT / "README.md").read_text(), "bash")
+    shutil.copytree(tmp_path / "path/to/noise", tmp_path / "path/to/recordings")
+    shutil.copytree(model_dir, tmp_path / MODEL)
+    write_model_report(tmp_path / MODEL, tmp_path / MODEL, list(EMOTIONS.values()))
+    commands = shell_commands((ROOT / "README.md").read_text())
     run = [command for command in commands if not any(part in command for part in NOT_HERE)]
     assert run
     with hub_server() as hub:
