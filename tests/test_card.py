@@ -105,12 +105,23 @@ def test_the_page_has_what_people_look_for(card, section):
     assert f"\n## {section}\n" in card.text
 
 
+def test_headings_tables_and_pictures_stand_apart(card):
+    """Markdown runs them together with a line before them."""
+    lines = card.text.splitlines()
+    for before, line in zip(lines, lines[1:], strict=False):
+        starts = line.startswith(("## ", "![", "```")) and not before.startswith("```")
+        starts |= line.startswith("|") and not before.startswith("|")
+        in_code = line == "```"
+        assert not starts or in_code or not before, line
+
+
 def test_what_was_not_measured_is_not_mentioned(model_dir, tmp_path):
     report = write_model_report(tmp_path, model_dir, LABELS)
     document = json.loads(report.read_text())
     report.write_text(json.dumps({key: document[key] for key in ("schema", "command", "models", "results")}))
     page = assemble(model_dir, report, "org/edrl-mea")["README.md"].decode()
     assert "does not say what the model was trained on" in page
+    assert not re.search(r"[^\n]\n## ", page)
     assert not re.search("## Speed|## Environment|Corruption error|Paired differences|training_config|!\\[", page)
 
 
