@@ -17,6 +17,8 @@ PAPER_FAITHFUL = {
     "arrangement": "edrl_mea",
     "alignment_target": ["own_speech"],
     "align_speech_embedding": False,
+    "noise_shrinkage": 0.0,
+    "standardize_components": True,
 }
 
 
@@ -99,6 +101,12 @@ class EdrlMeaConfig(PreTrainedConfig):
     choose_n_components: bool = False
     # Share of X's mean variance added to each column's, which shrinks directions of little variance; 0: exact PLS.
     alignment_ridge: float = 0.0
+    # How much directions in which noisy copies stray from their clean originals are shrunk in u before PLS, by
+    # √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where EDRL's blocks are aligned.
+    noise_shrinkage: float = 0.0
+    # True: every component of t has unit variance. False: t as a whole has, so that what is regularised after MEA
+    # trusts the first components most.
+    standardize_components: bool = True
     align_speech_embedding: bool = False  # u itself as one more block beside EDRL's
     scale_blocks: bool = True  # each block counts 1/√width, so that no block wins by its width alone
 
@@ -156,7 +164,14 @@ class EdrlMeaConfig(PreTrainedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         weights = [name for name in type(self).__annotations__ if name.endswith("_weight")]
-        for name in (*weights, "mixup_alpha", "embedding_noise", "adaptation_prior", "alignment_ridge"):
+        for name in (
+            *weights,
+            "mixup_alpha",
+            "embedding_noise",
+            "adaptation_prior",
+            "alignment_ridge",
+            "noise_shrinkage",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.uses_disentanglement and not any(getattr(self, name) for name in weights):
@@ -215,6 +230,11 @@ class EdrlMeaConfig(PreTrainedConfig):
     @property
     def uses_alignment(self) -> bool:
         return "mea" in self.arrangement
+
+    @property
+    def shrinks_noise(self) -> bool:
+        """Whether MEA looks at u through the metric of `noise_shrinkage`."""
+        return self.noise_shrinkage > 0 and self.arrangement in ("mea", "mea_edrl")
 
     @property
     def n_layers(self) -> int:

@@ -200,18 +200,20 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
 
     @torch.no_grad()
     def alignment_inputs(
-        self, layer_statistics, clean_layer_statistics, labels
+        self, layer_statistics, clean_layer_statistics, labels, metric=None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """X-blocks and Y of MEA for a batch of recordings, as the config arranges them.
 
         `clean_layer_statistics` (B, L+1, S') are those of each recording's clean original, which for a recording that
-        is no noisy copy is itself.
+        is no noisy copy is itself. `metric`: coordinates to put speech embeddings into (`train.noise_metric`).
         """
-        u = self.speech_embedding(layer_statistics)
+        u, clean = self.speech_embedding(layer_statistics), self.speech_embedding(clean_layer_statistics)
+        if metric is not None:
+            u, clean = metric.apply(u), metric.apply(clean)
         disentangled = self.disentanglement(u) if self.config.arrangement == "edrl_mea" else None
         targets = {
             "own_speech": lambda: u,
-            "clean_original": lambda: self.speech_embedding(clean_layer_statistics),
+            "clean_original": lambda: clean,
             "labels": lambda: F.one_hot(labels.long(), self.config.num_labels).to(u),
         }
         y = torch.cat([targets[target]() for target in self.config.alignment_target], dim=-1)

@@ -11,11 +11,13 @@ from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
 from modeling_edrl_mea.component_choice import assign_folds
 
 from .embeddings import Embeddings
+from .noise_metric import fit_noise_metric
 
 logger = logging.getLogger(__name__)
 
 ROWS = 512  # recordings per pass through the heads
 INVERSE_REGULARIZATION = [
+    0.0001,
     0.001,
     0.01,
     0.1,
@@ -37,18 +39,24 @@ def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accele
     """
     model.eval()
     config = model.config
-    pls = MultiblockPLS(config.n_components, scale_blocks=config.scale_blocks, ridge=config.alignment_ridge)
+    metric = fit_noise_metric(model, data, accelerator) if config.shrinks_noise else None
+    scale_blocks, standardize = config.scale_blocks and not metric, not metric  # the metric is a scaling
+    pls = MultiblockPLS(config.n_components, scale_blocks, standardize, ridge=config.alignment_ridge)
     folds = assign_folds(data.speakers) if config.choose_n_components else None
     rank, n_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     for rows in torch.arange(len(data))[rank::n_processes].split(ROWS):
         clean = data.layer_statistics[data.clean_rows[rows]].to(model.device)
         own, labels = data.layer_statistics[rows].to(model.device), data.labels[rows].to(model.device)
-        inputs = model.edrl_mea.alignment_inputs(own, clean, labels)
+        inputs = model.edrl_mea.alignment_inputs(own, clean, labels, metric)
         pls.partial_fit(*inputs, folds=None if folds is None else folds[rows])
     if n_processes > 1:
         pls.reduce(accelerator)
     chosen = None if folds is None else pls.select_n_components()
     pls.solve(chosen, accelerator=accelerator if n_processes > 1 else None)
+    if metric:
+        metric.undo(pls, config.alignment_target)
+    if not config.standardize_components:
+        pls.score_scales_ = pls.score_scales_.square().mean().sqrt().expand_as(pls.score_scales_)
     model.alignment.load_solution(pls)
     return pls
 
