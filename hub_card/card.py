@@ -65,6 +65,7 @@ def build_card(report: ModelReport, config: dict, repo_id: str, code: str = "", 
         model=report.model,
         training=report.training,
         corpora=report.corpora,
+        shared_speakers=shared_speakers(report.training.get("splits") or {}),
         base_model=metadata.base_model or _backbone_name(config),
         licence=metadata.license,
         plain=[row for row in report.results if row["protocol"] != "corruption"],
@@ -165,6 +166,12 @@ def inherited_licences(report: ModelReport, config: dict) -> list[str | None]:
 
 def _backbone_name(config: dict) -> str:
     return (config.get("backbone_config") or {}).get("_name_or_path") or ""
+
+
+def shared_speakers(splits: dict[str, list[str]]) -> set[str]:
+    """Speakers on more than one side of training, validation and test."""
+    sides = list(splits.values())
+    return {speaker for i, side in enumerate(sides) for other in sides[i + 1 :] for speaker in set(side) & set(other)}
 
 
 def by_condition(results: list[dict]) -> list[dict]:

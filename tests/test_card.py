@@ -132,6 +132,15 @@ def test_a_benchmark_without_training_takes_it_from_the_models_own_report(tiny_m
     assert read_report(benchmark, folder, LABELS).training["label_scheme"] == "four_emotions"
 
 
+def test_speakers_on_two_sides_are_owned_up_to(model_dir, report, tmp_path):
+    assert "No speaker is on two sides" in assemble(model_dir, report, "org/a")["README.md"].decode()
+    document = json.loads(report.read_text())
+    document["training"]["splits"]["test"] = document["training"]["splits"]["train"]
+    (report.parent / "shared.json").write_text(json.dumps(document))
+    page = assemble(model_dir, report.parent / "shared.json", "org/a")["README.md"].decode()
+    assert "results come out too good" in page and "No speaker is on two sides" not in page
+
+
 def test_parts_of_one_corpus_are_one_row(model_dir, report):
     found = read_report(report, model_dir, LABELS)
     emodb, ravdess = found.document["training"]["corpora"]

@@ -1,5 +1,6 @@
 """What is published, what never is, and what is refused before anything is sent."""
 
+import ast
 import json
 import re
 import subprocess
@@ -62,6 +63,56 @@ def test_every_module_that_the_model_imports_is_in_the_upload(original):
     imported = "\n".join((ROOT / "modeling_edrl_mea" / name).read_text() for name in sent)
     assert sent <= modules
     assert not [name for name in unused if re.search(rf"^\s*from \.{name.removesuffix('.py')} import", imported, re.M)]
+
+
+def does_something(statement: ast.stmt) -> bool:
+    """Whether a statement at the top of a module does more than import, define and name things."""
+    if isinstance(statement, ast.Try):  # of an optional import
+        caught = {handler.type.id for handler in statement.handlers if isinstance(handler.type, ast.Name)}
+        parts = statement.body + [part for handler in statement.handlers for part in handler.body]
+        return caught != {"ImportError"} or any(map(does_something, parts))
+    if isinstance(statement, ast.Expr):
+        return not isinstance(statement.value, ast.Constant)  # a docstring
+    defines = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    return not isinstance(statement, defines)
+
+
+def test_published_code_does_nothing_at_import_but_define(original):
+    upload = contents(assemble(original, original / "report.json", NAME))
+    for name, content in upload.items():
+        if name.endswith(".py"):
+            active = [ast.unparse(part) for part in ast.parse(content).body if does_something(part)]
+            assert not active, f"{name}: {active}"
+
+
+IMPORT_WATCHED = """
+import sys
+import torch, transformers
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedModel, WavLMModel
+from transformers import SequenceFeatureExtractor
+
+FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.putenv", "os.mkdir", "os.remove")
+seen = []
+
+def watch(event, arguments):
+    if event.startswith(FORBIDDEN) or (event == "open" and set(str(arguments[1])) & set("wax+")):
+        seen.append((event, str(arguments)[:200]))
+
+state = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+sys.addaudithook(watch)
+import modeling_edrl_mea
+after = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+print(seen)
+sys.exit(bool(seen) or not torch.equal(state[0], after[0]) or state[1:] != after[1:])
+"""
+
+
+@pytest.mark.slow  # a fresh process
+def test_importing_the_package_touches_no_network_file_process_or_global_state():
+    process = subprocess.run(
+        [sys.executable, "-B", "-c", IMPORT_WATCHED], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_no_token_and_no_path_of_this_machine_is_in_the_upload(original, monkeypatch):
