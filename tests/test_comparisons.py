@@ -92,6 +92,14 @@ def test_corruption_error_follows_robusers_definition(cells):
     assert own["relative_ce"] == pytest.approx(100 * (ours - clean).sum() / (theirs - clean).sum())
 
 
+def test_corruption_errors_are_counted_on_recordings_that_both_answered_for(cells):
+    for mine in (c for c in cells if c.model == "ours"):
+        mine.answers = next(
+            c for c in cells if c.model == "linear" and (c.test, c.level) == (mine.test, mine.level)
+        ).answers.rows(np.arange(0, 160, 3))
+    assert all(entry["ce"] == pytest.approx(100) for entry in corruption_errors(cells, "linear"))
+
+
 def test_no_figure_is_given_where_the_baseline_makes_no_errors():
     cells = [
         cell(model, "a", 1.0, condition, level) for model in "xy" for condition, level in (("clean", None), ("mp3", 1))

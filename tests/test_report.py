@@ -103,4 +103,6 @@ def test_training_names_each_corpus_as_its_authors_do(tmp_path):
     entry = training_entry([found], "four_emotions", splits={"train": found["speaker"]})
     assert entry["corpora"][0]["title"] == "EMO-DB" and entry["corpora"][0]["recordings"] == len(found)
     assert len(entry["splits"]["train"]) == 2
+    halves = training_entry([found.select(range(12)), found.select(range(12, 24))], "four_emotions")
+    assert halves["corpora"] == entry["corpora"]
     validate(report(training=entry))

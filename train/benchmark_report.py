@@ -52,7 +52,7 @@ def make_report(
         seed=seed,
         models=[entry for contender in contenders for entry in _model_entries(contender, cells)],
         results=rows,
-        corpora=[entry for dataset in benchmark.corpora.values() for entry in corpus_entries(dataset)],
+        corpora=corpus_entries(*benchmark.corpora.values()),
         noise=_noise(benchmark, noise_dir, rir_dir),
         summaries=summaries(cells),
         comparisons=comparisons(cells, baseline),

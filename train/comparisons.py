@@ -100,15 +100,15 @@ def corruption_errors(cells: Sequence[Cell], baseline: str) -> list[dict]:
 
     CE = 100 × Σ_levels error / Σ_levels baseline's error; relative CE the same with the error on clean speech
     subtracted from each; error = 1 − WA, and 1 − UAR in the fields that say so. With several corpora each error is
-    first averaged over them.
+    first averaged over them. Errors are counted on the recordings that both answered for.
     """
     by_model = _by_model(cells)
     entries = []
     conditions = list(dict.fromkeys(cell.condition for cell in cells if _corrupted(cell)))
     for model, own in by_model.items():
         for condition in conditions:
-            pair = [_errors(own, condition), _errors(by_model.get(baseline, []), condition)]
-            if None in pair or pair[0]["tests"] != pair[1]["tests"] or pair[0]["levels"] != pair[1]["levels"]:
+            pair = _paired_errors(own, by_model.get(baseline, []), condition)
+            if pair is None:
                 continue
             entry = {"model": model, "baseline": baseline, "condition": condition, "tests": pair[0]["tests"]}
             for suffix, figure in (("", "wa"), ("_uar", "uar")):
@@ -169,22 +169,27 @@ def _difference(counts: np.ndarray, other_counts: np.ndarray, strata: Sequence[s
     return dict(zip(("value", "low", "high"), interval, strict=True))
 
 
-def _errors(cells: Sequence[Cell], condition: str) -> dict | None:
-    """A model's errors by level (averaged over corpora) and on clean speech, of WA and of UAR."""
-    corrupted = [cell for cell in cells if cell.condition == condition]
-    tests = sorted({cell.test for cell in corrupted})
-    clean = [cell for cell in cells if _clean(cell) and cell.test in tests]
-    levels = sorted({cell.level for cell in corrupted})
-    if not corrupted or len(clean) < len(tests) or len(corrupted) < len(tests) * len(levels):
+def _paired_errors(own: Sequence[Cell], theirs: Sequence[Cell], condition: str) -> list[dict] | None:
+    """Two models' errors: {"wa": (noisy by level, clean), "uar": …}, averaged over corpora; None where cells lack."""
+    of_baseline = {_pair_key(cell): cell for cell in theirs}
+    tests = sorted({cell.test for cell in own if cell.condition == condition})
+    cells = [cell for cell in own if cell.test in tests and (cell.condition == condition or _clean(cell))]
+    levels = sorted({cell.level for cell in cells if cell.level})
+    if not tests or len(cells) < len(tests) * (1 + len(levels)):
         return None
-    found = {"tests": tests, "levels": levels}
-    for name, figure in (("wa", wa_of), ("uar", uar_of)):
-
-        def error(part, figure=figure):
-            return np.mean([1 - figure(cell.answers.confusion()[0].sum(0)) for cell in part])
-
-        noisy = np.array([error([cell for cell in corrupted if cell.level == level]) for level in levels])
-        found[name] = noisy, error(clean)
+    if any(_pair_key(cell) not in of_baseline for cell in cells):
+        return None
+    both = [(cell.level, *_common(cell.answers, of_baseline[_pair_key(cell)].answers)) for cell in cells]
+    if not all(len(answers) for _, answers, _ in both):
+        return None
+    found: list[dict] = [{"tests": tests}, {"tests": tests}]
+    for side, errors in enumerate(found, start=1):
+        for name, figure in (("wa", wa_of), ("uar", uar_of)):
+            by_level: dict = {}
+            for part in both:
+                by_level.setdefault(part[0], []).append(1 - figure(part[side].confusion()[0].sum(0)))
+            noisy = np.array([np.mean(by_level[level]) for level in levels])
+            errors[name] = noisy, np.mean(by_level[None])
     return found
 
 

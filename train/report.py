@@ -184,11 +184,12 @@ def model_entry(
 def training_entry(corpora, label_scheme: str, augmentation=None, config: Mapping | None = None, splits=None) -> dict:
     """The entry `training`.
 
-    `corpora`: datasets of `load_corpus`, united or apart. `augmentation`: what `Augmentation.describe()` gives.
+    `corpora`: datasets of `load_corpus`, united or apart; parts of one corpus are counted together.
+    `augmentation`: what `Augmentation.describe()` gives.
     `splits`: speakers by "train", "validation" and "test".
     """
     return {
-        "corpora": [entry for dataset in corpora for entry in corpus_entries(dataset)],
+        "corpora": corpus_entries(*corpora),
         "label_scheme": label_scheme,
         "augmentation": augmentation,
         "config": dict(config or {}),
@@ -196,10 +197,12 @@ def training_entry(corpora, label_scheme: str, augmentation=None, config: Mappin
     }
 
 
-def corpus_entries(dataset) -> list[dict]:
-    """What a report says of each corpus in a dataset with columns corpus, speaker and language."""
-    names, speakers = np.array(dataset["corpus"]), np.array(dataset["speaker"])
-    languages = np.array([language or "" for language in dataset["language"]])
+def corpus_entries(*datasets) -> list[dict]:
+    """What a report says of each corpus in datasets with columns corpus, speaker and language."""
+    names, speakers, languages = (
+        np.array([value or "" for dataset in datasets for value in dataset[column]])
+        for column in ("corpus", "speaker", "language")
+    )
     entries = []
     for name in dict.fromkeys(names.tolist()):
         here, declared = names == name, CORPORA.get(name)

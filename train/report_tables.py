@@ -118,7 +118,7 @@ def _ce(entry: dict | None) -> str:
     if entry is None or entry["ce"] is None:
         return "–"
     relative = entry["relative_ce"]
-    return f"{entry['ce']:.0f}" + (f" ({relative:.0f})" if relative is not None else "")
+    return (f"{entry['ce']:.0f}" + (f" ({relative:.0f})" if relative is not None else "")).replace("-", "−")
 
 
 def _results(report: dict) -> str:
