@@ -78,8 +78,10 @@ class Recordings(Dataset):
 
 def stated_seconds(source) -> float:
     """What the file's header says, before it is all decoded; 0 where nothing does."""
+    if not isinstance(source, str) or not os.path.isfile(source):  # opening a pipe would wait for ever
+        return 0.0
     try:
-        return soundfile.info(os.fsencode(source)).duration if isinstance(source, str) else 0.0
+        return soundfile.info(os.fsencode(source)).duration
     except soundfile.LibsndfileError:
         return 0.0
 
