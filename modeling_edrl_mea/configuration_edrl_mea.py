@@ -17,6 +17,7 @@ PAPER_FAITHFUL = {
     "arrangement": "edrl_mea",
     "alignment_target": ["own_speech"],
     "align_speech_embedding": False,
+    "start_from_regression": False,
     "noise_shrinkage": 0.0,
     "standardize_components": True,
 }
@@ -81,6 +82,9 @@ class EdrlMeaConfig(PreTrainedConfig):
     # EDRL: one encoder per emotion (intra-class) beside one that they share (inter-class)
     block_size: int = 16  # d; small blocks overfit less: 64 lost up to 3 points of UAR
     encoder_hidden_size: int | None = None  # width of a hidden layer in each encoder; None: encoders are linear
+    # EDRL starts as the logistic regression on what it is given, instead of at random: of little data it then learns
+    # refinements, not the task anew. Needs linear encoders, and is not used where EDRL's blocks are aligned.
+    start_from_regression: bool = False
     disentanglement_dropout: float = 0.5  # on u, and on the encoders' hidden layer
     mixup_alpha: float = 0.4  # Beta(α, α) mixing of u and labels within a batch in training; 0: none
     embedding_noise: float = 0.1  # standard deviation of Gaussian noise on the standardised u in training
@@ -198,6 +202,11 @@ class EdrlMeaConfig(PreTrainedConfig):
                 "whitening_size is fitted once, before training, but layer_combination='weighted_sum' changes u during "
                 "training. Use layer_combination='concatenate', or whitening_size=None."
             )
+        if self.start_from_regression and self.encoder_hidden_size is not None:
+            raise ValueError(
+                "start_from_regression needs linear encoders: encoder_hidden_size="
+                f"{self.encoder_hidden_size} must be None."
+            )
         if self.align_speech_embedding and self.arrangement != "edrl_mea":
             raise ValueError(
                 "align_speech_embedding adds u to EDRL's blocks, so it needs arrangement='edrl_mea', "
@@ -235,6 +244,10 @@ class EdrlMeaConfig(PreTrainedConfig):
     def shrinks_noise(self) -> bool:
         """Whether MEA looks at u through the metric of `noise_shrinkage`."""
         return self.noise_shrinkage > 0 and self.arrangement in ("mea", "mea_edrl")
+
+    @property
+    def starts_from_regression(self) -> bool:
+        return self.start_from_regression and self.arrangement in ("edrl", "mea_edrl")
 
     @property
     def n_layers(self) -> int:

@@ -88,6 +88,20 @@ class EmotionDisentanglement(nn.Module):
                 init_class_wise(module, nn.init)
         init_linear(self.classifier, nn.init)
 
+    @torch.no_grad()
+    def start_from(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Start as a linear classifier with `weight` (C, S) and `bias` (C,): the first number of z_c becomes the logit
+        of emotion c, which its score and the classifier pass on. The encoders must be linear."""
+        self.intra_output.weight[..., 0].copy_(weight)
+        self.intra_output.bias[:, 0].copy_(bias)
+        for layer in (self.score, self.classifier):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        self.score.weight[:, 0] = 1
+        n_classes, block = self.intra_output.bias.shape
+        for emotion in range(n_classes):
+            self.classifier.weight[emotion, (1 + emotion) * block] = 1
+
     def _encode(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.intra_hidden is None:
             return self.intra_output(u), self.shared_output(u)

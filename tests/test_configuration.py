@@ -27,6 +27,8 @@ from .conftest import EMOTIONS
         ({"whitening_size": 10**6, "layer_combination": "concatenate"}, "wider than what it whitens"),
         ({"whitening_size": 8}, "layer_combination='concatenate'"),
         ({"align_speech_embedding": True, "arrangement": "mea_edrl"}, "align_speech_embedding"),
+        ({"start_from_regression": True, "encoder_hidden_size": 8}, "encoder_hidden_size=8"),
+        ({"noise_shrinkage": -1.0}, "noise_shrinkage"),
         ({"sampling_rate": 0}, "sampling_rate=0"),
         ({"disentanglement_dropout": 1.0}, "disentanglement_dropout"),
         ({"reconstruction_weight": -0.1}, "reconstruction_weight"),

@@ -157,3 +157,17 @@ def test_encoders_of_emotions_share_no_weights():
     module(u).intra_class_embeddings[:, 0].sum().backward()
     assert (module.intra_hidden.weight.grad[1:] == 0).all() and (module.intra_output.weight.grad[1:] == 0).all()
     assert module.shared_output.weight.grad is None
+
+
+def test_edrl_can_start_as_a_linear_classifier_that_still_learns():
+    module = exact().eval()
+    weight, bias, u = torch.randn(CLASSES, WIDTH), torch.randn(CLASSES), torch.randn(5, WIDTH)
+    module.start_from(weight, bias)
+    logits = u @ weight.T + bias
+    result = module(u)
+    assert torch.allclose(result.logits, logits, atol=1e-5)
+    assert torch.allclose(module.score(result.intra_class_embeddings)[..., 0], logits, atol=1e-5)
+    losses = module.train()(u, torch.arange(5) % CLASSES).losses
+    sum(losses.values()).backward()
+    unused = module.classifier.weight.grad[:, :BLOCK]  # of the shared embedding, which counts for nothing at first
+    assert unused.abs().sum() > 0

@@ -124,3 +124,13 @@ def test_ridge_of_the_config_shrinks_what_the_alignment_explains(tiny_model):
 def test_both_are_flags_of_the_run():
     _, _, config, *_ = parse_arguments(["--choose_n_components", "True", "--alignment_ridge", "0.01"])
     assert config.choose_n_components is True and config.alignment_ridge == 0.01
+
+
+@pytest.mark.parametrize("arrangement", ["edrl", "mea_edrl"])
+def test_edrl_starts_as_the_regression_of_the_arrangement_without_it(tiny_model, arrangement):
+    plain = tiny_model("linear" if arrangement == "edrl" else "mea")
+    model = tiny_model(arrangement, start_from_regression=True)
+    data = embeddings(model)
+    assert stages.start_disentanglement(model, data) == stages.train_classifier(plain, data)
+    expected, found = (one(layer_statistics=data.layer_statistics).logits for one in (plain, model))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -66,17 +66,29 @@ def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> 
 
     C is chosen by cross-validation whose folds share no speaker.
     """
-    features = classifier_features(model, data)
+    regression = fit_regression(classifier_features(model, data), data)
+    weight, bias = weights_of(regression, model.config.num_labels)
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+    return regression.C
+
+
+def start_disentanglement(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
+    """EDRL starts as the logistic regression on what it is given: t, or u without MEA; returns the chosen C."""
+    regression = fit_regression(classifier_features(model, data), data)
+    model.edrl_mea.disentanglement.start_from(*weights_of(regression, model.config.num_labels))
+    return regression.C
+
+
+def fit_regression(features: np.ndarray, data: Embeddings) -> LogisticRegression:
     labels = data.labels.numpy()
     regression = LogisticRegression(class_weight="balanced", max_iter=5000)
     folds = _folds(features, labels, data.speakers)
     if folds:
         search = GridSearchCV(regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds)
-        regression = search.fit(features, labels).best_estimator_
-    else:
-        regression.set_params(C=0.1).fit(features, labels)
-    _copy_weights(regression, model)
-    return regression.C
+        return search.fit(features, labels).best_estimator_
+    return regression.set_params(C=0.1).fit(features, labels)
 
 
 @torch.no_grad()
@@ -98,14 +110,12 @@ def _folds(features, labels, speakers) -> list:
     return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(features, labels, groups))
 
 
-@torch.no_grad()
-def _copy_weights(regression: LogisticRegression, model: EdrlMeaForAudioClassification) -> None:
+def weights_of(regression: LogisticRegression, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(C, features) weights and (C,) biases."""
     weight, bias = regression.coef_, regression.intercept_
     if len(weight) == 1:  # scikit-learn keeps one row for two classes
         weight, bias = np.vstack([-weight, weight]) / 2, np.array([-bias[0], bias[0]]) / 2
     classes = torch.from_numpy(regression.classes_)
-    head = model.classifier
-    head.weight.zero_()
-    head.bias.fill_(-30.0)  # a class that training never showed
-    head.weight[classes] = torch.from_numpy(weight).to(head.weight)
-    head.bias[classes] = torch.from_numpy(bias).to(head.bias)
+    weights, biases = torch.zeros(n_classes, weight.shape[1]), torch.full((n_classes,), -30.0)  # -30: never shown
+    weights[classes], biases[classes] = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+    return weights, biases

@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 STEPS = {
     "linear": ("train_classifier",),
-    "edrl": ("train_disentanglement",),
+    "edrl": ("start_disentanglement", "train_disentanglement"),
     "mea": ("fit_alignment", "train_classifier"),
     "edrl_mea": ("train_disentanglement", "fit_alignment", "train_classifier"),
-    "mea_edrl": ("fit_alignment", "train_disentanglement"),
+    "mea_edrl": ("fit_alignment", "start_disentanglement", "train_disentanglement"),
 }
 BEST = "best.safetensors"  # in a checkpoint: the weights of the best epoch until then
 
@@ -98,6 +98,10 @@ class EdrlMeaTrainer(Trainer):
 
     def fit_speech_embedding(self) -> None:
         stages.fit_speech_embedding(self.model, self.training_embeddings())
+
+    def start_disentanglement(self) -> None:
+        if self.model.config.starts_from_regression:
+            self.log({"start_C": stages.start_disentanglement(self.model, self.training_embeddings())})
 
     def train_disentanglement(self, resume_from_checkpoint: bool | str | None = None) -> None:
         checkpoint = resume_from_checkpoint or None
@@ -270,12 +274,15 @@ class AlignmentCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         if model.config.uses_alignment and model.config.choose_n_components:
             raise ValueError("choose_n_components needs speakers, which batches lack: train by EdrlMeaTrainer.")
-        data = None
-        if not model.edrl_mea.speech_embedding.is_fitted:
-            data = embed_dataloader(model, train_dataloader)
+        aligns = model.config.arrangement == "mea_edrl" and not model.alignment.is_fitted
+        standardizes = not model.edrl_mea.speech_embedding.is_fitted
+        data = embed_dataloader(model, train_dataloader) if aligns or standardizes else None
+        if standardizes:
             stages.fit_speech_embedding(model, data)
-        if model.config.arrangement == "mea_edrl" and not model.alignment.is_fitted:
-            stages.fit_alignment(model, data or embed_dataloader(model, train_dataloader))
+        if aligns:
+            stages.fit_alignment(model, data)
+        if data is not None and model.config.starts_from_regression:
+            stages.start_disentanglement(model, data)
         model.train()
 
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
