@@ -48,7 +48,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME=FILE",
-        help="recordings that cross-corpus tests use (EmoBox)",
+        help="recordings that a model, or a cross-corpus test, is given",
     )
     add("--max_recordings", type=int, help="at most so many a corpus, spread over speakers and emotions")
     add("--jobs", type=int, default=1, help="trainings at once, each on one core (not with a GPU)")
@@ -66,43 +66,13 @@ def main(argv: list[str] | None = None) -> dict:
     """Returns the report."""
     options = parse(argv)
     start = time.perf_counter()
-    import torch
     import transformers
 
     from train import benchmark_report
-    from train.augmentation import Augmentation
-    from train.benchmark import Benchmark
-    from train.corruptions import corruptions
-    from train.protocols import PROTOCOLS, plan, read_folds, read_list
     from train.report import write_report
 
     transformers.utils.logging.set_verbosity_error()
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    protocols = options.protocols or list(PROTOCOLS)
-    unknown = set(protocols) - set(PROTOCOLS)
-    if unknown:
-        raise ValueError(f"No protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}.")
-    cache = options.cache or options.output / "cache"
-    corpora, classes = read_corpora(options, cache)
-    contenders = make_contenders(options, classes, cache)
-    baseline = options.baseline or contenders[0].name
-    if baseline not in (names := [contender.name for contender in contenders]) and not options.adapt:
-        raise ValueError(f"--baseline {baseline} is no row; there are {', '.join(names)}.")
-    trials, errors = [], []
-    if options.recipe:
-        given = {name: read_folds(folder, corpora[name]) for name, folder in pairs(options.emobox_folds, corpora)}
-        listed = {name: read_list(file, corpora[name]) for name, file in pairs(options.test_list, corpora)}
-        trials, errors = plan(corpora, protocols, options.folds, given, listed, seed=options.seed)
-    conditions = []
-    if "corruption" in protocols:
-        names = tuple(options.corruptions) if options.corruptions else None
-        conditions = corruptions(options.noise, options.rir, names, tuple(options.levels), options.seed)
-    augmentation = None
-    if any(getattr(contender, "noisy_copies", 0) for contender in contenders):
-        # No babble: a fold's training voices would be another fold's test voices.
-        augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
-    jobs = options.jobs if options.device == "cpu" else 1
-    benchmark = Benchmark(corpora, trials, conditions, cache, augmentation, options.adapt, jobs, errors)
+    benchmark, contenders = prepare(options)
     cells = benchmark.run(contenders)
     report = benchmark_report.make_report(
         benchmark,
@@ -110,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
         cells,
         command=shlex.join(["python", *(sys.argv if argv is None else ["scripts/benchmark_robustness.py", *argv])]),
         seed=options.seed,
-        baseline=baseline,
+        baseline=options.baseline or contenders[0].name,
         noise_dir=options.noise,
         rir_dir=options.rir,
     )
@@ -120,6 +90,43 @@ def main(argv: list[str] | None = None) -> dict:
     path = write_report(report, options.output)
     print(f"\n{path}: {len(report['results'])} results, {len(report['errors'])} not measured")
     return report
+
+
+def prepare(options):
+    """(Benchmark, contenders), or ValueError for what the options ask for and there is not."""
+    import torch
+
+    from train.augmentation import Augmentation
+    from train.benchmark import ADAPTED, Benchmark
+    from train.corruptions import corruptions
+    from train.protocols import PROTOCOLS, plan, read_folds, read_list
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    protocols = options.protocols or list(PROTOCOLS)
+    unknown = set(protocols) - set(PROTOCOLS)
+    if unknown:
+        raise ValueError(f"No protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}.")
+    cache = options.cache or options.output / "cache"
+    corpora, classes = read_corpora(options, cache)
+    contenders = make_contenders(options, classes, cache)
+    names = [contender.name for contender in contenders]
+    if options.baseline and options.baseline not in names + [name + ADAPTED for name in names * options.adapt]:
+        raise ValueError(f"--baseline {options.baseline} is no row; there are {', '.join(names)}.")
+    given = {name: read_folds(folder, corpora[name]) for name, folder in pairs(options.emobox_folds, corpora)}
+    listed = {name: read_list(file, corpora[name]) for name, file in pairs(options.test_list, corpora)}
+    trials, errors = [], []
+    if options.recipe:
+        trials, errors = plan(corpora, protocols, options.folds, given, listed, seed=options.seed)
+    conditions = []
+    if "corruption" in protocols:
+        chosen = tuple(options.corruptions) if options.corruptions else None
+        conditions = corruptions(options.noise, options.rir, chosen, tuple(options.levels), options.seed)
+    augmentation = None
+    if any(getattr(contender, "noisy_copies", 0) for contender in contenders):
+        # No babble: a fold's training voices would be another fold's test voices.
+        augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
+    jobs = options.jobs if options.device == "cpu" else 1
+    return Benchmark(corpora, trials, conditions, cache, augmentation, options.adapt, jobs, listed, errors), contenders
 
 
 def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:

@@ -60,6 +60,7 @@ class Benchmark:
     augmentation: object = None
     adapt: bool = False
     n_processes: int = 1  # that train at once
+    test_rows: Mapping = field(default_factory=dict)  # what finished models are given of a corpus; default: all
     errors: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
@@ -249,7 +250,8 @@ class Benchmark:
         if self.adapt and contender.is_edrl_mea:
             versions.append((contender.name + ADAPTED, True))
         for corpus, dataset in self.corpora.items():
-            rows = np.flatnonzero(~np.isin(self.columns[corpus][1], list(contender.trained_speakers)))
+            rows = self.test_rows.get(corpus, np.arange(len(dataset)))
+            rows = rows[~np.isin(self.columns[corpus][1][rows], list(contender.trained_speakers))]
             if not len(rows):
                 self.fail(contender.name, f"{contender.name} was trained on every speaker of {corpus}", test=corpus)
                 continue
