@@ -288,6 +288,14 @@ def test_classes_count_the_same_however_rare():
     assert weights.mean() == pytest.approx(1)
 
 
+def test_corpora_count_the_same_in_each_class_that_they_have():
+    labels = torch.tensor([0] * 6 + [1] * 4)
+    corpora = ["large"] * 5 + ["small"] + ["large"] * 4
+    weights = Embeddings(torch.zeros(10, 1, 1), labels, [""] * 10, torch.arange(10), corpora).sample_weights
+    assert weights[:5].sum() == pytest.approx(weights[5].item())
+    assert weights[:6].sum() == pytest.approx(weights[6:].sum().item()) and weights.mean() == pytest.approx(1)
+
+
 def test_two_classes_get_the_probabilities_of_the_logistic_regression(backbone):
     model = EdrlMeaForAudioClassification.from_backbone(backbone, id2label={0: "low", 1: "high"}, arrangement="linear")
     data = embeddings(model)

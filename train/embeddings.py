@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Embeddings(torch.utils.data.Dataset):
     labels: torch.Tensor  # (N,) ids
     speakers: list[str]
     clean_rows: torch.Tensor  # (N,) row of each recording's clean original: its own unless it is a noisy copy
+    corpora: list[str] = field(default_factory=list)  # (N,) names; none: all of one corpus
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +53,7 @@ class Embeddings(torch.utils.data.Dataset):
     def sample_weights(self) -> torch.Tensor:
         """(N,) weights of [`balanced_weights`]."""
         if not hasattr(self, "_sample_weights"):
-            self._sample_weights = balanced_weights(self.labels)
+            self._sample_weights = balanced_weights(self.labels, self.corpora)
         return self._sample_weights
 
     def with_copies(self, copies: Sequence[torch.Tensor]) -> "Embeddings":
@@ -63,13 +64,20 @@ class Embeddings(torch.utils.data.Dataset):
             self.labels.repeat(repeats),
             self.speakers * repeats,
             self.clean_rows.repeat(repeats),
+            self.corpora * repeats,
         )
 
 
-def balanced_weights(labels: torch.Tensor) -> torch.Tensor:
-    """(N,) weights, of mean 1, under which every class counts the same."""
-    counts = torch.bincount(labels)
-    return len(labels) / ((counts > 0).sum() * counts[labels]).float()
+def balanced_weights(labels: torch.Tensor, corpora: Sequence[str] = ()) -> torch.Tensor:
+    """(N,) weights, of mean 1, under which every class counts the same, and in it every corpus that has it: a large
+    corpus would else decide alone how an emotion sounds elsewhere."""
+    ids = {name: number for number, name in enumerate(dict.fromkeys(corpora))}
+    corpus = torch.tensor([ids[name] for name in corpora]) if ids else torch.zeros_like(labels)
+    counts = torch.zeros(int(labels.max()) + 1, max(len(ids), 1)).index_put_(
+        (labels, corpus), torch.ones(len(labels)), accumulate=True
+    )
+    shares = (counts > 0).sum(1)  # corpora that have the class
+    return len(labels) / ((shares > 0).sum() * shares[labels] * counts[labels, corpus])
 
 
 class EmbeddingCache:

@@ -171,7 +171,8 @@ class BenchmarkData:
         clean = torch.cat([self.statistics(name)[picked] for name, picked in rows.items()])
         labels = np.concatenate([np.array(self.corpora[name]["label"])[picked] for name, picked in rows.items()])
         speakers = np.concatenate([np.array(self.corpora[name]["speaker"])[picked] for name, picked in rows.items()])
-        data = Embeddings(clean, torch.from_numpy(labels), speakers.tolist(), torch.arange(len(labels)))
+        names = [name for name, picked in rows.items() for _ in picked]
+        data = Embeddings(clean, torch.from_numpy(labels), speakers.tolist(), torch.arange(len(labels)), names)
         copies = [
             torch.cat([self.noisy_copy(name, number)[picked] for name, picked in rows.items()])
             for number in range(noisy_copies)

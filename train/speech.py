@@ -35,7 +35,8 @@ class Speech(torch.utils.data.Dataset):
         self.audio = list(self.dataset["audio"])
         self.names = [f"{corpus}/{row}" for row, corpus in enumerate(self.dataset["corpus"])]
         self.labels = torch.tensor(self.dataset["label"]).repeat(1 + self.n_copies)
-        self.sample_weights = balanced_weights(self.labels)
+        self.corpora = list(self.dataset["corpus"]) * (1 + self.n_copies)
+        self.sample_weights = balanced_weights(self.labels, self.corpora)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,7 +73,7 @@ class Speech(torch.utils.data.Dataset):
             chunks += cache.chunks(self.audio, self.augmentation, names, title)
         repeats = 1 + self.n_copies
         speakers, originals = list(self.dataset["speaker"]) * repeats, torch.arange(len(self.audio)).repeat(repeats)
-        return Embeddings(cache.joined(chunks), self.labels, speakers, originals)
+        return Embeddings(cache.joined(chunks), self.labels, speakers, originals, self.corpora)
 
 
 @dataclass

@@ -62,7 +62,7 @@ def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accele
 
 
 def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
-    """Class-balanced logistic regression on the aligned embedding (on u without MEA); returns the chosen C.
+    """Logistic regression on the aligned embedding (on u without MEA), balanced by the sample weights; returns its C.
 
     C is chosen by cross-validation whose folds share no speaker.
     """
@@ -82,13 +82,13 @@ def start_disentanglement(model: EdrlMeaForAudioClassification, data: Embeddings
 
 
 def fit_regression(features: np.ndarray, data: Embeddings) -> LogisticRegression:
-    labels = data.labels.numpy()
-    regression = LogisticRegression(class_weight="balanced", max_iter=5000)
+    labels, weights = data.labels.numpy(), data.sample_weights.numpy()
+    regression = LogisticRegression(max_iter=5000)
     folds = _folds(features, labels, data.speakers)
     if folds:
         search = GridSearchCV(regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds)
-        return search.fit(features, labels).best_estimator_
-    return regression.set_params(C=0.1).fit(features, labels)
+        return search.fit(features, labels, sample_weight=weights).best_estimator_
+    return regression.set_params(C=0.1).fit(features, labels, sample_weight=weights)
 
 
 @torch.no_grad()
