@@ -21,7 +21,6 @@ INVERSE_REGULARIZATION = [
     0.001,
     0.01,
     0.1,
-    1.0,
 ]  # C of the logistic regression, on embeddings of unit variance
 N_FOLDS = 4
 
