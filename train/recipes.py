@@ -31,7 +31,7 @@ QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "
 # The code that does: the closed forms, the losses, the order of steps. Another answer needs another address.
 WAY_OF_RUNNING = 1  # rises when RecipeContender.run answers otherwise
 METHOD_FILES = (
-    *("train/stages.py", "train/trainer.py", "train/evaluation.py", "train/calibration.py"),
+    *("train/stages.py", "train/noise_metric.py", "train/trainer.py", "train/evaluation.py", "train/calibration.py"),
     *("modeling_edrl_mea/modeling_edrl_mea.py", "modeling_edrl_mea/speech_embedding.py"),
     *("modeling_edrl_mea/disentanglement.py", "modeling_edrl_mea/alignment.py"),
 )
