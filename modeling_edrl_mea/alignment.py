@@ -136,6 +136,59 @@ class EmbeddingAlignment(nn.Module):
             parts = zip(blocks, means, directions, strict=True)
             return torch.stack([(block.to(mean) - mean) @ way for block, mean, way in parts], dim=-2)
 
+    def plot(self, block_names: Sequence[str] | None = None):
+        """What the alignment learned: each block's share of each component, and the variance explained so far.
+
+        Args:
+            block_names: (B,) names, such as `model.config.block_names`; numbers where absent.
+
+        Returns:
+            a matplotlib figure: `model.alignment.plot(model.config.block_names).savefig("alignment.png")`.
+
+        Raises:
+            ValueError: nothing was fitted yet, or the names do not fit the blocks.
+            ImportError: matplotlib is not installed.
+        """
+        names = list(block_names or [f"block {index}" for index in range(len(self.block_sizes))])
+        if len(names) != len(self.block_sizes):
+            raise ValueError(f"{len(names)} names for {len(self.block_sizes)} blocks: {names}.")
+        if not self.refresh():
+            raise ValueError("The alignment is not fitted yet: there is nothing to plot.")
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install matplotlib") from error
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        shares, explained = figure.subplots(1, 2)
+        self._draw_super_weights(shares, names)
+        self._draw_explained_variance(explained)
+        return figure
+
+    def _found(self) -> list[int]:
+        return self.rotations.any(dim=0).nonzero().flatten().tolist()
+
+    def _draw_super_weights(self, axes, names: Sequence[str]) -> None:
+        found = self._found()
+        percent = 100 * self.super_weights[:, found].cpu()
+        bottom = torch.zeros(len(found))
+        for name, share in zip(names, percent, strict=True):
+            axes.bar([component + 1 for component in found], share, bottom=bottom, label=name)
+            bottom = bottom + share
+        axes.set(xlabel="component", ylabel="super weight, %", title="Share of each block", ylim=(0, 100))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        handles, labels = axes.get_legend_handles_labels()  # reversed: in the order in which the bars are stacked
+        axes.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    def _draw_explained_variance(self, axes) -> None:
+        components = range(len(self._found()) + 1)
+        for name, shares in (("target", self.explained_variance_y), ("blocks", self.explained_variance_x)):
+            total = 100 * shares[self._found()].cpu().cumsum(0)
+            axes.plot(components, [0, *total.tolist()], "o-", label=name, clip_on=False)
+        axes.set(xlabel="components", ylabel="explained variance, %", title="Variance explained", ylim=(0, 100))
+        axes.set_xlim(0, components[-1])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+
     def _directions(self) -> Tensor:
         return self.rotations / self.scales[:, None] / self.score_scales
 

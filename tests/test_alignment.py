@@ -190,3 +190,21 @@ def test_the_module_exports_as_one_graph(solved, alignment):
     exported = torch.export.export(alignment, (blocks,), dynamic_shapes=(tuple({0: rows} for _ in blocks),))
     longer = tuple(block[:50] for block in solved[0])
     torch.testing.assert_close(exported.module()(longer), alignment(longer))
+
+
+def test_the_plot_shows_the_super_weights_and_the_variance_explained(solved, alignment):
+    figure = alignment.plot(["shared", "anger", "sadness"])
+    shares, explained = figure.axes
+    bars = torch.tensor([[bar.get_height() for bar in container] for container in shares.containers])
+    torch.testing.assert_close(bars, 100 * solved[1].super_weights_.float())  # 5 of 7 components were found
+    assert [container.get_label() for container in shares.containers] == ["shared", "anger", "sadness"]
+    assert max(bar.get_y() + bar.get_height() for bar in shares.patches) == pytest.approx(100, abs=1e-3)
+    for line, found in zip(explained.lines, ("explained_variance_y_", "explained_variance_x_"), strict=True):
+        np.testing.assert_allclose(line.get_ydata()[1:], 100 * getattr(solved[1], found).cumsum(0), rtol=1e-5)
+
+
+def test_what_cannot_be_plotted_is_said(alignment):
+    with pytest.raises(ValueError, match="2 names for 3 blocks"):
+        alignment.plot(["a", "b"])
+    with pytest.raises(ValueError, match="not fitted"):
+        EmbeddingAlignment(SIZES, Q, K).plot()

@@ -281,6 +281,7 @@ def test_bad_chunks_are_refused_and_leave_the_statistics_as_they_were(change, me
         assert torch.equal(moments.mean, before[fold].mean)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_what_cannot_be_solved_is_said():
     blocks, y = latent_data(50)
     with pytest.raises(ValueError, match="y is constant"):
@@ -289,6 +290,8 @@ def test_what_cannot_be_solved_is_said():
         MultiblockPLS(3).fit([np.full_like(b, 0.1) for b in blocks], y)
     with pytest.raises(ValueError, match="at least 2 rows"):
         MultiblockPLS(3).fit([b[:1] for b in blocks], y[:1])
+    with pytest.raises(ValueError, match="squares overflow"):
+        MultiblockPLS(3).fit([b * 1e200 for b in blocks], y)
     with pytest.raises(ValueError, match="No rows seen"):
         MultiblockPLS(3).solve()
     with pytest.raises(ValueError, match="Not solved yet"):
@@ -314,3 +317,21 @@ def test_a_wide_fit_from_rows_in_memory_equals_the_streamed_one(options, dtype, 
         np.testing.assert_allclose(getattr(direct, name), getattr(streamed, name), rtol=1e-8, atol=1e-9, err_msg=name)
     with pytest.raises(ValueError, match="block 1 has a NaN"):
         MultiblockPLS(4).fit([blocks[0], blocks[1] / 0 * 0], y)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 139), min_size=1, max_size=4, unique=True),
+    order=st.randoms(use_true_random=False),
+    step=st.sampled_from([1, 2]),
+    offset=st.sampled_from([0.0, 20.0, 1e4]),
+)
+def test_views_of_one_matrix_fit_as_copies_of_them_do(cuts, order, step, offset):
+    (x,), y = latent_data(300, sizes=(140,))
+    x = np.repeat(x + offset, step, axis=1)[:, ::step] if step > 1 else x + offset
+    views = np.split(x, sorted(cuts), axis=1)
+    order.shuffle(views)
+    in_place = MultiblockPLS(3).fit(views, y)
+    copied = MultiblockPLS(3).partial_fit([view.copy() for view in views], y).solve()
+    for name in LEARNED:
+        np.testing.assert_allclose(getattr(in_place, name), getattr(copied, name), rtol=1e-7, atol=1e-9, err_msg=name)

@@ -99,10 +99,55 @@ for chunk in range(100):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_stream():
     lines = subprocess.check_output([sys.executable, "-c", PEAK_MEMORY], cwd=ROOT, text=True).splitlines()
     peaks = dict(map(int, line.split()) for line in lines[-2:])
     assert peaks[1_000_000] < 1.3 * peaks[10_000]
+
+
+class TwinProcesses:
+    """Stands for an accelerator of two processes that saw the same, and takes tensors of its own device only."""
+
+    num_processes, is_main_process = 2, True
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+    def reduce(self, tensor, reduction):
+        assert tensor.device.type == self.device.type and reduction == "sum"
+        return 2 * tensor
+
+    def gather(self, tensor):
+        assert tensor.device.type == self.device.type
+        return torch.cat([tensor, tensor])
+
+
+@pytest.mark.parametrize("rows_on", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("accelerator_on", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_sums_over_processes_happen_on_the_accelerators_device(rows_on, accelerator_on):
+    if "cuda" in (rows_on, accelerator_on) and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    blocks, y = rows_of_data(offset=50.0)
+    folds = torch.arange(120) % 3
+    on_device = [torch.tensor(block, device=rows_on) for block in blocks]
+    pls = MultiblockPLS(4).partial_fit(on_device, torch.tensor(y), folds)
+    pls.reduce(TwinProcesses(accelerator_on)).solve()
+    twice = MultiblockPLS(4).partial_fit(blocks, y, folds).partial_fit(blocks, y, folds)
+    assert_same_solution(pls, twice.solve(), 1e-10)
+    assert pls.n_rows_ == 240 and pls.select_n_components() == twice.select_n_components()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_solution_of_the_cpu():
+    blocks, y = rows_of_data()
+    on_gpu = [torch.tensor(block, device="cuda") for block in blocks]
+    streamed = MultiblockPLS(4).partial_fit(on_gpu, torch.tensor(y, device="cuda")).solve()
+    assert_same_solution(streamed, MultiblockPLS(4).partial_fit(blocks, y).solve(), 1e-10)
+    wide = [torch.cat([block] * 10, dim=1) for block in on_gpu]  # wide enough for rows to be read where they are
+    fitted = MultiblockPLS(2).fit(wide, torch.tensor(y, device="cuda"))
+    assert_same_solution(fitted, MultiblockPLS(2).fit([block.cpu() for block in wide], y), 1e-9)
 
 
 ON_EACH_PROCESS = """
