@@ -33,7 +33,8 @@ WAY_OF_RUNNING = 1  # rises when RecipeContender.run answers otherwise
 METHOD_FILES = (
     *("train/stages.py", "train/noise_metric.py", "train/trainer.py", "train/evaluation.py", "train/calibration.py"),
     *("modeling_edrl_mea/modeling_edrl_mea.py", "modeling_edrl_mea/speech_embedding.py"),
-    *("modeling_edrl_mea/disentanglement.py", "modeling_edrl_mea/alignment.py"),
+    *("modeling_edrl_mea/disentanglement.py", "modeling_edrl_mea/alignment.py", "train/embeddings.py"),
+    *("modeling_edrl_mea/multiblock_pls.py", "modeling_edrl_mea/component_choice.py"),
 )
 HELD_IN_MEMORY = 4 * 2**30  # bytes of statistics; reading them back from a thousand files takes a second a trial
 
