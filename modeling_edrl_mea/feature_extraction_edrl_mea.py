@@ -36,7 +36,8 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
     """Waveforms to `input_values` and `attention_mask`.
 
     Channels are mixed, integers scaled to ±1, other sampling rates converted (soxr), and clips shorter than one frame
-    padded with silence. The mask marks each recording's own samples.
+    padded with silence. The mask marks each recording's own samples. Silence and noise are recordings like any other:
+    the model gives them finite scores, the same every time, which mean nothing.
 
     Args:
         sampling_rate: Hz, of the model's inputs.
