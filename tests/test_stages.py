@@ -18,6 +18,7 @@ from .conftest import noise_recordings
 TARGETS = ["own_speech", "clean_original", "labels"]
 COMBINATIONS = [list(some) for some in chain.from_iterable(combinations(TARGETS, n) for n in (1, 2, 3))]
 RECORDINGS = noise_recordings(24)
+PLAIN = {"noise_shrinkage": 0.0, "standardize_components": True, "fitted": False}  # MEA and nothing around it
 
 
 def embeddings(model, n_speakers: int = 4) -> Embeddings:
@@ -31,7 +32,7 @@ def embeddings(model, n_speakers: int = 4) -> Embeddings:
 @pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
 @pytest.mark.parametrize("target", COMBINATIONS, ids="+".join)
 def test_alignment_is_fitted_to_the_target_by_name(tiny_model, arrangement, target):
-    model = tiny_model(arrangement, fitted=False, alignment_target=target, n_components=3)
+    model = tiny_model(arrangement, **PLAIN, alignment_target=target, n_components=3)
     data = embeddings(model)
     stages.fit_alignment(model, data)
     heads, size = model.edrl_mea, model.config.block_size
@@ -70,7 +71,7 @@ class Waveforms(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("target", [["own_speech"], ["labels"], ["clean_original", "labels"]], ids="+".join)
 def test_alignment_from_audio_is_that_from_cached_embeddings(tiny_model, tmp_path, target):
-    settings = {"fitted": False, "alignment_target": target, "n_components": 3}
+    settings = {**PLAIN, "alignment_target": target, "n_components": 3}
     from_audio, from_cache = tiny_model(**settings), tiny_model(**settings)
     args = TrainingArguments(
         str(tmp_path), max_steps=1, learning_rate=0.0, per_device_train_batch_size=8, use_cpu=True, report_to="none",
@@ -88,7 +89,7 @@ def slice_of(data: Embeddings, n: int) -> Embeddings:
 
 
 def test_cross_validation_over_speakers_chooses_how_many_components_the_model_gets(tiny_model):
-    model = tiny_model(fitted=False, choose_n_components=True, n_components=12, alignment_target=["labels"])
+    model = tiny_model(**PLAIN, choose_n_components=True, n_components=12, alignment_target=["labels"])
     data = embeddings(model)
     factors = torch.randn(48, 2)
     data.layer_statistics = 0.3 * torch.randn_like(data.layer_statistics)
@@ -104,7 +105,7 @@ def test_cross_validation_over_speakers_chooses_how_many_components_the_model_ge
 
 
 def test_choosing_components_without_speakers_is_refused_before_time_is_spent(tiny_model):
-    model = tiny_model(fitted=False, choose_n_components=True)
+    model = tiny_model(**PLAIN, choose_n_components=True)
     with pytest.raises(ValueError, match="at least two groups .speakers."):
         stages.fit_alignment(model, embeddings(model, n_speakers=1))
     with pytest.raises(ValueError, match="choose_n_components needs speakers"):
@@ -114,11 +115,11 @@ def test_choosing_components_without_speakers_is_refused_before_time_is_spent(ti
 def test_ridge_of_the_config_shrinks_what_the_alignment_explains(tiny_model):
     explained = []
     for ridge in (0.0, 0.5):
-        model = tiny_model(fitted=False, alignment_ridge=ridge, n_components=3)
+        model = tiny_model(**PLAIN, alignment_ridge=ridge, n_components=3)
         explained.append(float(stages.fit_alignment(model, embeddings(model)).explained_variance_y_.sum()))
     assert np.diff(explained) < 0
     with pytest.raises(ValueError, match="alignment_ridge=-1.0 must not be negative"):
-        tiny_model(fitted=False, alignment_ridge=-1.0)
+        tiny_model(**PLAIN, alignment_ridge=-1.0)
 
 
 def test_both_are_flags_of_the_run():
