@@ -83,8 +83,8 @@ class EdrlMeaConfig(PreTrainedConfig):
     block_size: int = 16  # d; small blocks overfit less: 64 lost up to 3 points of UAR
     encoder_hidden_size: int | None = None  # width of a hidden layer in each encoder; None: encoders are linear
     # EDRL starts as the logistic regression on what it is given, instead of at random: of little data it then learns
-    # refinements, not the task anew. Needs linear encoders, and is not used where EDRL's blocks are aligned.
-    start_from_regression: bool = False
+    # refinements, not the task anew. Not used with a hidden layer, nor where EDRL's blocks are aligned.
+    start_from_regression: bool = True
     disentanglement_dropout: float = 0.5  # on u, and on the encoders' hidden layer
     mixup_alpha: float = 0.4  # Beta(α, α) mixing of u and labels within a batch in training; 0: none
     embedding_noise: float = 0.1  # standard deviation of Gaussian noise on the standardised u in training
@@ -95,11 +95,9 @@ class EdrlMeaConfig(PreTrainedConfig):
     shared_invariance_weight: float = 0.1  # spread of the class means of z₀
 
     # MEA: multiblock partial least squares
-    n_components: int = 8  # k; chosen on training speakers: more components fit the training corpus, fewer travel
-    alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = (
-        "clean_original",
-        "labels",
-    )  # Y, side by side
+    n_components: int = 64  # k; with variances kept (below) the last ones hardly count, so that k is not critical
+    # Y, side by side; what labels would add, the classifier learns from them directly.
+    alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
     # n_components is then the most, of which cross-validation over training speakers keeps the fewest that do as well
     # (one-standard-error rule); the rest of the aligned embedding is zero.
     choose_n_components: bool = False
@@ -107,10 +105,10 @@ class EdrlMeaConfig(PreTrainedConfig):
     alignment_ridge: float = 0.0
     # How much directions in which noisy copies stray from their clean originals are shrunk in u before PLS, by
     # √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where EDRL's blocks are aligned.
-    noise_shrinkage: float = 0.0
+    noise_shrinkage: float = 1000.0
     # True: every component of t has unit variance. False: t as a whole has, so that what is regularised after MEA
     # trusts the first components most.
-    standardize_components: bool = True
+    standardize_components: bool = False
     align_speech_embedding: bool = False  # u itself as one more block beside EDRL's
     scale_blocks: bool = True  # each block counts 1/√width, so that no block wins by its width alone
 
@@ -202,11 +200,6 @@ class EdrlMeaConfig(PreTrainedConfig):
                 "whitening_size is fitted once, before training, but layer_combination='weighted_sum' changes u during "
                 "training. Use layer_combination='concatenate', or whitening_size=None."
             )
-        if self.start_from_regression and self.encoder_hidden_size is not None:
-            raise ValueError(
-                "start_from_regression needs linear encoders: encoder_hidden_size="
-                f"{self.encoder_hidden_size} must be None."
-            )
         if self.align_speech_embedding and self.arrangement != "edrl_mea":
             raise ValueError(
                 "align_speech_embedding adds u to EDRL's blocks, so it needs arrangement='edrl_mea', "
@@ -247,7 +240,9 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @property
     def starts_from_regression(self) -> bool:
-        return self.start_from_regression and self.arrangement in ("edrl", "mea_edrl")
+        """Whether `start_from_regression` says so and the arrangement's encoders allow it."""
+        linear = self.encoder_hidden_size is None
+        return self.start_from_regression and linear and self.arrangement in ("edrl", "mea_edrl")
 
     @property
     def n_layers(self) -> int:

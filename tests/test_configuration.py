@@ -27,7 +27,6 @@ from .conftest import EMOTIONS
         ({"whitening_size": 10**6, "layer_combination": "concatenate"}, "wider than what it whitens"),
         ({"whitening_size": 8}, "layer_combination='concatenate'"),
         ({"align_speech_embedding": True, "arrangement": "mea_edrl"}, "align_speech_embedding"),
-        ({"start_from_regression": True, "encoder_hidden_size": 8}, "encoder_hidden_size=8"),
         ({"noise_shrinkage": -1.0}, "noise_shrinkage"),
         ({"sampling_rate": 0}, "sampling_rate=0"),
         ({"disentanglement_dropout": 1.0}, "disentanglement_dropout"),
@@ -90,6 +89,7 @@ def test_sizes_follow_from_the_arrangement(tiny_backbone_config):
     blocks = EdrlMeaConfig(arrangement="edrl_mea", align_speech_embedding=True, **settings)
     assert blocks.block_sizes == [5] * 5 + [one_layer]
     assert blocks.block_names == ["shared", *EMOTIONS.values(), "speech"]
-    assert blocks.alignment_target_size == one_layer + 4
+    both = EdrlMeaConfig(alignment_target=["clean_original", "labels"], **settings)
+    assert (blocks.alignment_target_size, both.alignment_target_size) == (one_layer, one_layer + 4)
     wide = EdrlMeaConfig(arrangement="linear", layer_combination="concatenate", **settings)
     assert wide.speech_embedding_size == 3 * one_layer

@@ -64,7 +64,7 @@ def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_p
             *("--report_to", "none", "--disable_tqdm", "True", "--per_device_train_batch_size", "16"),
         ]
     )
-    assert report["results"][0]["metrics"]["uar"]["value"] > 0.7  # chance is 0.25
+    assert report["results"][0]["metrics"]["uar"]["value"] > 0.5  # chance is 0.25
     tested = {(row["protocol"], row["test"], row["condition"], row["level"]) for row in report["results"]}
     assert {("clean", "tones", "clean", None), ("cross_corpus", "other", "clean", None)} <= tested
     assert ("corruption", "tones", "gaussian", 2) in tested

@@ -84,10 +84,13 @@ class ModelArguments:
 @dataclass
 class EdrlMeaTrainingArguments(TrainingArguments):
     output_dir: str = field(default="outputs/edrl-mea", metadata={"help": "where the model and the report go"})
-    num_train_epochs: float = field(default=40.0)
-    per_device_train_batch_size: int = field(default=64)
+    num_train_epochs: float = field(default=8.0)
+    per_device_train_batch_size: int = field(default=256)
     per_device_eval_batch_size: int = field(default=256)
-    learning_rate: float = field(default=3e-3)
+    learning_rate: float = field(
+        default=1e-4,
+        metadata={"help": "more, where EDRL starts at random (start_from_regression): 3e-3, and 40 epochs"},
+    )
     weight_decay: float = field(default=0.1)
     eval_strategy: str = field(default="epoch")
     save_strategy: str = field(default="epoch")
