@@ -33,7 +33,7 @@ def kernel_pls(
     floor = noise * float(torch.linalg.matrix_norm(cross))
     smallest_score = noise * float(x_squares.max())
     n_components = min(n_components, len(cross))
-    weights, rotations, loadings = (cross.new_zeros(len(cross), n_components) for _ in range(3))
+    weights, rotations, loadings = (cross.new_zeros(n_components, len(cross)).T for _ in range(3))
     y_loadings, score_squares = cross.new_zeros(cross.shape[1], n_components), cross.new_zeros(n_components)
     start = None
     found = 0
@@ -54,7 +54,7 @@ def kernel_pls(
         weights[:, found], rotations[:, found], loadings[:, found] = weight, rotation, loading
         y_loadings[:, found], score_squares[found] = y_loading, score_square
         found += 1
-    return (*(m[:, :found] for m in (weights, rotations, loadings, y_loadings)), score_squares[:found])
+    return (*(m[:, :found].contiguous() for m in (weights, rotations, loadings, y_loadings)), score_squares[:found])
 
 
 def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

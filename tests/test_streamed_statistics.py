@@ -183,6 +183,13 @@ for name, bounds in {{"unequal": ((0, 17), (17, 120)), "one empty": ((0, 0), (0,
     flat = torch.cat([getattr(pls, each).flatten() for each in LEARNED])
     everyone = accelerator.gather(flat).view(2, -1)
     report[name + " identical"] = bool(torch.equal(everyone[0], everyone[1])) and pls.n_rows_ == 120
+twice_the_same = [blocks[0], blocks[0]]  # of rank 6
+fewer = MultiblockPLS(10).partial_fit([b[rank::2] for b in twice_the_same], y[rank::2]).reduce(accelerator)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    fewer.solve(accelerator=accelerator)
+alone = MultiblockPLS(6).partial_fit(twice_the_same, y).solve()
+report["fewer"] = [fewer.n_components_, float((fewer.rotations_ - alone.rotations_).abs().max())]
 try:
     pls.reduce(accelerator)
 except RuntimeError as problem:
@@ -216,6 +223,7 @@ def test_two_processes_with_unequal_shares_give_the_one_process_result(tmp_path)
         for share in ("unequal", "one empty"):
             assert report[share] < 1e-10
             assert report[f"{share} identical"] and report[f"{share} choice"]
+        assert report["fewer"][0] == 6 and report["fewer"][1] < 1e-10
         assert "already" in report["twice"]
         assert "different widths" in report["widths"]
     assert "y is constant" in reports[0]["constant"]
