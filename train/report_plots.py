@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*"
 MAPPED = 400  # recordings of each corpus in the map: more hide one another
 DPI = 130
+SPREAD = 0.3  # of the interval between two conditions, over which the models' bars stand aside of one another
 PER_ROW = 4  # panels beside one another, twice as many where there are very many
 FEWEST = 5  # recordings in a bin of the reliability diagram whose accuracy means something
 
@@ -45,7 +46,7 @@ def uar_against_snr(report: dict, path: Path) -> bool:
                 [found.get((model, over)) for over in overs],
                 model,
                 models,
-                (place - (len(models) - 1) / 2) * 0.03,
+                (place - (len(models) - 1) / 2) * min(0.03, SPREAD / len(models)),
             )
         axis.set_xticks(range(len(levels) + 1), ["clean", *map(str, levels)])
         axis.set(title=title, xlabel="SNR, dB")
