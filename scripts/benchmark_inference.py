@@ -13,6 +13,8 @@ without --model they are random, in WavLM-base's shape.
 """
 
 import argparse
+import ctypes
+import gc
 import os
 import resource
 import subprocess
@@ -215,6 +217,8 @@ def measure_memory(name: str, directory: str, args) -> None:
     model, extractor = load(name, directory, args.model)
     classify = classifier(model, extractor, "cpu")
     classify([noise(0.5)])
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what loading left free would hide what the recording takes
     before = resident_mib()
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
     classify([noise(args.seconds[0])])
