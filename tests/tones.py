@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from transformers import Wav2Vec2FeatureExtractor, WavLMModel
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 EMOTIONS = {"anger": 600.0, "happiness": 400.0, "neutral": 200.0, "sadness": 100.0}  # Hz
 
@@ -32,6 +32,7 @@ def write_corpus(folder: Path, n_speakers: int, emotions=EMOTIONS) -> Path:
 
 def write_backbone(folder: Path, config) -> Path:
     torch.manual_seed(0)
-    WavLMModel(config).save_pretrained(folder)
+    # A copy: models note in a config which attention they use, and the stock one knows eager attention only.
+    WavLMModel(WavLMConfig.from_dict(config.to_dict(), attn_implementation="eager")).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return folder
