@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +174,14 @@ def test_a_fresh_process_needs_nothing_but_trust_remote_code(classify, saved, re
     assert_same(first, classify(recording))
     assert_same(of_the_copy, classify(recording))
     assert stage == "alignment"
+
+
+def test_the_shipped_model_answers_right_after_a_clone(recording):
+    checkpoint = Path(__file__).resolve().parents[1] / "checkpoints" / "edrl-mea-compact"
+    classify = pipeline("audio-classification", model=str(checkpoint))
+    scores = {score["label"]: score["score"] for score in classify(recording, top_k=4)}
+    assert set(scores) == {"anger", "happiness", "neutral", "sadness"}
+    assert sum(scores.values()) == pytest.approx(1, abs=1e-4)
+    assert classify.model.stage == "alignment"
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    assert size < 20 * 2**20

@@ -1,6 +1,7 @@
 """Hear emotions in speech, in a browser: python app.py MODEL, a directory or a Hub id."""
 
 import argparse
+import contextlib
 import os
 
 import gradio as gr
@@ -8,6 +9,9 @@ import numpy as np
 from hearing import NOISES, as_mono, deciding_blocks, scores, verdict, with_noise
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForAudioClassification
+
+with contextlib.suppress(ImportError):  # a Space has no package, and takes the code that lies beside the weights
+    import modeling_edrl_mea  # noqa: F401
 
 MODEL = os.environ.get("MODEL_ID", "ORG/NAME")  # of the Space: set it there, under Settings > Variables
 LONG = 4.0  # seconds from which a curve over time says more than one answer
