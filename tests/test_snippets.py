@@ -42,7 +42,6 @@ args = TrainingArguments("trained", num_train_epochs=1, use_cpu=True, report_to=
 NOT_HERE = {
     "-m venv": "CI runs it on a clean clone",
     "space/app.py": "test_space.py starts it",
-    "benchmark_": "takes hours",
 }
 # transformers and torch take seconds to import, so each snippet's process is a fork of one that did only that.
 EACH_IN_A_FORK = """
