@@ -53,11 +53,15 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(command, tmp_path_factory):
-    """(weights, seconds) of a run that nobody kills."""
+    """(weights, seconds of training) of a run that nobody kills."""
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    process = command(folder)
+    wait_for(process, folder.exists)
     started = time.monotonic()
-    finish(command(folder))
-    return load_file(folder / "model.safetensors"), time.monotonic() - started
+    wait_for(process, lambda: "train_classifier" in RunFolder(folder).completed_steps())
+    seconds = time.monotonic() - started
+    finish(process)
+    return load_file(folder / "model.safetensors"), seconds
 
 
 def wait_for(process: subprocess.Popen, happened, timeout: float = 120) -> None:
@@ -110,7 +114,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(command, undistur
     process = command(folder)
     wait_for(process, folder.exists)  # imports are over: whatever it does from now on can be cut short
     started = time.monotonic()
-    time.sleep(random.Random(trial).uniform(0.0, 0.75) * seconds)
+    time.sleep(random.Random(trial).uniform(0.0, 1.1) * seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
     state = RunFolder(folder).completed_steps() if folder.exists() else []
