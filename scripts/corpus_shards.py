@@ -14,11 +14,15 @@ import csv
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from train.whole_files import remove_unfinished, whole_file  # noqa: E402
 
 LISTING = pa.schema([("path", pa.binary())])  # bytes: a file's name need not be text
 
@@ -53,16 +57,17 @@ class ShardStore:
         for name in ("shards", "failed"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._lock()
-        for leftover in self.folder.rglob("*.tmp"):
-            leftover.unlink()
+        for folder in (self.folder, self.folder / "shards", self.folder / "failed"):
+            remove_unfinished(folder)
         known = self.folder / "run.json"
         if known.exists():
             return self._resume(json.loads(known.read_text()), n_recordings, is_listed=paths is not None)
         if paths is not None:
             table = pa.table({"path": pa.array(paths, pa.binary())}, schema=LISTING)
-            write_whole(self.folder / "listing.parquet", lambda path: pq.write_table(table, path))
-        content = json.dumps({**self.settings, "n_recordings": n_recordings}, indent=1)
-        write_whole(known, lambda path: path.write_text(content))
+            with whole_file(self.folder / "listing.parquet") as temporary:
+                pq.write_table(table, temporary)
+        with whole_file(known) as temporary:
+            temporary.write_text(json.dumps({**self.settings, "n_recordings": n_recordings}, indent=1))
 
     def _lock(self) -> None:
         # A record lock goes with its process, however that ends, and is not inherited by the decoding workers.
@@ -116,9 +121,10 @@ class ShardStore:
     def write(self, shard: int, table: pa.Table, failures: list[dict]) -> None:
         """A whole shard: first its rows, then its failures, whose file says that both are there."""
         if len(table):  # `datasets` cannot read a file without rows
-            write_whole(self.shard_path(shard), lambda path: pq.write_table(table, path))
-        lines = "".join(json.dumps(failure, ensure_ascii=True) + "\n" for failure in failures)
-        write_whole(self.failed_path(shard), lambda path: path.write_text(lines))
+            with whole_file(self.shard_path(shard)) as temporary:
+                pq.write_table(table, temporary)
+        with whole_file(self.failed_path(shard)) as temporary:
+            temporary.write_text("".join(json.dumps(failure, ensure_ascii=True) + "\n" for failure in failures))
 
     def failures(self) -> Iterator[dict]:
         for path in sorted((self.folder / "failed").glob("*.jsonl")):
@@ -128,22 +134,10 @@ class ShardStore:
     def close(self) -> tuple[int, int]:
         """Write failed.csv; (rows written, recordings that failed)."""
         failures = list(self.failures())
-
-        def write(path: Path) -> None:
-            with open(path, "w", newline="", encoding="utf-8") as table:
-                writer = csv.DictWriter(table, ["index", "path", "reason"])
-                writer.writeheader()
-                writer.writerows(failures)
-
-        write_whole(self.folder / "failed.csv", write)
+        listed = self.folder / "failed.csv"
+        with whole_file(listed) as temporary, open(temporary, "w", newline="", encoding="utf-8") as table:
+            writer = csv.DictWriter(table, ["index", "path", "reason"])
+            writer.writeheader()
+            writer.writerows(failures)
         n_rows = sum(pq.read_metadata(path).num_rows for path in (self.folder / "shards").glob("*.parquet"))
         return n_rows, len(failures)
-
-
-def write_whole(path: Path, write) -> None:
-    """`write(temporary path)`, on the disk before it gets its name: after a crash the file is whole or absent."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as content:
-        os.fsync(content.fileno())
-    os.replace(temporary, path)

@@ -21,8 +21,8 @@ import argparse
 import itertools
 import json
 import math
-import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -37,6 +37,9 @@ from torch.utils.data import DataLoader
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.wavlm.modeling_wavlm import WavLMLayerNormConvLayer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from train.whole_files import remove_unfinished, whole_file  # noqa: E402
 
 HOP = 320  # samples between frames: 20 ms, as every WavLM
 RECEPTIVE_FIELD = 745  # samples one frame of the four convolutions sees
@@ -230,15 +233,6 @@ class MovingAverage:
 # --- training -----------------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, write) -> None:
-    """Call write(temporary path), then rename: `path` is the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def export(config: WavLMConfig, weights: dict, output: Path, name: str = "backbone") -> Path:
     """Write averaged backbone weights, config and preprocessor config as one folder, whole or not at all."""
     temporary, final = output / f"{name}.partial", output / name
@@ -303,7 +297,8 @@ class Run:
                 "seconds": self.seconds,
                 "audio_hours": self.audio_hours,
             }
-            write_whole(self.output / "training.pt", lambda path: torch.save(state, path))
+            with whole_file(self.output / "training.pt") as temporary:
+                torch.save(state, temporary)
             export(self.model.backbone.config, self.average.weights, self.output)
 
     def progress(self) -> float:
@@ -419,6 +414,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     Path(args.output).mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    if accelerator.is_main_process:
+        remove_unfinished(args.output)
     speech, noise = open_recordings(args, accelerator)
     functionals = np.zeros((len(speech), 0), np.float32)
     if args.functionals:

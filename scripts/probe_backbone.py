@@ -34,6 +34,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from train.whole_files import whole_file  # noqa: E402
+
 EMOTIONS = ("anger", "happiness", "neutral", "sadness")
 CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
 STRENGTHS = (1.0, 5.0, 25.0, 125.0)  # C times the number of features, so that one grid suits 88 and 6,373
@@ -165,9 +168,9 @@ def features_of(corpus: Corpus, condition: str, extract, noise_files: list[str],
     stored = cache / f"{hashlib.sha1(repr(parts).encode()).hexdigest()}.npy"
     if not stored.exists():
         signals = [noisy(path, noise_files, CONDITIONS[condition]) for path in corpus.files]
-        partial = stored.with_suffix(f".{os.getpid()}.npy")
-        np.save(partial, extract(signals))
-        os.replace(partial, stored)
+        features = extract(signals)
+        with whole_file(stored) as temporary, open(temporary, "wb") as file:
+            np.save(file, features)
     return np.load(stored)
 
 

@@ -83,17 +83,6 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_pat
         torch.testing.assert_close(resumed[name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    def half(path):
-        path.write_text("ha")
-        raise OSError("disk full")
-
-    pretraining.write_whole(tmp_path / "file", lambda path: path.write_text("whole"))
-    with pytest.raises(OSError):
-        pretraining.write_whole(tmp_path / "file", half)
-    assert (tmp_path / "file").read_text() == "whole"
-
-
 def test_padding_does_not_change_the_compact_backbone(tmp_path):
     config = pretraining.backbone_config(**TINY)
     directory = pretraining.export(config, WavLMModel(config).state_dict(), tmp_path)

@@ -23,6 +23,7 @@ from .contenders import PretrainedContender
 from .protocols import Trial, recording_names
 from .recipes import BenchmarkData, RecipeContender, TrialAnswers, condition_key, method_fingerprint
 from .report import Answers
+from .whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -284,10 +285,8 @@ def store_answers(path: Path, answers: TrialAnswers) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"plain|{corpus}|{key}": said for (corpus, key), said in answers.probabilities.items()}
     arrays |= {f"adapted|{corpus}|{key}": said for (corpus, key), said in answers.adapted.items()}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, temperature=np.float64(answers.temperature or np.nan), **arrays)
-    os.replace(temporary, path)
 
 
 def read_answers(path: Path) -> TrialAnswers:

@@ -20,6 +20,8 @@ from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
+from .whole_files import whole_file
+
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
 HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
 MAX_LISTED = 20  # bad recordings named in one error
@@ -152,11 +154,9 @@ class EmbeddingCache:
         name = hashlib.sha256("".join(chunk.stem for chunk in chunks).encode()).hexdigest()[:32]
         path = self.folder / f"joined-{name}.f32"
         if not path.exists():
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            with _clear_errors(path, temporary), open(temporary, "wb") as file:
+            with _clear_errors(path), whole_file(path) as temporary, open(temporary, "wb") as file:
                 for part in parts:
                     part.tofile(file)
-                os.replace(temporary, path)
         # Private pages: torch wants them writable, and nothing is written.
         return torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))
 
@@ -172,7 +172,8 @@ class EmbeddingCache:
             return
         by_length = np.argsort([len(waveform) for waveform in waveforms])  # little padding in a batch
         statistics = self.model.embed_recordings([waveforms[i] for i in by_length]).numpy()
-        _write_whole(path, statistics[np.argsort(by_length)])
+        with _clear_errors(path), whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, statistics[np.argsort(by_length)])
 
     def _chunk_path(self, audio, keys, condition) -> Path:
         digest = hashlib.sha256((condition.fingerprint if condition is not None else "clean").encode())
@@ -231,17 +232,9 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def _write_whole(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with _clear_errors(path, temporary), open(temporary, "wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.replace(temporary, path)
-
-
 @contextmanager
-def _clear_errors(path: Path, temporary: Path):
-    """OSErrors as CacheErrors that say what to do; the temporary file is removed in any case."""
+def _clear_errors(path: Path):
+    """OSErrors as CacheErrors that say what to do."""
     try:
         yield
     except OSError as error:
@@ -249,5 +242,3 @@ def _clear_errors(path: Path, temporary: Path):
             f"{path}: {error.strerror}. Make room, or give another folder as --embedding_cache; what is cached already "
             "is kept."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

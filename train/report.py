@@ -18,7 +18,6 @@ import copy
 import datetime
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from .metrics import (
 )
 from .report_schema import REPORT_SCHEMA, SCHEMA, ReportError, validate
 from .report_tables import as_markdown
+from .whole_files import whole_file
 
 __all__ = [
     "Answers",
@@ -258,16 +258,12 @@ def write_report(report: dict, folder: str | Path) -> Path:
     validate(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.md", as_markdown(report))
+    with whole_file(folder / "report.md") as temporary:
+        temporary.write_text(as_markdown(report), encoding="utf-8")
     path = folder / "report.json"
-    _replace(path, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _versions() -> dict[str, str]:

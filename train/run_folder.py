@@ -4,7 +4,6 @@ done, and checkpoints of stage 1 that are whole."""
 import hashlib
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .whole_files import remove_unfinished, sync, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RunFolder:
             RunError: it holds another run; names the settings that differ.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.folder)
         path = self.folder / "run.json"
         settings = json.loads(json.dumps(settings))
         if path.exists():
@@ -51,7 +53,8 @@ class RunFolder:
                     f"{self.folder} holds a run with other settings ({listed}). Give another --output_dir, or remove "
                     "this one."
                 )
-        write_whole(path, json.dumps({"settings": settings, **about}, indent=2).encode())
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps({"settings": settings, **about}, indent=2))
 
     def completed_steps(self) -> list[str]:
         """Names of the steps of training that are done, in their order."""
@@ -71,10 +74,8 @@ class RunFolder:
 
     def record_steps(self, steps: list[str], state: dict[str, torch.Tensor]) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        temporary = self.steps_file.with_suffix(".partial")
-        save_file(state, temporary, {"steps": json.dumps(steps)})
-        sync(temporary)
-        os.replace(temporary, self.steps_file)
+        with whole_file(self.steps_file) as temporary:
+            save_file(state, temporary, {"steps": json.dumps(steps)})
 
     def seal(self, checkpoint: Path) -> None:
         """Mark a checkpoint as whole, once all its files are written."""
@@ -82,7 +83,8 @@ class RunFolder:
         for file in files:
             sync(file)
         hashes = {str(file.relative_to(checkpoint)): hash_of(file) for file in files}
-        write_whole(checkpoint / SEAL, json.dumps(hashes, indent=2).encode())
+        with whole_file(checkpoint / SEAL) as temporary:
+            temporary.write_text(json.dumps(hashes, indent=2))
 
     def newest_checkpoint(self, repair: bool = True) -> Path | None:
         """The newest whole checkpoint; newer ones that are damaged or half-written are passed over with a warning.
@@ -143,20 +145,3 @@ def hash_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
