@@ -54,7 +54,8 @@ class Repository:
 @dataclass
 class Fault:
     """What goes wrong at the requests whose method and path match `where`, `times` times: "drop" the connection after
-    half of the body, drop it after having done what was asked ("drop_answer"), or answer with a status code."""
+    half of the body, drop it after having done what was asked ("drop_answer"), answer with a status code, or keep the
+    sender waiting until it is gone: after half of the body ("stall") or all that was asked ("stall_answer")."""
 
     where: str
     what: str | int
@@ -68,6 +69,7 @@ class Hub:
         self.large_files: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.stalled = threading.Event()  # somebody is kept waiting
         self.lock = threading.RLock()
 
     def create(self, repo_id: str, private: bool = False, files: dict[str, bytes] | None = None) -> Repository:
@@ -106,6 +108,10 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2)
             self.drop()
             return
+        if fault and fault.what == "stall":
+            self.rfile.read(length // 2)
+            self.stall()
+            return
         body = self.rfile.read(length) if length else self.chunks()
         if fault and isinstance(fault.what, int):
             self.answer({"error": "the server failed"}, fault.what)
@@ -119,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault and fault.what == "drop_answer":
             self.drop()
+        elif fault and fault.what == "stall_answer":
+            self.stall()
         else:
             self.answer(*answer if isinstance(answer, tuple) else (answer,))
 
@@ -134,6 +142,13 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(parts)
+
+    def stall(self) -> None:
+        self.close_connection = True
+        self.hub.stalled.set()
+        with contextlib.suppress(OSError):
+            while self.rfile.read1(1 << 16):
+                pass
 
     def drop(self) -> None:
         self.close_connection = True

@@ -1,5 +1,6 @@
 """Training is killed, really, and goes on to the very weights of a run that was left alone."""
 
+import json
 import os
 import random
 import signal
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from hub_card.publish import assemble
 from train.run_folder import RunFolder
 
+from .hub_server import TOKEN, Fault, hub_server
 from .tones import write_backbone, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, tiny_backbone_config):
-    """Starts a training of a few seconds whose backbone learns: `command(output_dir)`, all of its work to be done."""
+    """`command(output_dir, *flags, **environment)` starts a training of a few seconds whose backbone learns."""
     folder = tmp_path_factory.mktemp("resume")
     corpus = write_corpus(folder / "tones", n_speakers=5)
     backbone = write_backbone(folder / "backbone", tiny_backbone_config)
@@ -30,13 +33,13 @@ def command(tmp_path_factory, tiny_backbone_config):
         **{"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "steps", "save_steps": 2},
     }
 
-    def start(output_dir: Path) -> subprocess.Popen:
+    def start(output_dir: Path, *more: str, **environment: str) -> subprocess.Popen:
         given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         return subprocess.Popen(
-            [sys.executable, "train/run.py", *given, "--output_dir", output_dir],
+            [sys.executable, "train/run.py", *given, "--output_dir", output_dir, *more],
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -124,3 +127,36 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(command, undistur
     for step in state:
         assert step in output  # "Going on after …"
     assert_same_weights(folder, weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("request_", "how"),
+    [("PUT /storage", "stall"), ("POST .*/commit", "stall"), ("POST .*/commit", "stall_answer")],
+    ids=["in the upload of weights", "before the commit", "after the commit"],
+)
+def test_a_run_killed_while_it_pushes_trains_no_more_and_publishes_all(command, tmp_path, request_, how):
+    folder, push = tmp_path / "out", ["--push_to_hub", "True", "--hub_model_id", "org/tones", "--hub_token", TOKEN]
+    with hub_server() as hub:
+        place = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+        hub.faults = [Fault(request_, how)]
+        process = command(folder, *push, **place)
+        wait_for(process, hub.stalled.is_set)
+        process.kill()
+        process.wait()
+        weights = (folder / "model.safetensors").read_bytes()
+        steps = (folder / "steps.safetensors").stat().st_mtime_ns
+        shown = [commit["files"] for commit in hub.repositories["org/tones"].commits]
+        assert len(shown) == 1 + (how == "stall_answer")  # the Hub's own first one, and ours where it was made
+        hub.faults = []
+        output = finish(command(folder, *push, **place))
+        assert "Going on after fit_speech_embedding, train_disentanglement, fit_alignment, train_classifier" in output
+        assert (folder / "steps.safetensors").stat().st_mtime_ns == steps  # written after a step of training
+        assert (folder / "model.safetensors").read_bytes() == weights
+        commits = hub.repositories["org/tones"].commits
+        whole = assemble(folder, folder / "report.json", "org/tones")
+        for files in (commit["files"] for commit in commits[1:]):
+            assert files.keys() - {".gitattributes"} == whole.keys()
+            assert files["model.safetensors"] == weights
+            assert json.loads(files["report.json"])["results"] == json.loads(whole["report.json"])["results"]
+        assert commits[-1]["files"]["README.md"] == whole["README.md"]
