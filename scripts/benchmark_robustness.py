@@ -134,7 +134,7 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
     from train.checked_recordings import bad_recordings
     from train.corpora import load_corpus
     from train.protocols import capped
-    from train.recordings import CorpusError
+    from train.recordings import CorpusError, listed
 
     found = {}
     for source in options.corpus:
@@ -145,8 +145,8 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
         found[name] = capped(dataset, options.max_recordings)
         bad = bad_recordings(list(found[name]["audio"]), cache)
         if bad:
-            listed = "\n  ".join([*bad.values()][:20])
-            raise CorpusError(f"{name}: {len(bad)} recordings cannot be used; repair or remove them:\n  {listed}")
+            problems = listed(list(bad.values()))
+            raise CorpusError(f"{name}: {len(bad)} recordings cannot be used; repair or remove them:{problems}")
     classes = {tuple(dataset.features["label"].names) for dataset in found.values()}
     if len(classes) > 1:
         raise CorpusError("The corpora's emotions differ: use --label_scheme four_emotions, arousal or valence.")

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
+from .recordings import listed
 from .whole_files import whole_file
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
 HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
-MAX_LISTED = 20  # bad recordings named in one error
 
 
 class CacheError(OSError):
@@ -141,8 +141,7 @@ class EmbeddingCache:
         if n_processes > 1:  # also waits for what the others write
             errors = gather_object(errors)
         if errors:
-            listed = "\n  ".join(errors[:MAX_LISTED]) + ("\n  …" if len(errors) > MAX_LISTED else "")
-            raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:\n  {listed}")
+            raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:{listed(errors)}")
         return paths
 
     def joined(self, chunks: list[Path]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ AUDIO_EXTENSIONS = (
 
 # Where nothing says who speaks, each recording counts as its own speaker under this mark; splits refuse it.
 UNKNOWN_SPEAKER = "file:"
+MAX_LISTED = 20  # bad recordings named in one message
 
 
 class CorpusError(ValueError):
@@ -56,6 +58,11 @@ def first_files(folder: Path, count: int = 3) -> str:
     """The first few files under a folder, for messages."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return f"found {len(files)} files, such as {', '.join(files[:count])}" if files else "the folder has no files"
+
+
+def listed(problems: Sequence[str]) -> str:
+    """What is wrong with recordings, for messages: a line each, no more than MAX_LISTED."""
+    return "".join(f"\n  {problem}" for problem in problems[:MAX_LISTED]) + "\n  …" * (len(problems) > MAX_LISTED)
 
 
 def read_table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:

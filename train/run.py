@@ -34,7 +34,7 @@ from train.corpora import concatenate_corpora, load_corpus
 from train.corruptions import corruptions
 from train.embeddings import CacheError, content_hash, fingerprint_of
 from train.evaluation import answers_of
-from train.recordings import CorpusError
+from train.recordings import CorpusError, listed
 from train.report import model_entry, new_report, result_row, training_entry, write_report
 from train.report_tables import results_table
 from train.run_folder import RunError, RunFolder, about_this_run
@@ -46,7 +46,6 @@ from train.training_plot import LogFile, plot_training
 logger = logging.getLogger(__name__)
 
 TEST_LEVELS = (2, 3)  # of recorded noise, 10 and 0 dB; of Gaussian noise where there are no recordings
-MAX_LISTED = 20  # bad recordings named in one message
 # Settings that change nothing about the result, so that a run may go on under others.
 NOT_PART_OF_THE_RESULT = {
     *("output_dir", "embedding_cache", "logging_dir", "disable_tqdm", "report_to", "run_name", "local_rank"),
@@ -190,10 +189,9 @@ def without_bad_recordings(splits: dict, others: list, cache: Path, on_bad_audio
     splits = {name: good_part(dataset) for name, dataset in splits.items()}
     others = [good_part(dataset) for dataset in others]
     if skipped and on_bad_audio == "error":
-        listed = "\n  ".join(skipped[:MAX_LISTED]) + ("\n  …" if len(skipped) > MAX_LISTED else "")
         raise RecordingError(
-            f"{len(skipped)} recordings cannot be used:\n  {listed}\nRepair or remove them, or go on without them by "
-            "--on_bad_audio skip."
+            f"{len(skipped)} recordings cannot be used:{listed(skipped)}\nRepair or remove them, or go on without them "
+            "by --on_bad_audio skip."
         )
     if skipped:
         logger.warning("Going on without %d recordings that cannot be used; report.json lists them.", len(skipped))
