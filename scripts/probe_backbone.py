@@ -4,8 +4,10 @@
 Features: mean and standard deviation over frames of every layer. Probe: class-balanced logistic regression
 whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
 on clean speech and with unseen noise at 10 and 0 dB; and, trained on the whole of one corpus, on the others.
-The same probe on openSMILE's eGeMAPS and ComParE functionals (`pip install opensmile`; left out where it is
-not installed) and on an untrained copy of the first backbone says what the numbers are worth.
+The same probe on openSMILE's eGeMAPS and ComParE functionals (in the dev extra; left out where it is
+not installed) and on an untrained copy of the first backbone says what the numbers are worth. ComParE has two
+rows: with every recording at its own level, which tells emotions apart where one microphone recorded a whole corpus,
+and at one level, which is all that a backbone with `do_normalize` hears.
 
     python scripts/probe_backbone.py checkpoints/wavlm-compact --corpora DATA/emodb DATA/ravdess \
         --noise DATA/noise/esc10 --cache /tmp/probe
@@ -41,6 +43,7 @@ EMOTIONS = ("anger", "happiness", "neutral", "sadness")
 CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
 STRENGTHS = (1.0, 5.0, 25.0, 125.0)  # C times the number of features, so that one grid suits 88 and 6,373
 FOLDS = 5
+LEVEL = 0.05  # root mean square, of full scale 1: -26 dB, where speech recordings usually lie
 
 
 @dataclass
@@ -141,13 +144,17 @@ class BackboneFeatures:
 
 
 class SmileFeatures:
-    """openSMILE functionals, (files, 88) of eGeMAPS or (files, 6373) of ComParE."""
+    """openSMILE functionals, (files, 88) of eGeMAPS or (files, 6373) of ComParE; `one_level`: of recordings scaled to
+    the same root mean square."""
 
-    def __init__(self, feature_set: str):
-        self.key = feature_set
+    def __init__(self, feature_set: str, one_level: bool = False):
+        self.feature_set, self.one_level = feature_set, one_level
+        self.key = feature_set + " at one level" * one_level
 
     def __call__(self, signals: list[np.ndarray]) -> np.ndarray:
-        jobs = [(self.key, signal) for signal in signals]
+        if self.one_level:
+            signals = [signal * (LEVEL / max(np.sqrt(np.mean(signal**2)), 1e-6)) for signal in signals]
+        jobs = [(self.feature_set, signal) for signal in signals]
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             return np.stack(list(pool.map(smile_functionals, jobs, chunksize=8)))
 
@@ -313,7 +320,9 @@ def table(report: dict, corpora: list[Corpus]) -> str:
 
 
 def kinds_of_features(args) -> dict:
-    kinds = {Path(directory).name: BackboneFeatures(directory) for directory in args.backbones}
+    named = {Path(directory).resolve().name for directory in args.backbones}
+    short = len(named) == len(args.backbones)  # runs of pretraining all call theirs `backbone`
+    kinds = {Path(d).resolve().name if short else d: BackboneFeatures(d) for d in args.backbones}
     if args.untrained:
         kinds["untrained"] = BackboneFeatures(args.backbones[0], untrained=True)
     if args.opensmile:
@@ -322,6 +331,7 @@ def kinds_of_features(args) -> dict:
 
             kinds["eGeMAPS"] = SmileFeatures("eGeMAPSv02")
             kinds["ComParE"] = SmileFeatures("ComParE_2016")
+            kinds["ComParE at one level"] = SmileFeatures("ComParE_2016", one_level=True)
         except ImportError:
             print("opensmile is not installed: eGeMAPS and ComParE are left out", file=sys.stderr)
     return kinds

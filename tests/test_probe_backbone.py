@@ -1,5 +1,6 @@
 """The probe: fair noise, fair folds, features that do not depend on their batch."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,3 +102,19 @@ def test_the_probe_prints_every_condition_and_reads_its_cache(
     monkeypatch.setattr(probing, "noisy", None)  # would fail if anything were computed again
     probing.main(arguments)
     assert capsys.readouterr().out == first
+
+
+def test_backbones_of_the_same_name_keep_their_own_rows(backbone, tmp_path):
+    other = tmp_path / backbone.name
+    shutil.copytree(backbone, other)
+    options = probing.parse_arguments([str(backbone), str(other), "--corpora", "c", "--noise", "n", "--no-opensmile"])
+    assert list(probing.kinds_of_features(options)) == [str(backbone), str(other), "untrained"]
+
+
+def test_at_one_level_the_recorded_level_tells_nothing(corpus_folder):
+    pytest.importorskip("opensmile")
+    signal = probing.load(str(corpus_folder / "0.wav"))
+    extract = probing.SmileFeatures("eGeMAPSv02", one_level=True)
+    loud, faint = extract([signal, 0.1 * signal])
+    np.testing.assert_allclose(loud, faint, rtol=1e-3, atol=1e-3)
+    assert extract.key != probing.SmileFeatures("eGeMAPSv02").key
