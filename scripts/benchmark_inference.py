@@ -3,10 +3,10 @@
     python scripts/benchmark_inference.py
     python scripts/benchmark_inference.py --model MODEL_DIR --recordings EMODB NEMO --corpus emodb=EMODB
 
-Tables: `latency` (one recording at a time), `mixed` (many of different lengths, for each folder of `--recordings`),
-`pipeline` (a list of files through `pipeline`, arrays where there are no recordings), `heads` (share of the time that
-EDRL, MEA and classifier take), `memory` (peak over the loaded model, each in its own process), `uar` (what bfloat16
-costs, on `--corpus`). Stock is transformers'
+Tables: `latency` (one recording at a time, and what the arithmetic alone would take on this machine), `mixed` (many
+of different lengths, for each folder of `--recordings`), `pipeline` (a list of files through `pipeline`, arrays where
+there are no recordings), `heads` (share of the time that EDRL, MEA and classifier take), `memory` (peak over the
+loaded model, each in its own process), `uar` (what bfloat16 costs, on `--corpus`). Stock is transformers'
 WavLMForSequenceClassification as its documentation uses it. Contenders take turns, so that other load on the
 machine meets all alike: trust the ratios more than the times. Speed does not depend on what weights hold:
 without --model they are random, in WavLM-base's shape.
@@ -29,12 +29,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForSequenceClassification, pipeline
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 import modeling_edrl_mea  # noqa: E402
 from modeling_edrl_mea import load_recording  # noqa: E402
+from modeling_edrl_mea.prepared_weights import project  # noqa: E402
 from train.recordings import find_audio  # noqa: E402
 
 SAMPLING_RATE = 16_000
@@ -109,6 +111,32 @@ def print_latency(models: dict, args) -> None:
         runs = {n: partial(classifier(*m, args.device), waveform) for n, m in models.items()}
         times = seconds_of_turns(runs, args.repeats)
         print_times(f"One recording of {seconds:g} s at a time", times, seconds, BASELINE)
+        if BASELINE in models:
+            print_least_times(models[BASELINE][0], waveform[0], np.median(times[BASELINE]), args.device)
+
+
+def print_least_times(stock: nn.Module, waveform: np.ndarray, seconds_of_stock: float, device: str) -> None:
+    """What this machine's matrix products alone would take for stock's arithmetic: no program doing the same
+    arithmetic can be faster."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():  # which cannot count in inference mode
+        stock(torch.from_numpy(waveform)[None].to(device))
+    for name, dtype in DTYPES.items():
+        least = counter.get_total_flops() / flops_per_second(dtype, device)
+        print(f"{'arithmetic alone ' + name:28}{1e3 * least:10.0f}{'':23}{seconds_of_stock / least:38.2f}", flush=True)
+
+
+@torch.inference_mode()
+def flops_per_second(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 20) -> float:
+    """The best of some matrix products, too large for overhead to count, their weights packed beforehand on the CPU."""
+    layer = nn.Linear(size, size, bias=False).to(device, dtype).eval()
+    x, best = torch.randn(size, size, device=device, dtype=dtype), np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        project(layer, x)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def print_mixed(models: dict, args, folder: str | None) -> None:
