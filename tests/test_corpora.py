@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
 from tests.corpus_folders import TREES, labels_of, load, make_meld, touch
-from train import manifests
 from train.corpora import concatenate_corpora, load_corpus
 from train.recordings import CorpusError
 
@@ -70,12 +68,3 @@ def test_corpora_of_different_classes_unite_theirs(tmp_path):
     assert both.features["label"].names == ["anger", "boredom", "fear"]
     assert sorted(labels_of(both)) == sorted(labels_of(one) + labels_of(two))
     assert both.column_names == one.column_names
-
-
-def test_corpora_on_disk_and_from_the_hub_can_be_joined(tmp_path, monkeypatch):
-    rows = {"audio": [{"bytes": b"RIFF", "path": "a.wav"}], "emotion": ["angry"]}
-    monkeypatch.setattr(manifests, "load_dataset", lambda name, split=None: Dataset.from_dict(rows))
-    local = load(touch(tmp_path, "anger/1.wav"))
-    joined = concatenate_corpora([local, load("somebody/emotions")])
-    assert joined[0]["audio"]["path"] == local[0]["audio"]
-    assert joined[1]["audio"]["bytes"] == b"RIFF"

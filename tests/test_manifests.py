@@ -1,9 +1,6 @@
-"""Anybody's recordings: class folders, manifests and Hub datasets."""
+"""Anybody's recordings: class folders and manifests."""
 
-import numpy as np
 import pytest
-import soundfile
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from tests.corpus_folders import ROWS, labels_of, load, touch, write_manifest, write_table
 from train import manifests
@@ -77,49 +74,8 @@ def test_a_damaged_manifest_is_named(tmp_path):
         load(tmp_path / "m.json")
 
 
-def test_a_hub_dataset_is_read_without_decoding(tmp_path, monkeypatch):
-    soundfile.write(tmp_path / "a.wav", np.zeros(160), 16_000)
-    data = (tmp_path / "a.wav").read_bytes()
-    rows = {
-        "audio": [{"bytes": data, "path": "a.wav"}] * 2,
-        "emotion": ["angry", "sad"],
-        "speaker_id": [7, 8],
-    }
-    asked = []
-
-    def load_dataset(name, split=None):
-        asked.append((name, split))
-        part = Dataset.from_dict(rows)
-        return part if split else DatasetDict(train=part, test=part)
-
-    monkeypatch.setattr(manifests, "load_dataset", load_dataset)
-    dataset = load("somebody/emotions", label_scheme="four_emotions")
-    assert len(dataset) == 4 and len(load("somebody/emotions", split="test")) == 2
-    assert asked == [("somebody/emotions", None), ("somebody/emotions", "test")]
-    assert dataset[0]["audio"]["bytes"] == data
-    assert dataset[0]["speaker"] == "emotions_7" and dataset[0]["label"] == 0
-
-
-def test_an_unlabelled_row_of_a_hub_dataset_is_named(monkeypatch):
-    names = ClassLabel(names=["anger", "sadness"])
-    features = Features(audio=Value("string"), emotion=names)
-    rows = Dataset.from_dict({"audio": ["a.wav", "b.wav"], "emotion": [0, -1]}, features)
-    monkeypatch.setattr(manifests, "load_dataset", lambda name, split=None: rows)
-    with pytest.raises(CorpusError, match="row 1 of 'somebody/emotions' has no emotion"):
-        load("somebody/emotions")
-
-
-def test_a_hub_dataset_that_is_not_there_is_named(monkeypatch):
-    def load_dataset(name, split=None):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(manifests, "load_dataset", load_dataset)
-    with pytest.raises(CorpusError, match="no folder or file here, and loading it from the Hub failed: no network"):
-        load("somebody/emotions")
-
-
 def test_usual_column_names_are_found_in_their_order():
-    assert manifests._find_columns(["label", "emotion", "path"], ("audio", None, None), "here")[:2] == (
+    assert manifests.find_columns(["label", "emotion", "path"], ("audio", None, None), "here")[:2] == (
         "path",
         "emotion",
     )

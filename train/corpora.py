@@ -1,7 +1,8 @@
 """Emotional speech corpora as one table: audio, label, speaker, corpus, language, text; see `load_corpus`.
 
 Corpora read as their authors ship them are declared in declared_corpora.py; anybody's recordings (class
-folders, a manifest, a Hub dataset) are read by manifests.py; emotions.py says what counts as which class.
+folders, a manifest) are read by manifests.py, Hub datasets by hub_recordings.py; emotions.py says what counts
+as which class.
 """
 
 import logging
@@ -11,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets import Audio, ClassLabel, Dataset, Features, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
 from .declared_corpora import CORPORA, Corpus
 from .emotions import SCHEMES, LabelError, check_scheme, label_under_scheme
-from .manifests import is_hub_id, read_generic, read_hub
+from .hub_recordings import is_streamed, read_hub
+from .manifests import read_generic
 from .recordings import AUDIO_EXTENSIONS, UNKNOWN_SPEAKER, CorpusError, Utterance, find_audio, first_files
 
 logger = logging.getLogger(__name__)
@@ -34,10 +36,11 @@ def load_corpus(
 ) -> Dataset:
     """Reads a corpus into columns audio, label (ClassLabel), speaker, corpus, language, text.
 
-    Audio is a path; of a Hub dataset {"bytes", "path"}, read from disk row by row.
+    Audio is a path; a Hub dataset's recordings become files in `datasets`' cache, see hub_recordings.py.
 
     source: folder of a corpus in CORPORA as downloaded; folder of class folders, or with metadata.csv; a
-        CSV, TSV, JSON or JSONL manifest; the id of a Hub dataset. "name=path" also gives the corpus's name.
+        CSV, TSV, JSON or JSONL manifest; the id of a Hub dataset, or a folder of its Parquet shards.
+        "name=path" also gives the corpus's name.
     label_scheme: "native" (the emotions there are, sorted), "four_emotions", "arousal" or "valence". Rows
         whose emotion lies outside the scheme are dropped, and counted in the log. Class ids follow
         emotions.SCHEMES.
@@ -52,18 +55,14 @@ def load_corpus(
     check_scheme(label_scheme)
     source, corpus = _name_and_path(str(source), corpus)
     declaration = _declaration_of(source, corpus)
-    audio = None
     if declaration is not None:
         name = declaration.name
         utterances = _read_declared(declaration, Path(source), split)
     else:
         name = corpus or re.sub(r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1])
         columns = (audio_column, label_column, speaker_column)
-        if not os.path.exists(source) and is_hub_id(source):
-            utterances, audio = read_hub(source, *columns, split)
-        else:
-            utterances = read_generic(source, *columns, split)
-    return _as_dataset(utterances, audio, name, source, label_scheme, min_class_size)
+        utterances = (read_hub if is_streamed(source) else read_generic)(source, *columns, split)
+    return _as_dataset(utterances, name, source, label_scheme, min_class_size)
 
 
 def concatenate_corpora(parts: Iterable[Dataset]) -> Dataset:
@@ -73,8 +72,6 @@ def concatenate_corpora(parts: Iterable[Dataset]) -> Dataset:
     if any(other != names[0] for other in names[1:]):
         union = ClassLabel(names=sorted(set().union(*names)))
         parts = [_relabel(part, union) for part in parts]
-    if any(part.features["audio"] != parts[0].features["audio"] for part in parts):
-        parts = [part.cast_column("audio", Audio(decode=False)) for part in parts]
     return concatenate_datasets(parts)
 
 
@@ -88,8 +85,7 @@ def _name_and_path(source: str, corpus: str | None) -> tuple[str, str | None]:
 def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
     """The declared corpus a source is, by the name given, its files or its folder's name; or None."""
     if corpus is not None:
-        from_hub = not os.path.exists(source) and is_hub_id(source)
-        return None if os.path.isfile(source) or from_hub else CORPORA.get(_plain(corpus))
+        return None if os.path.isfile(source) or is_streamed(source) else CORPORA.get(_plain(corpus))
     folder = Path(source)
     if not folder.is_dir():
         return None
@@ -162,15 +158,7 @@ def _read_file_names(declared: Corpus, folder: Path) -> list[Utterance]:
     return utterances
 
 
-def _as_dataset(
-    utterances: list[Utterance],
-    audio: Dataset | None,
-    name: str,
-    source: str,
-    label_scheme: str,
-    min_class_size: int,
-) -> Dataset:
-    """The table of load_corpus. `audio`: the utterances' audio where that is not the files they name."""
+def _as_dataset(utterances: list[Utterance], name: str, source: str, label_scheme: str, min_class_size: int) -> Dataset:
     labels = [label_under_scheme(utterance.emotion, label_scheme) for utterance in utterances]
     dropped = Counter(u.emotion for u, label in zip(utterances, labels, strict=True) if label is None)
     if dropped:
@@ -182,19 +170,16 @@ def _as_dataset(
     names = list(SCHEMES.get(label_scheme, sorted({label for _, label in kept})))
     text = Value("string")
     features = Features(audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text)
+    utterances = [utterance for utterance, _ in kept]
     columns = {
         "audio": [u.audio for u in utterances],
-        "label": labels,
+        "label": [label for _, label in kept],
         "speaker": _speakers(utterances, name),
         "corpus": [name] * len(utterances),
         "language": [u.language for u in utterances],
         "text": [u.text for u in utterances],
     }
-    dataset = Dataset.from_dict(columns, features=features)
-    if audio is not None:
-        dataset = concatenate_datasets([audio, dataset.remove_columns("audio")], axis=1)
-    # Rows are dropped last: joined to selected rows, the audio would be written out again.
-    return dataset.select([row for row, label in enumerate(labels) if label is not None]) if dropped else dataset
+    return Dataset.from_dict(columns, features=features)
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:

@@ -1,18 +1,12 @@
-"""Anybody's recordings: class folders, metadata.csv, a CSV, TSV, JSON or JSONL manifest, a Hub dataset."""
+"""Anybody's recordings: class folders, metadata.csv, a CSV, TSV, JSON or JSONL manifest."""
 
 import csv
 import json
-import logging
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from datasets import Audio, Dataset, DatasetDict, concatenate_datasets, load_dataset
-
 from .emotions import canonical_emotion
 from .recordings import CorpusError, Utterance, find_audio, first_files, read_table
-
-logger = logging.getLogger(__name__)
 
 AUDIO_COLUMNS = ("file_name", "audio", "path", "file", "filename", "audio_path", "wav")
 LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "category", "class")
@@ -20,7 +14,6 @@ SPEAKER_COLUMNS = ("speaker", "speaker_id", "spk", "spk_id", "speakers", "actor"
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "raw_text", "normalized_text")
 METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json")
-HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 SPLIT_FOLDERS = {"train", "training", "dev", "validation", "valid", "val", "test"}
 
 
@@ -75,7 +68,7 @@ def _with_split(rows: list[dict], path: Path, columns: tuple, split: str | None)
         rows = [row for row in rows if row["split"] == split]
     if not rows:
         raise CorpusError(f"{str(path)!r} lists no recording" + (f" in split {split!r}" if split else ""))
-    audio, label, *others = _find_columns(list(rows[0]), columns, str(path))
+    audio, label, *others = find_columns(list(rows[0]), columns, str(path))
     found, missing = [], []
     for number, row in enumerate(rows, start=1):
         if row.get(audio) in (None, "") or row.get(label) in (None, ""):
@@ -84,7 +77,7 @@ def _with_split(rows: list[dict], path: Path, columns: tuple, split: str | None)
         recording = path.parent / str(row[audio])
         if not recording.is_file():
             missing.append(str(row[audio]))
-        found.append(Utterance(str(recording), str(row[label]), *(_text(row, column) for column in others)))
+        found.append(Utterance(str(recording), str(row[label]), *(text_of(row, column) for column in others)))
     if missing:
         raise CorpusError(
             f"{len(missing)} of {len(rows)} recordings in {str(path)!r} do not exist, "
@@ -94,13 +87,16 @@ def _with_split(rows: list[dict], path: Path, columns: tuple, split: str | None)
     return found
 
 
-def _text(row: Mapping, column: str | None) -> str | None:
+def text_of(row: Mapping, column: str | None) -> str | None:
     value = row.get(column) if column else None
     return None if value in (None, "") else str(value)
 
 
-def _find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | None, ...]:
-    """Names of the columns with audio, label, speaker, language, text; the last three may be None."""
+def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | None, ...]:
+    """Names of the columns with audio, label, speaker, language, text; the last three may be None.
+
+    columns: (audio, label, speaker) as asked for, None where usual names shall be looked for. Raises CorpusError.
+    """
     audio, label, speaker = columns
     # "audio" is the default of the argument, so there it means: whichever is usual.
     audio = _pick(names, AUDIO_COLUMNS, None if audio == "audio" else audio, "audio", where)
@@ -154,45 +150,3 @@ def _label_depth(parents: list[tuple[str, ...]]) -> int:
         if all(canonical_emotion(parts[depth]) for parts in parents):
             return depth
     return -1
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source that is not on disk may be a Hub dataset's id, and no mistyped path below a folder."""
-    owner = source.split("/")[0]
-    return bool(re.fullmatch(HUB_ID, source)) and not ("/" in source and Path(owner).is_dir())
-
-
-def read_hub(
-    source: str,
-    audio_column: str = "audio",
-    label_column: str | None = None,
-    speaker_column: str | None = None,
-    split: str | None = None,
-) -> tuple[list[Utterance], Dataset]:
-    """A Hub dataset's utterances, and beside them its one column of audio, which stays on disk.
-
-    Audio is {"bytes", "path"} there, never decoded, for which datasets needs torchcodec and FFmpeg's
-    libraries. Without a split all splits are read. Raises CorpusError where it cannot be loaded, or lacks a
-    column or a label.
-    """
-    try:
-        dataset = load_dataset(source, split=split)
-    except Exception as error:  # network, no such repository, no such split: one message serves
-        raise CorpusError(
-            f"{source!r} is no folder or file here, and loading it from the Hub failed: {error}"
-        ) from error
-    if isinstance(dataset, DatasetDict):
-        logger.info("%s: all its splits are read: %s", source, ", ".join(dataset))
-        dataset = concatenate_datasets(list(dataset.values()))
-    columns = _find_columns(dataset.column_names, (audio_column, label_column, speaker_column), source)
-    audio, label, *others = columns
-    rows = dataset.select_columns([column for column in columns[1:] if column])
-    names = getattr(dataset.features[label], "names", None)
-    utterances = []
-    for number, row in enumerate(rows):
-        if row[label] in (None, "") or (names and row[label] < 0):
-            raise CorpusError(f"row {number} of {source!r} has no {label}; choose a labelled split")
-        emotion = names[row[label]] if names else str(row[label])
-        utterances.append(Utterance(f"{source}[{number}]", emotion, *(_text(row, column) for column in others)))
-    audio_only = dataset.select_columns([audio]).cast_column(audio, Audio(decode=False))
-    return utterances, audio_only if audio == "audio" else audio_only.rename_column(audio, "audio")
