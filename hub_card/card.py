@@ -1,6 +1,5 @@
 """The model card: what a report says of a model, as metadata that the Hub reads and a page that people read."""
 
-import json
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .licences import backbone_licence, strictest
 from .report import ModelReport, PublishError
+from .wording import condition_and_setting, condition_name, flat, percent, setting_name
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PAPER = "https://arxiv.org/abs/2510.09072"
@@ -122,7 +122,6 @@ def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
     found = []
     for row in report.results:
         condition = "-".join(str(part) for part in (row["condition"], row["level"]) if part is not None)
-        spoken = condition_name(row["condition"]) + (f", {setting_name(row)}" if row["level"] else "")
         for name, interval in row["metrics"].items():
             if interval["value"] is None or name not in METRICS:
                 continue
@@ -133,7 +132,7 @@ def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
                     task_type="audio-classification",
                     task_name="Speech emotion recognition",
                     dataset_type=row["test"],
-                    dataset_name=f"{titles.get(row['test'], row['test'])} ({spoken})",
+                    dataset_name=f"{titles.get(row['test'], row['test'])} ({condition_and_setting(row)})",
                     dataset_config=f"{row['protocol']}-{condition}",
                     dataset_split=f"{row['n_recordings']} recordings, speakers: {row['n_speakers']}",
                     dataset_args={"trained_on": row["train"], **(row["setting"] or {})},
@@ -183,57 +182,3 @@ def by_condition(results: list[dict]) -> list[dict]:
             row = rows.setdefault(key, dict(zip(("train", "test", "condition"), key, strict=True)) | {"levels": {}})
             row["levels"][result["level"]] = result
     return list(rows.values())
-
-
-# --- numbers and names on the page ----------------------------------------------------------------------
-
-
-def percent(interval: dict | float | None, signed: bool = False) -> str:
-    """ "71.1 (65.5–73.2)"; a dash for what the report does not know."""
-    if not isinstance(interval, dict):
-        interval = {"value": interval}
-    if interval["value"] is None:
-        return "–"
-    form = "{:+.1f}" if signed else "{:.1f}"
-    value, low, high = (
-        None if interval.get(key) is None else form.format(100 * interval[key]).replace("-", "−")
-        for key in ("value", "low", "high")
-    )
-    return value if low is None else f"{value} ({low}{' to ' if signed else '–'}{high})"
-
-
-def condition_name(condition: str) -> str:
-    return condition.removeprefix("noise_").replace("_", " ") + (" noise" if condition.startswith("noise_") else "")
-
-
-def setting_name(row: dict) -> str:
-    """What the level of a corruption means: "10 dB", "16 kbit/s"."""
-    units = {
-        "snr_db": "{} dB",
-        "kbits": "{} kbit/s",
-        "percent_at_most": "{} % of samples at most",
-        "bits": "{} bits",
-        "share": "{} lost",
-        "gain_db": "{} dB",
-        "rt60_s": "RT60 {} s",
-    }
-    parts = []
-    for key, unit in units.items():
-        value = (row["setting"] or {}).get(key)
-        if value is not None:
-            parts.append(unit.format(" to ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"))
-    return ", ".join(parts) or f"level {row['level']}"
-
-
-def flat(measured: dict, prefix: str = "") -> dict[str, str]:
-    """A tree of measurements as lines: {"latency: 1 s of audio: p50_ms": "12.3"}."""
-    lines = {}
-    for key, value in measured.items():
-        name = f"{prefix}{key.replace('_', ' ')}"
-        if isinstance(value, dict):
-            lines |= flat(value, f"{name}: ")
-        elif isinstance(value, list):
-            lines[name] = ", ".join(json.dumps(item) if isinstance(item, (dict, list)) else str(item) for item in value)
-        elif value is not None:
-            lines[name] = f"{value:g}" if isinstance(value, float) else str(value)
-    return lines

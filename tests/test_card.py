@@ -6,7 +6,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from hub_card.card import base_model, percent
+from hub_card.card import base_model
 from hub_card.licences import strictest
 from hub_card.publish import assemble
 from hub_card.report import read_report
@@ -180,9 +180,3 @@ def test_the_compact_backbone_hands_on_its_licence(tiny_model, tmp_path):
     document["training"]["config"]["model_name_or_path"] = "/somewhere/checkpoints/wavlm-compact"
     report.write_text(json.dumps(document))
     assert ModelCard(assemble(folder, report, "org/a")["README.md"].decode()).data.license == "cc-by-nc-sa-4.0"
-
-
-def test_an_interval_of_one_speaker_is_not_shown():
-    assert percent({"value": 0.5, "low": None, "high": None}) == "50.0"
-    assert percent({"value": -0.021, "low": -0.064, "high": 0.013}, signed=True) == "−2.1 (−6.4 to +1.3)"
-    assert percent({"value": None, "low": None, "high": None}) == percent(None) == "–"

@@ -1,6 +1,6 @@
 """A report as Markdown tables, rates in percent."""
 
-import math
+from hub_card.wording import condition_and_setting, percent
 
 
 def as_markdown(report: dict) -> str:
@@ -24,44 +24,20 @@ def results_table(results: list[dict], with_model: bool = True) -> str:
     lines = []
     for row in results:
         metrics = row["metrics"]
-        cells = [row["model"]] * with_model + [" + ".join(row["train"]) or "?", row["test"], condition_name(row)]
-        cells += [str(row["n_recordings"]), str(row["n_speakers"]), percent_interval(metrics["uar"])]
-        cells += [percent(metrics.get(name)) for name in ("wa", "macro_f1", "ece", "ece_calibrated")]
+        cells = [row["model"]] * with_model + [" + ".join(row["train"]) or "?", row["test"], condition_and_setting(row)]
+        cells += [str(row["n_recordings"]), str(row["n_speakers"]), percent(metrics["uar"])]
+        cells += [_value_alone(metrics.get(name)) for name in ("wa", "macro_f1", "ece", "ece_calibrated")]
         lines.append(cells)
     return markdown_table(head, lines)
 
 
-def condition_name(row: dict) -> str:
-    """ "ESC-10, 10 dB" rather than "noise_esc_10, level 2"."""
-    setting = row["setting"] or {}
-    name = row["condition"].removeprefix("noise_").replace("_", " ")
-    units = {"snr_db": "{} dB", "kbits": "{} kbit/s", "percent_at_most": "{} %", "bits": "{} bits"}
-    for key, unit in units.items():
-        if key in setting and "rt60_s" not in setting:
-            return f"{name}, {unit.format(setting[key])}"
-    return f"{name}, level {row['level']}" if row["level"] else name
+def _value_alone(entry: dict | None) -> str:
+    return percent((entry or {}).get("value"))
 
 
 def markdown_table(head: list[str], lines: list[list[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-
-
-def percent(entry: dict | None) -> str:
-    value = (entry or {}).get("value")
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def percent_interval(entry: dict, sign: bool = False) -> str:
-    """ "71.1 (65.5–73.2)", or with a sign "+2.1 (−0.4…+4.0)"."""
-    if entry["value"] is None:
-        return "–"
-    form = "{:+.1f}" if sign else "{:.1f}"
-    value = form.format(100 * entry["value"]).replace("-", "−")
-    if entry["low"] is None:
-        return value
-    low, high = (form.format(100 * entry[name]).replace("-", "−") for name in ("low", "high"))
-    return f"{value} ({low}{'…' if sign else '–'}{high})"
 
 
 def _errors(report: dict) -> str:
@@ -79,10 +55,7 @@ def _summaries(report: dict) -> str:
     columns = list(dict.fromkeys(entry["over"] for entry in summaries))
     found = {(entry["model"], entry["over"]): entry["mean"] for entry in summaries}
     models = [model["name"] for model in report["models"] if any(name == model["name"] for name, _ in found)]
-    lines = [
-        [model, *(percent_interval(found[model, over]) if (model, over) in found else "–" for over in columns)]
-        for model in models
-    ]
+    lines = [[model, *(percent(found.get((model, over))) for over in columns)] for model in models]
     return "## UAR %, mean over corpora and conditions\n\n" + markdown_table(["model", *columns], lines)
 
 
@@ -92,7 +65,7 @@ def _comparisons(report: dict) -> str:
     parts = []
     for whole in (True, False):
         lines = [
-            [entry["model"], entry["baseline"], entry["over"], percent_interval(entry["difference"], sign=True)]
+            [entry["model"], entry["baseline"], entry["over"], percent(entry["difference"], signed=True)]
             for entry in report["comparisons"]
             if (":" not in entry["over"]) == whole
         ]
