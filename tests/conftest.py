@@ -53,6 +53,11 @@ def tiny_backbone_config():
 
 
 EMOTIONS = {0: "anger", 1: "happiness", 2: "neutral", 3: "sadness"}
+ARRANGEMENTS = ["linear", "edrl", "mea", "edrl_mea", "mea_edrl"]
+STATES = [(name, fitted) for name in ARRANGEMENTS for fitted in (False, True) if fitted or "mea" in name]
+
+every_arrangement = pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+every_state = pytest.mark.parametrize(("arrangement", "fitted"), STATES)
 
 
 def noise_recordings(count: int, seconds: float = 0.4, seed: int = 0) -> list[np.ndarray]:
@@ -65,6 +70,11 @@ def noise_recordings(count: int, seconds: float = 0.4, seed: int = 0) -> list[np
         coloured = white[1:] - colour * white[:-1]
         recordings.append((generator.uniform(0.02, 0.3) * coloured).astype(np.float32))
     return recordings
+
+
+def inputs_of(model, recordings):
+    """What `model(**inputs)` takes for recordings of 16 kHz."""
+    return model.feature_extractor()(recordings, sampling_rate=16_000, return_tensors="pt")
 
 
 @pytest.fixture(scope="session")
@@ -100,3 +110,11 @@ def tiny_model(tiny_backbone_config):
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny_model, tmp_path_factory) -> Path:
+    """Where a tiny model is saved, to be read only."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("edrl_mea").save_pretrained(folder)
+    return folder

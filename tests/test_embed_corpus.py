@@ -33,13 +33,6 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def model_folder(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model("edrl_mea").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """30 recordings of 0.1 to 0.9 s in two folders."""
     folder = tmp_path_factory.mktemp("corpus")

@@ -9,18 +9,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, RecordingError
 
-from .conftest import EMOTIONS, noise_recordings
+from .conftest import EMOTIONS, every_arrangement, every_state, inputs_of, noise_recordings
 
-ARRANGEMENTS = ["linear", "edrl", "mea", "edrl_mea", "mea_edrl"]
-STATES = [(name, fitted) for name in ARRANGEMENTS for fitted in (False, True) if fitted or "mea" in name]
 LOSSES = {"classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance"}
-
-every_arrangement = pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-every_state = pytest.mark.parametrize(("arrangement", "fitted"), STATES)
-
-
-def inputs_of(model, recordings):
-    return model.feature_extractor()(recordings, sampling_rate=16_000, return_tensors="pt")
 
 
 @pytest.fixture
@@ -413,54 +404,3 @@ def test_a_bad_recording_is_named_and_leaves_the_model_as_it_was(tiny_model):
     for recordings in ([], "a_folder"):
         with pytest.raises(ValueError, match="list of at least one recording"):
             model.embed_recordings(recordings)
-
-
-# Adaptation and explanation
-
-
-def test_adaptation_changes_the_standardisation_only(tiny_model, tmp_path):
-    model = tiny_model("edrl_mea").train()
-    before = copy.deepcopy(model.state_dict())
-    adapted = model.adapt([3 * recording for recording in noise_recordings(6, seed=3)])
-    assert adapted is model and model.training
-    changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
-    room = "edrl_mea.speech_embedding."
-    assert changed == {room + "mean", room + "scale", room + "n_recordings"}
-    model.save_pretrained(tmp_path)
-    loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path)
-    assert torch.equal(loaded.edrl_mea.speech_embedding.mean, model.edrl_mea.speech_embedding.mean)
-
-
-def test_few_recordings_adapt_less_than_many(tiny_model):
-    elsewhere = [3 * recording for recording in noise_recordings(30, seed=3)]
-    moved = []
-    for count in (2, 30):
-        model = tiny_model("linear")
-        before = model.edrl_mea.speech_embedding.mean.clone()
-        model.adapt(elsewhere[:count])
-        moved.append(float((model.edrl_mea.speech_embedding.mean - before).norm()))
-    assert 0 < moved[0] < moved[1]
-
-
-def test_adapting_to_one_recording_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="at least two recordings"):
-        tiny_model("linear").adapt(noise_recordings(1))
-
-
-@every_state
-def test_contributions_and_bias_sum_to_the_winning_logit(tiny_model, arrangement, fitted):
-    model, recording = tiny_model(arrangement, fitted=fitted).train(), noise_recordings(1, seed=5)[0]
-    explanation = model.explain(recording)
-    assert model.training
-    logits = model.eval()(**inputs_of(model, [recording])).logits[0]
-    winner = int(logits.argmax())
-    head = model.classifier
-    if arrangement in ("edrl", "mea_edrl") or model.stage == "disentanglement":
-        head = model.edrl_mea.disentanglement.classifier
-    contributions = explanation["logit_contributions"]
-    assert explanation["label"] == EMOTIONS[winner]
-    assert explanation["logits"] == pytest.approx(dict(zip(EMOTIONS.values(), logits.tolist(), strict=True)), abs=1e-4)
-    total = sum(contributions.values()) + head.bias[winner].item()
-    assert total == pytest.approx(float(logits[winner]), abs=1e-3)
-    blocks = {"shared", *EMOTIONS.values()} if "edrl" in arrangement else {"speech"}
-    assert set(contributions) == blocks

@@ -23,15 +23,8 @@ needs_ffmpeg = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def saved(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model("edrl_mea").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def classify(saved):
-    return pipeline("audio-classification", model=str(saved))
+def classify(model_folder):
+    return pipeline("audio-classification", model=str(model_folder))
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +149,9 @@ print(json.dumps([first, again, classify.model.stage]))
 """
 
 
-def test_a_fresh_process_needs_nothing_but_trust_remote_code(classify, saved, recording, tmp_path):
+def test_a_fresh_process_needs_nothing_but_trust_remote_code(classify, model_folder, recording, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(saved, folder)
+    shutil.copytree(model_folder, folder)
     np.save(folder / "recording.npy", recording)
     cache = {"HF_HOME": str(tmp_path / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     process = subprocess.run(
