@@ -1,12 +1,15 @@
 """What the frozen backbone says of each recording, computed once and kept on disk.
 
 The cache is addressed by content: the backbone's weights, the recordings' bytes and the corruption applied. It can be
-shared by any number of runs, and a run that was killed goes on where it was.
+shared by any number of runs, also at once, and a run that was killed goes on where it was. What was damaged on the
+disk, cut short or in single bits, is found by its checksum and computed again.
 """
 
 import hashlib
+import io
 import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,6 +125,7 @@ class EmbeddingCache:
 
         Raises:
             RecordingError: lists every recording that cannot be used, before anything is trained.
+            CacheError: the folder lacks some and cannot be written.
         """
         keys = keys or [_name_of(recording) for recording in audio]
         starts = range(0, len(audio), CHUNK)
@@ -130,12 +134,15 @@ class EmbeddingCache:
         ]
         n_processes = self.processes.num_processes if self.processes else 1
         rank = self.processes.process_index if self.processes else 0
-        missing = [i for i, path in enumerate(paths) if not _is_readable(path)]
+        # Shares of all chunks, not of those missing: of these one process may see fewer, as another writes already.
+        missing = [i for i in range(rank, len(paths), n_processes) if not _is_whole(paths[i])]
+        if missing and not os.access(self.folder, os.W_OK):
+            raise CacheError(
+                f"{self.folder} lacks {len(missing)} of {len(paths)} parts of the {title} and cannot be written. Give "
+                "another folder as --embedding_cache."
+            )
         errors: list[str] = []
-        progress = tqdm(
-            missing[rank::n_processes], desc=title, unit_scale=CHUNK, unit="rec", disable=rank or not missing
-        )
-        for i in progress:
+        for i in tqdm(missing, desc=title, unit_scale=CHUNK, unit="rec", disable=rank or not missing):
             rows = slice(i * CHUNK, (i + 1) * CHUNK)
             self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
         if n_processes > 1:  # also waits for what the others write
@@ -152,7 +159,7 @@ class EmbeddingCache:
             return torch.from_numpy(np.concatenate(parts))
         name = hashlib.sha256("".join(chunk.stem for chunk in chunks).encode()).hexdigest()[:32]
         path = self.folder / f"joined-{name}.f32"
-        if not path.exists():
+        if not path.exists() or path.stat().st_size != 4 * math.prod(shape):
             with _clear_errors(path), whole_file(path) as temporary, open(temporary, "wb") as file:
                 for part in parts:
                     part.tofile(file)
@@ -171,8 +178,10 @@ class EmbeddingCache:
             return
         by_length = np.argsort([len(waveform) for waveform in waveforms])  # little padding in a batch
         statistics = self.model.embed_recordings([waveforms[i] for i in by_length]).numpy()
-        with _clear_errors(path), whole_file(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, statistics[np.argsort(by_length)])
+        content = io.BytesIO()
+        np.save(content, statistics[np.argsort(by_length)])
+        with _clear_errors(path), whole_file(path) as temporary:
+            temporary.write_bytes(content.getvalue() + _checksum(content.getbuffer()))
 
     def _chunk_path(self, audio, keys, condition) -> Path:
         digest = hashlib.sha256((condition.fingerprint if condition is not None else "clean").encode())
@@ -223,12 +232,20 @@ def _file_hash(path: str, size: int, modified: int) -> bytes:
     return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
-def _is_readable(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
+    """Whether a chunk ends with the checksum of the rest; those of earlier versions have none, and the right size."""
     try:
-        np.load(path, mmap_mode="r")
-        return True
-    except (OSError, ValueError, EOFError):
+        content = memoryview(path.read_bytes())
+        if len(content) > 4 and _checksum(content[:-4]) == content[-4:]:
+            return True
+        array = np.load(path, mmap_mode="r")
+        return array.offset + array.nbytes == len(content)
+    except Exception:  # numpy raises whatever a damaged header leads to
         return False
+
+
+def _checksum(content) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "little")
 
 
 @contextmanager
@@ -238,6 +255,6 @@ def _clear_errors(path: Path):
         yield
     except OSError as error:
         raise CacheError(
-            f"{path}: {error.strerror}. Make room, or give another folder as --embedding_cache; what is cached already "
-            "is kept."
+            f"{path}: {error.strerror or error}. Make room, or give another folder as --embedding_cache; what is "
+            "cached already is kept."
         ) from error
