@@ -65,67 +65,27 @@ def main(argv: list[str] | None = None) -> dict:
     set_seed(training_args.seed)
     cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
     splits = read_splits(data_args, training_args.seed)
-    others = [
-        read_other_corpus(source, data_args, splits["train"].features["label"].names)
-        for source in data_args.test_dataset_name
-    ]
+    labels = splits["train"].features["label"].names
+    others = [read_other_corpus(source, data_args, labels) for source in data_args.test_dataset_name]
     splits, others, skipped = without_bad_recordings(splits, others, cache, data_args.on_bad_audio)
-    model = build_model(model_args.model_name_or_path, splits["train"].features["label"].names, config_args)
+    model = build_model(model_args.model_name_or_path, labels, config_args)
     freeze(model, model_args)
-    settings = {
-        **resolved(arguments),
-        "backbone": fingerprint_of(model),
-        "data": {name: fingerprint_of_data(dataset) for name, dataset in splits.items()},
-    }
-    command = without_tokens(shlex.join(["python", *sys.argv] if argv is None else ["python", "train/run.py", *argv]))
-    if training_args.process_index == 0:
-        RunFolder(training_args.output_dir).open(settings, about_this_run(command, training_args.world_size))
+    command = command_line(argv)
+    claim_output_folder(arguments, model, splits, command)
 
-    augmentation = build_augmentation(data_args, splits["train"], training_args.seed)
-    training = Speech(
-        splits["train"],
-        "training speech",
-        augmentation,
-        data_args.noisy_copies,
-        data_args.max_length_seconds,
-        training_args.seed,
-    )
+    training = training_speech(splits["train"], data_args, training_args.seed)
     validation = Speech(splits["validation"], "validation speech")
-    trainer = EdrlMeaTrainer(
-        model,
-        training_args,
-        training,
-        validation,
-        patience=model_args.patience,
-        embedding_cache=cache,
-        backbone_learning_rate=model_args.backbone_learning_rate,
-    )
-    trainer.add_callback(LogFile(training_args.output_dir))
-    trainer.stop_on_sigterm()
+    trainer = build_trainer(model, training, validation, arguments, cache)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or True)
 
     report = test(trainer, validation, splits["test"], others, data_args, command)
     report["duration_seconds"] = time.monotonic() - started
-    report["training"] = training_entry(
-        [splits[name] for name in ("train", "validation")],
-        data_args.label_scheme,
-        augmentation.describe() if augmentation is not None else None,
-        given_settings(arguments),
-        {name: dataset["speaker"] for name, dataset in splits.items()},
-    )
+    report["training"] = about_training(splits, training.augmentation, arguments)
     report["skipped_recordings"] = skipped
     if trainer.is_world_process_zero():
         save(trainer, report)
         if push:
-            report_file = Path(training_args.output_dir) / "report.json"
-            place = publish(
-                training_args.output_dir,
-                report_file,
-                training_args.hub_model_id,
-                bool(training_args.hub_private_repo),
-                training_args.hub_token,
-            )
-            print(f"Published at {place}")
+            push_to_hub(training_args)
     return report
 
 
@@ -171,9 +131,9 @@ def read_other_corpus(source: str, args, labels: list[str]):
             f"{source} has none of the model's labels {labels}; it has {names}. Use label_scheme=four_emotions."
         )
     other = other.filter(lambda row: names[row["label"]] in labels)
-    return (
-        other.map(lambda row: {"label": labels.index(names[row["label"]])}, features=None) if names != labels else other
-    )
+    if names == labels:
+        return other
+    return other.map(lambda row: {"label": labels.index(names[row["label"]])})
 
 
 def without_bad_recordings(splits: dict, others: list, cache: Path, on_bad_audio: str):
@@ -198,11 +158,13 @@ def without_bad_recordings(splits: dict, others: list, cache: Path, on_bad_audio
     return splits, others, skipped
 
 
-def build_augmentation(args, train_set, seed: int) -> Augmentation | None:
-    if not args.noisy_copies:
-        return None
-    voices = [recording for recording in train_set["audio"] if isinstance(recording, str)]
-    return Augmentation(args.noise_dir, args.rir_dir, babble=voices, seed=seed)
+def training_speech(dataset, args, seed: int) -> Speech:
+    """The training recordings with their noisy copies, whose babble is made of their own voices."""
+    augmentation = None
+    if args.noisy_copies:
+        voices = [recording for recording in dataset["audio"] if isinstance(recording, str)]
+        augmentation = Augmentation(args.noise_dir, args.rir_dir, babble=voices, seed=seed)
+    return Speech(dataset, "training speech", augmentation, args.noisy_copies, args.max_length_seconds, seed)
 
 
 def fingerprint_of_data(dataset) -> str:
@@ -238,6 +200,39 @@ def freeze(model: EdrlMeaForAudioClassification, args) -> None:
     model.requires_grad_(True)
     if args.freeze_feature_encoder:
         model.freeze_feature_encoder()
+
+
+def build_trainer(model, training: Speech, validation: Speech, arguments, cache: Path) -> EdrlMeaTrainer:
+    model_args, _, _, training_args = arguments
+    trainer = EdrlMeaTrainer(
+        model,
+        training_args,
+        training,
+        validation,
+        patience=model_args.patience,
+        embedding_cache=cache,
+        backbone_learning_rate=model_args.backbone_learning_rate,
+    )
+    trainer.add_callback(LogFile(training_args.output_dir))
+    trainer.stop_on_sigterm()
+    return trainer
+
+
+def command_line(argv: list[str] | None) -> str:
+    """The command of this run; tokens are left out."""
+    return without_tokens(shlex.join(["python", *sys.argv] if argv is None else ["python", "train/run.py", *argv]))
+
+
+def claim_output_folder(arguments, model, splits: dict, command: str) -> None:
+    """Note in the output folder what this run is; RunError where it holds another run. One process does it."""
+    training_args = arguments[-1]
+    settings = {
+        **resolved(arguments),
+        "backbone": fingerprint_of(model),
+        "data": {name: fingerprint_of_data(dataset) for name, dataset in splits.items()},
+    }
+    if training_args.process_index == 0:
+        RunFolder(training_args.output_dir).open(settings, about_this_run(command, training_args.world_size))
 
 
 def resolved(arguments) -> dict:
@@ -298,6 +293,17 @@ def test(trainer: EdrlMeaTrainer, validation: Speech, test_set, others, args, co
     return new_report(command, seed=trainer.args.seed, models=[entry], results=rows)
 
 
+def about_training(splits: dict, augmentation: Augmentation | None, arguments) -> dict:
+    """The report's entry on what the model was trained on and how."""
+    return training_entry(
+        [splits[name] for name in ("train", "validation")],
+        arguments[1].label_scheme,
+        augmentation.describe() if augmentation is not None else None,
+        given_settings(arguments),
+        {name: dataset["speaker"] for name, dataset in splits.items()},
+    )
+
+
 def save(trainer: EdrlMeaTrainer, report: dict) -> None:
     """The model directory (weights, code, feature extractor, report, plot), and the table on the screen."""
     folder = Path(trainer.args.output_dir)
@@ -315,6 +321,13 @@ def save(trainer: EdrlMeaTrainer, report: dict) -> None:
     write_report(report, folder)
     print(f"\n{results_table(report['results'], with_model=False)}\n")
     print(f"Saved to {folder}: pipeline('audio-classification', model='{folder}')")
+
+
+def push_to_hub(args) -> None:
+    """Publish the saved model with its report."""
+    report = Path(args.output_dir) / "report.json"
+    place = publish(args.output_dir, report, args.hub_model_id, bool(args.hub_private_repo), args.hub_token)
+    print(f"Published at {place}")
 
 
 if __name__ == "__main__":
