@@ -9,13 +9,14 @@ Weights and names are those of `transformers.WavLMModel`; only the computation d
   (Chen et al. 2022, WavLM, arXiv 2110.13900) and -inf at padded keys.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import WavLMConfig, WavLMModel
+from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import (
     WavLMAttention,
     WavLMEncoder,
@@ -342,3 +343,14 @@ class LengthAwareWavLM(WavLMModel):
         if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
             raise ValueError("attention_mask must be 1 within a recording and 0 after its end (right padding)")
         return sample_lengths
+
+
+def normalization_of(checkpoint: str | os.PathLike) -> bool:
+    """Whether a published backbone was trained on normalised waveforms. ValueError where it does not say."""
+    try:
+        return bool(AutoFeatureExtractor.from_pretrained(checkpoint).do_normalize)
+    except (OSError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint} has no preprocessor_config.json that says whether the backbone was trained on normalised "
+            "waveforms. Pass normalize_waveform=True (WavLM-large) or False (WavLM-base, base-plus)."
+        ) from error

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoFeatureExtractor, PreTrainedModel, WavLMConfig
+from transformers import AutoConfig, PreTrainedModel, WavLMConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .alignment import EmbeddingAlignment
-from .backbone import LengthAwareWavLM
+from .backbone import LengthAwareWavLM, normalization_of
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import (
     ClassWiseLinear,
@@ -23,6 +23,7 @@ from .disentanglement import (
     init_class_wise,
     init_linear,
 )
+from .explanation import explain
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from .frames import iter_windows, receptive_field
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
@@ -164,7 +165,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         if layer_statistics is None:
             layer_statistics, frames = self._run_backbone(input_values, attention_mask, output_attentions)
         u = self.speech_embedding(layer_statistics)
-        aligned, disentangled = self._disentangle_and_align(u, labels, sample_weights)
+        aligned, disentangled = self.disentangle_and_align(u, labels, sample_weights)
         output = EdrlMeaOutput(speech_embedding=u, aligned_embedding=aligned)
         if disentangled is not None:
             output.intra_class_embeddings = disentangled.intra_class_embeddings
@@ -176,7 +177,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
             output.attentions = frames.attentions if output_attentions else None
         return output if return_dict else output.to_tuple()
 
-    def _disentangle_and_align(self, u, labels=None, sample_weights=None):
+    def disentangle_and_align(self, u, labels=None, sample_weights=None):
         """The config's arrangement: (aligned embedding, disentanglement), None for a room it leaves out."""
         if self.config.arrangement in ("mea", "mea_edrl") and not self.alignment.is_fitted:
             logger.warning_once("The alignment is not fitted yet: every recording gets the same scores.")
@@ -191,9 +192,10 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         disentangled = self.disentanglement(u, labels, sample_weights) if self.disentanglement is not None else None
         if self.alignment is None or not self.alignment.is_fitted:
             return None, disentangled
-        return self.alignment(self._alignment_blocks(u, disentangled)), disentangled
+        return self.alignment(self.alignment_blocks(u, disentangled)), disentangled
 
-    def _alignment_blocks(self, u, disentangled=None) -> list[torch.Tensor]:
+    def alignment_blocks(self, u, disentangled=None) -> list[torch.Tensor]:
+        """X-blocks of MEA, by the config's arrangement."""
         if self.config.arrangement != "edrl_mea":
             return [u]
         return disentangled.blocks + [u] * self.config.align_speech_embedding
@@ -217,7 +219,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
             "labels": lambda: F.one_hot(labels.long(), self.config.num_labels).to(u),
         }
         y = torch.cat([targets[target]() for target in self.config.alignment_target], dim=-1)
-        return self._alignment_blocks(u, disentangled), y
+        return self.alignment_blocks(u, disentangled), y
 
     def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""
@@ -264,11 +266,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
     def __init__(self, config: EdrlMeaConfig):
         super().__init__(config)
         self.edrl_mea = EdrlMeaModel(config)
-        sizes = {
-            "linear": config.speech_embedding_size,
-            "mea": config.n_components,
-            "edrl_mea": config.n_components,
-        }
+        sizes = {"linear": config.speech_embedding_size, "mea": config.n_components, "edrl_mea": config.n_components}
         size = sizes.get(config.arrangement)  # the other arrangements end in EDRL and its own classifier
         self.classifier = nn.Linear(size, config.num_labels) if size else None
         self.post_init()
@@ -292,7 +290,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         if architecture != "wavlm":  # transformers would load it with a warning and random weights
             raise ValueError(f"{backbone} is a {architecture} checkpoint; the backbone must be a WavLM.")
         if "normalize_waveform" not in kwargs:
-            kwargs["normalize_waveform"] = _normalization_of(backbone)
+            kwargs["normalize_waveform"] = normalization_of(backbone)
         pretrained = LengthAwareWavLM.from_pretrained(backbone)
         model = cls(EdrlMeaConfig(backbone_config=pretrained.config.to_dict(), id2label=id2label, **kwargs))
         model.backbone.load_state_dict(pretrained.state_dict())
@@ -318,7 +316,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         return "disentanglement" if self.config.arrangement == "edrl_mea" else "unfitted"
 
     @property
-    def _ends_in_disentanglement(self) -> bool:
+    def ends_in_disentanglement(self) -> bool:
         """Whether the logits are those of EDRL's own classifier."""
         return self.classifier is None or self.stage == "disentanglement"
 
@@ -346,7 +344,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             output_attentions=output_attentions,
         )
         losses = output.losses or {}
-        if not self._ends_in_disentanglement:
+        if not self.ends_in_disentanglement:
             features = output.speech_embedding if self.alignment is None else output.aligned_embedding
             if features is None:  # arrangement "mea", not fitted yet
                 features = output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
@@ -429,7 +427,6 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         """The same from chunks as they come: `push(chunk)` gives new segments, `finish()` the last."""
         return TimelineStream(self, sampling_rate, **settings)
 
-    @torch.no_grad()
     def explain(self, recording, sampling_rate: int | None = None) -> dict:
         """What decided for the winning emotion.
 
@@ -437,34 +434,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         classifier's bias they sum to its logit) and, where the logits come from the alignment,
         `component_contributions` by block, k numbers each.
         """
-        if self.training:  # dropout would explain another recording than it classifies
-            self.eval()
-            try:
-                return self.explain(recording, sampling_rate)
-            finally:
-                self.train()
-        statistics = self.embed_recordings([recording], sampling_rate).to(self.device)
-        u = self.edrl_mea.speech_embedding(statistics)
-        _, disentangled = self.edrl_mea._disentangle_and_align(u)
-        logits = self(layer_statistics=statistics).logits[0].float()
-        winner = int(logits.argmax())
-        explanation = {
-            "label": self.config.labels[winner],
-            "logits": dict(zip(self.config.labels, logits.tolist(), strict=True)),
-        }
-        if self._ends_in_disentanglement:
-            names, head = ["shared", *self.config.labels], self.edrl_mea.disentanglement.classifier
-            weights = head.weight[winner].float().split(self.config.block_size)
-            shares = torch.stack([block[0].float() @ w for block, w in zip(disentangled.blocks, weights, strict=True)])
-        elif self.alignment is not None:
-            names, head = self.config.block_names, self.classifier
-            moved = self.alignment.contributions(self.edrl_mea._alignment_blocks(u, disentangled))[0]
-            explanation["component_contributions"] = dict(zip(names, moved.tolist(), strict=True))
-            shares = moved @ head.weight[winner].float()
-        else:
-            names, shares = ["speech"], (u[0] @ self.classifier.weight[winner].float())[None]
-        explanation["logit_contributions"] = dict(zip(names, shares.tolist(), strict=True))
-        return explanation
+        return explain(self, recording, sampling_rate)
 
 
 def _offer_auto_model(folder: str | os.PathLike) -> None:
@@ -476,13 +446,3 @@ def _offer_auto_model(folder: str | os.PathLike) -> None:
         config["auto_map"]["AutoModel"] = "modeling_edrl_mea.EdrlMeaModel"
         with open(path, "w", encoding="utf-8") as file:
             file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _normalization_of(backbone: str | os.PathLike) -> bool:
-    try:
-        return bool(AutoFeatureExtractor.from_pretrained(backbone).do_normalize)
-    except (OSError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{backbone} has no preprocessor_config.json that says whether the backbone was trained on normalised "
-            "waveforms. Pass normalize_waveform=True (WavLM-large) or False (WavLM-base, base-plus)."
-        ) from error
