@@ -138,6 +138,18 @@ def test_bad_recordings_stop_the_run_before_it_starts_or_are_left_out(tmp_path, 
     assert sum(entry["recordings"] for entry in splits["corpora"]) + report["results"][0]["n_recordings"] == 70
 
 
+def test_a_corpus_with_some_of_the_models_emotions_is_tested_by_the_models_ids(tmp_path):
+    labels = [*EMOTIONS, "surprise"]
+    corpus = write_corpus(tmp_path / "other", n_speakers=1, emotions=["neutral", "sadness"])
+    _, data_args, _, _ = parse_arguments(["--output_dir", str(tmp_path / "out")])
+    other = run.read_other_corpus(str(corpus), data_args, labels)
+    assert other.features["label"].names == labels
+    named = {
+        Path(path).name.split("_")[0]: labels[label] for path, label in zip(other["audio"], other["label"], strict=True)
+    }
+    assert named == {"neutral": "neutral", "sadness": "sadness"}
+
+
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open({"learning_rate": 0.1, "data": {"train": "1"}}, {})

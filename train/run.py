@@ -17,6 +17,7 @@ from pathlib import Path
 
 import transformers
 from accelerate import PartialState
+from datasets import ClassLabel, Features
 from transformers import AutoConfig, set_seed
 
 if __package__ in (None, ""):  # started by path, as accelerate does
@@ -133,7 +134,8 @@ def read_other_corpus(source: str, args, labels: list[str]):
     other = other.filter(lambda row: names[row["label"]] in labels)
     if names == labels:
         return other
-    return other.map(lambda row: {"label": labels.index(names[row["label"]])})
+    features = Features({**other.features, "label": ClassLabel(names=labels)})
+    return other.map(lambda row: {"label": labels.index(names[row["label"]])}, features=features)
 
 
 def without_bad_recordings(splits: dict, others: list, cache: Path, on_bad_audio: str):
