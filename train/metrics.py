@@ -9,9 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import datasets
-import evaluate
 import numpy as np
+
+try:
+    import datasets
+    import evaluate
+except ImportError:  # SpeechEmotionMetrics needs them, and nothing else here
+    datasets = evaluate = None
 
 CALIBRATION_BINS = 15  # equal-width bins of confidence, as in Guo et al. 2017
 
@@ -143,7 +147,7 @@ def scores(references, predictions, label_names: Sequence[str] | None = None, pr
     return result
 
 
-class SpeechEmotionMetrics(evaluate.Metric):
+class SpeechEmotionMetrics(evaluate.Metric if evaluate else object):
     """`scores` as a metric of the `evaluate` library, made from this file alone, so without a network.
 
     `SpeechEmotionMetrics().compute(predictions=..., references=..., label_names=[...])`, or

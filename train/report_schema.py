@@ -1,7 +1,5 @@
 """The fields of a report (JSON Schema, draft 2020-12), and the check that a report has them."""
 
-import jsonschema
-
 SCHEMA = "edrl-mea-report/1"  # the number rises when a reader of older reports would misread newer ones
 
 
@@ -174,6 +172,8 @@ REPORT_SCHEMA = {
 
 def validate(report: dict) -> None:
     """Raises ReportError, naming the first field that does not fit, or a row that belongs to no model."""
+    import jsonschema  # here, so that what only measures can do without
+
     errors = jsonschema.Draft202012Validator(REPORT_SCHEMA).iter_errors(report)
     worst = jsonschema.exceptions.best_match(errors)
     if worst is not None:

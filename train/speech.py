@@ -1,29 +1,34 @@
 """Labelled recordings and their noisy copies: as waveforms for a backbone that learns, as embeddings for one that does
 not."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import datasets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 
-from .augmentation import Augmentation
 from .embeddings import EmbeddingCache, Embeddings, balanced_weights
+
+if TYPE_CHECKING:
+    from .augmentation import Augmentation
 
 SAMPLING_RATE = 16_000
 
 
 @dataclass
 class Speech(torch.utils.data.Dataset):
-    """The recordings of `dataset` (audio, label, speaker, corpus), then `n_copies` augmented copies of all of them.
+    """The recordings of `dataset` (columns audio, label, speaker, corpus), then `n_copies` augmented copies of all.
 
     As a dataset it gives waveforms, for stage 1: cut to a random stretch of `max_length_seconds`, and with other noise
     in every epoch. What is random is a function of seed, epoch and row, so that a resumed run sees what it would have.
     """
 
-    dataset: datasets.Dataset
+    dataset: Mapping
     title: str
     augmentation: Augmentation | None = None
     n_copies: int = 0

@@ -67,6 +67,7 @@ class EdrlMeaTrainer(Trainer):
         self.embedding_cache = Path(embedding_cache or Path(args.output_dir) / "embeddings")
         self.backbone_learning_rate = backbone_learning_rate
         if model.is_backbone_frozen:
+            model.to(args.device)  # before the Trainer does: embedding is most of the work
             train_dataset, eval_dataset = (self.embed(model, data) for data in (train_dataset, eval_dataset))
         else:
             kwargs.setdefault("data_collator", WaveformCollator(model.feature_extractor()))
