@@ -6,8 +6,9 @@
 1. Both stages above a frozen backbone, against the stock `Trainer` fine-tuning `WavLMForSequenceClassification` on the
    same frozen backbone, recordings, batches and epochs; with an empty cache of embeddings and with a full one.
 2. Stage 2 against scikit-learn's logistic regression on the same cached embeddings, C chosen by the same folds.
-3. On a GPU also: memory and speed of a training step with the whole backbone learning, at the shapes of WavLM-base and
-   WavLM-large, against the stock model; and a two-stage training in bf16 with the backbone learning.
+3. On a GPU also: memory and speed of a training step in bf16 with the whole backbone learning, at the shapes of
+   WavLM-base and WavLM-large, against the stock model; and a two-stage training in bf16 with the backbone learning.
+   The steps need no recordings: without --corpus they are all that is measured, and `datasets` need not be installed.
 """
 
 import argparse
@@ -34,12 +35,10 @@ sys.path.insert(0, str(ROOT))
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
 from train import stages  # noqa: E402
-from train.corpora import load_corpus  # noqa: E402
 from train.evaluation import answers_of  # noqa: E402
 from train.metrics import scores  # noqa: E402
 from train.report_tables import markdown_table  # noqa: E402
 from train.speech import SAMPLING_RATE, Speech  # noqa: E402
-from train.splits import split_by_speaker  # noqa: E402
 from train.trainer import STEPS, EdrlMeaTrainer  # noqa: E402
 
 LEARNING_RATE = 1e-3  # of the stock model's head
@@ -58,24 +57,38 @@ SHAPES = {"WavLM-base": {}, "WavLM-large": LARGE}
 
 def main() -> None:
     options = parse_arguments()
-    corpus = load_corpus(options.corpus, label_scheme=options.label_scheme)
-    train, test = split_by_speaker(corpus, 0.25, seed=0)
-    labels = corpus.features["label"].names
-    print(f"{len(train)} recordings for training, {len(test)} of other speakers for testing, {options.epochs} epochs\n")
+    on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        ours = train_ours(options, train, test, labels, Path(folder))
-        stock = train_stock(options, train, test, labels, Path(folder))
-        print(against_stock(ours, stock), "\n")
-        print(against_regression(options, train, test, labels, Path(folder)), "\n")
-        if torch.cuda.is_available():
-            print(learning_backbones(options, corpus, Path(folder)))
+        if options.corpus:
+            train, test, labels = read(options)
+            n_train, n_test = len(train), len(test)
+            print(
+                f"{n_train} recordings for training, {n_test} of other speakers for testing, {options.epochs} epochs\n"
+            )
+            ours = train_ours(options, train, test, labels, Path(folder))
+            stock = train_stock(options, train, test, labels, Path(folder))
+            print(against_stock(ours, stock), "\n")
+            print(against_regression(options, train, test, labels, Path(folder)), "\n")
+            if on_gpu:
+                print(two_stages_in_bf16(options, train, test, labels, Path(folder)), "\n")
+        if on_gpu:
+            print(learning_backbones(SHAPES))
         else:
             print("No GPU: memory and speed at the shapes of WavLM-base and WavLM-large were not measured.")
 
 
+def read(options) -> tuple:
+    """(recordings for training, of other speakers for testing, names of the labels)"""
+    from train.corpora import load_corpus
+    from train.splits import split_by_speaker
+
+    corpus = load_corpus(options.corpus, label_scheme=options.label_scheme)
+    return *split_by_speaker(corpus, 0.25, seed=0), corpus.features["label"].names
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True, help="as train/run.py's --dataset_name")
+    parser.add_argument("--corpus", help="as train/run.py's --dataset_name")
     parser.add_argument("--label_scheme", default="four_emotions")
     parser.add_argument("--backbone", default=str(ROOT / "checkpoints" / "wavlm-compact"))
     parser.add_argument("--arrangement", default=None, help="default: the config's own")
@@ -93,9 +106,11 @@ def uar(references, probabilities) -> float:
 
 
 def timed(function, *args, **kwargs):
-    started = time.perf_counter()
+    """(result, seconds), on a CPU those in which this process computed: other work on the machine does not count."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    started = clock()
     result = function(*args, **kwargs)
-    return result, time.perf_counter() - started
+    return result, clock() - started
 
 
 # --- 1 ------------------------------------------------------------------------------------------------------
@@ -115,8 +130,8 @@ def train_ours(options, train, test, labels, folder: Path) -> list[tuple]:
         model = new_model(options, labels)
 
         def both_stages(model=model):
-            settings = dict(num_train_epochs=options.epochs, per_device_train_batch_size=BATCH, learning_rate=3e-3)
-            args = arguments(folder, **settings, weight_decay=0.1)
+            settings = dict(num_train_epochs=options.epochs, per_device_train_batch_size=BATCH, learning_rate=1e-4)
+            args = arguments(folder, **settings, weight_decay=0.1)  # train/run.py's defaults
             trainer = EdrlMeaTrainer(model, args, Speech(train, "training speech"))
             trainer.train()
             return trainer
@@ -211,63 +226,57 @@ def against_regression(options, train, test, labels, folder: Path) -> str:
 # --- 3 ------------------------------------------------------------------------------------------------------
 
 
-def learning_backbones(options, corpus, folder: Path) -> str:
+def learning_backbones(shapes: dict[str, dict], device: str = "cuda", **sizes_of_step) -> str:
     lines = []
-    for name, sizes in SHAPES.items():
-        config = WavLMConfig(**sizes, num_labels=4)
-        rows = {
-            "stock": WavLMForSequenceClassification(config),
-            "ours": EdrlMeaForAudioClassification.from_backbone(WavLMConfig(**sizes), arrangement="edrl"),
-        }
-        rows["ours, activation checkpointing"] = rows["ours"]
-        measured = {}
-        for title, model in rows.items():
-            if "checkpointing" in title:
-                model.gradient_checkpointing_enable()
-            measured[title] = step_cost(model)
-        for title, (memory, per_second) in measured.items():
-            memory_of_stock, speed_of_stock = measured["stock"]
-            lines.append(
-                [name, title, f"{memory / 2**30:.2f}", f"{memory / memory_of_stock:.2f}", f"{per_second:.1f}"]
-                + [f"{per_second / speed_of_stock:.2f} ×"]
-            )
-    head = ["shape", "model", "peak GiB", "of stock", "recordings/s", "speed"]
-    return markdown_table(head, lines) + "\n\n" + two_stages_in_bf16(options, corpus, folder)
+    for name, sizes in shapes.items():
+        stock = WavLMForSequenceClassification(WavLMConfig(**sizes, num_labels=4))
+        costs = {"stock": step_cost(stock, device, **sizes_of_step)}
+        labels = dict(enumerate("0123"))
+        ours = EdrlMeaForAudioClassification.from_backbone(WavLMConfig(**sizes), id2label=labels, arrangement="edrl")
+        costs["ours"] = step_cost(ours, device, **sizes_of_step)
+        if device == "cuda":
+            costs["ours, compiled"] = step_cost(torch.compile(ours), device, **sizes_of_step)
+        ours.gradient_checkpointing_enable()
+        costs["ours, activation checkpointing"] = step_cost(ours, device, **sizes_of_step)
+        memory_of_stock, speed_of_stock = costs["stock"]
+        for title, (memory, speed) in costs.items():
+            share = f"{memory / memory_of_stock:.2f}" if memory_of_stock else ""
+            relative = f"{speed / speed_of_stock:.2f} ×"
+            lines.append([name, title, f"{memory / 2**30:.2f}", share, f"{speed:.1f}", relative])
+    return markdown_table(["shape", "model", "peak GiB", "of stock", "recordings/s", "speed"], lines)
 
 
-def step_cost(model, n: int = 16, seconds: float = 5.0, steps: int = 10) -> tuple[int, float]:
-    """(peak bytes, recordings a second) of training steps in bf16 on the GPU."""
-    model = model.cuda().train()
+def step_cost(model, device: str, n: int = 16, seconds: float = 5.0, steps: int = 10) -> tuple[int, float]:
+    """(peak bytes, which a CPU does not count: 0; recordings a second) of training steps in bf16."""
+    model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    waveforms = torch.randn(n, int(seconds * SAMPLING_RATE), device="cuda")
-    labels = torch.arange(n, device="cuda") % 4
+    waveforms = torch.randn(n, int(seconds * SAMPLING_RATE), device=device)
+    labels = torch.arange(n, device=device) % 4
 
-    def step():
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = model(input_values=waveforms, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def take(steps: int) -> None:
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16):
+                loss = model(input_values=waveforms, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
+    take(3)  # the first ones choose kernels, compile, make the optimizer's state
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    torch.cuda.synchronize()
+    take(steps)
     speed = n * steps / (time.perf_counter() - started)
-    memory = torch.cuda.max_memory_allocated()
+    memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     model.cpu()
-    optimizer.state.clear()
     torch.cuda.empty_cache()
     return memory, speed
 
 
-def two_stages_in_bf16(options, corpus, folder: Path) -> str:
-    train, test = split_by_speaker(corpus, 0.25, seed=0)
-    model = new_model(options, corpus.features["label"].names)
+def two_stages_in_bf16(options, train, test, labels, folder: Path) -> str:
+    model = new_model(options, labels)
     model.requires_grad_(True)
     model.freeze_feature_encoder()
     args = arguments(
