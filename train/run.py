@@ -65,9 +65,10 @@ def main(argv: list[str] | None = None) -> dict:
     transformers.utils.logging.set_verbosity_warning()
     set_seed(training_args.seed)
     cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
-    splits = read_splits(data_args, training_args.seed)
-    labels = splits["train"].features["label"].names
-    others = [read_other_corpus(source, data_args, labels) for source in data_args.test_dataset_name]
+    with training_args.main_process_first():  # which streams what is on the Hub
+        splits = read_splits(data_args, training_args.seed)
+        labels = splits["train"].features["label"].names
+        others = [read_other_corpus(source, data_args, labels) for source in data_args.test_dataset_name]
     splits, others, skipped = without_bad_recordings(splits, others, cache, data_args.on_bad_audio)
     model = build_model(model_args.model_name_or_path, labels, config_args)
     freeze(model, model_args)
