@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from safetensors.torch import load_file
 from train.batches import EpochBatches
 
 from .tones import write_backbone, write_corpus
+from .training_runs import finish, start_training, wait_for
 
-ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
@@ -50,25 +49,17 @@ def launch(tmp_path_factory, tiny_backbone_config):
             **{"model_name_or_path": backbone, "dataset_name": corpus, "output_dir": output_dir},
             **{"arrangement": "edrl_mea", "num_train_epochs": 2, "use_cpu": True, "report_to": "none"},
             **{"disable_tqdm": True, "max_grad_norm": 1.0, "noisy_copies": 1},
+            "n_components": 16,  # of 64 the last are nearly used up, and rounding decides what they are
             **({} if launcher == "one process" else {"ddp_backend": "gloo"}),
             **flags,
         }
-        given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-        return subprocess.Popen(
-            [*LAUNCHERS[launcher](), ROOT / "train" / "run.py", *given],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return start_training(flags, LAUNCHERS[launcher]())
 
     return start
 
 
 def weights_of(process: subprocess.Popen, folder: Path, n_processes: int) -> dict[str, torch.Tensor]:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-4000:]
+    finish(process)
     assert json.loads((folder / "run.json").read_text())["processes"] == n_processes
     return load_file(folder / "model.safetensors")
 
@@ -102,10 +93,7 @@ def test_two_processes_end_with_the_weights_of_one_with_the_doubled_batch(launch
 @pytest.mark.slow
 def test_one_process_dying_ends_the_run(launch, tmp_path):
     process = launch("torchrun", tmp_path, num_train_epochs=5000, patience=5000, **FROZEN)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("checkpoint-*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()[-3000:]
-        time.sleep(0.1)
+    wait_for(process, lambda: list(tmp_path.glob("checkpoint-*")))
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     assert len(workers) == 2
     os.kill(int(workers[1]), 9)

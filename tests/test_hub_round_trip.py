@@ -19,7 +19,7 @@ from hub_card.report import PublishError
 from .conftest import EMOTIONS, noise_recordings
 from .hub_server import READ_TOKEN, TOKEN, Fault, hub_server
 from .published_models import saved_model, write_model_report
-from .test_train import write_corpus
+from .tones import write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "org/edrl-mea"

@@ -1,11 +1,9 @@
 """Training is killed, really, and goes on to the very weights of a run that was left alone."""
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,13 +15,12 @@ from train.run_folder import RunFolder
 
 from .hub_server import TOKEN, Fault, hub_server
 from .tones import write_backbone, write_corpus
-
-ROOT = Path(__file__).resolve().parents[1]
+from .training_runs import finish, start_training, wait_for
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, tiny_backbone_config):
-    """`command(output_dir, *flags, **environment)` starts a training of a few seconds whose backbone learns."""
+    """`command(output_dir, flags, **environment)` starts a training of a few seconds whose backbone learns."""
     folder = tmp_path_factory.mktemp("resume")
     corpus = write_corpus(folder / "tones", n_speakers=5)
     backbone = write_backbone(folder / "backbone", tiny_backbone_config)
@@ -33,25 +30,11 @@ def command(tmp_path_factory, tiny_backbone_config):
         **{"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "steps", "save_steps": 2},
     }
 
-    def start(output_dir: Path, *more: str, **environment: str) -> subprocess.Popen:
-        given = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    def start(output_dir: Path, more: dict | None = None, **environment: str) -> subprocess.Popen:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        return subprocess.Popen(
-            [sys.executable, "train/run.py", *given, "--output_dir", output_dir, *more],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return start_training(flags | {"output_dir": output_dir} | (more or {}), **environment)
 
     return start
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +48,6 @@ def undisturbed(command, tmp_path_factory):
     seconds = time.monotonic() - started
     finish(process)
     return load_file(folder / "model.safetensors"), seconds
-
-
-def wait_for(process: subprocess.Popen, happened, timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while not happened():
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()[-3000:]
-        time.sleep(0.005)
 
 
 def assert_same_weights(folder: Path, expected: dict) -> None:
@@ -136,11 +112,11 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(command, undistur
     ids=["in the upload of weights", "before the commit", "after the commit"],
 )
 def test_a_run_killed_while_it_pushes_trains_no_more_and_publishes_all(command, tmp_path, request_, how):
-    folder, push = tmp_path / "out", ["--push_to_hub", "True", "--hub_model_id", "org/tones", "--hub_token", TOKEN]
+    folder, push = tmp_path / "out", {"push_to_hub": True, "hub_model_id": "org/tones", "hub_token": TOKEN}
     with hub_server() as hub:
         place = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
         hub.faults = [Fault(request_, how)]
-        process = command(folder, *push, **place)
+        process = command(folder, push, **place)
         wait_for(process, hub.stalled.is_set)
         process.kill()
         process.wait()
@@ -149,7 +125,7 @@ def test_a_run_killed_while_it_pushes_trains_no_more_and_publishes_all(command, 
         shown = [commit["files"] for commit in hub.repositories["org/tones"].commits]
         assert len(shown) == 1 + (how == "stall_answer")  # the Hub's own first one, and ours where it was made
         hub.faults = []
-        output = finish(command(folder, *push, **place))
+        output = finish(command(folder, push, **place))
         assert "Going on after fit_speech_embedding, train_disentanglement, fit_alignment, train_classifier" in output
         assert (folder / "steps.safetensors").stat().st_mtime_ns == steps  # written after a step of training
         assert (folder / "model.safetensors").read_bytes() == weights
