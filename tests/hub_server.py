@@ -4,7 +4,8 @@
         HfApi(endpoint=hub.url, token=TOKEN).create_repo("org/model")
 
 Repositories, files and commits live in memory. Commits are whole or nothing, as on the Hub: large files arrive first,
-by their hash, and no repository shows them until a commit names them.
+by their hash, and no repository shows them until a commit names them. Datasets can be read only; their repositories
+are named datasets/ORG/NAME.
 """
 
 import base64
@@ -17,6 +18,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 
 import yaml
 
@@ -316,6 +318,29 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit["sha"], "ETag": f'"{_described(name, content)["oid"]}"'}
         return content, 200, headers
 
+    def dataset_info(self, body, repo_id, revision="main"):
+        return self.info(body, f"datasets/{repo_id}", revision)
+
+    def dataset_tree(self, body, repo_id, revision, folder=""):
+        prefix = f"{folder}/" if folder else ""
+        files = self.tree(body, f"datasets/{repo_id}", revision)
+        folders = {parent.as_posix() for file in files for parent in PurePosixPath(file["path"]).parents} - {"."}
+        entries = files + [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)]
+        inside = [entry for entry in entries if entry["path"].startswith(prefix)]
+        if not inside:
+            raise Refusal(404, f"no folder {folder}", "EntryNotFound")
+        if "recursive=true" in self.path.lower():
+            return inside
+        return [entry for entry in inside if "/" not in entry["path"].removeprefix(prefix)]
+
+    def dataset_file(self, body, repo_id, revision, name):
+        content, status, headers = self.resolve(body, f"datasets/{repo_id}", revision, name)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not wanted:
+            return content, status, headers
+        start, end = int(wanted[1]), int(wanted[2] or len(content) - 1)
+        return content[start : end + 1], 206, headers | {"Content-Range": f"bytes {start}-{end}/{len(content)}"}
+
     def commit_at(self, repository: Repository, revision: str) -> dict:
         commit = repository.at(revision)
         if commit is None:
@@ -335,6 +360,10 @@ ROUTES: list[tuple[str, str, Callable]] = [
     ("POST", rf"/{REPOSITORY}\.git/info/lfs/objects/batch", Handler.batch),
     ("PUT", r"/storage/(?P<oid>[0-9a-f]{64})", Handler.store),
     ("POST", rf"/api/models/{REPOSITORY}/commit/(?P<revision>[^/]+)", Handler.commit),
+    ("GET", rf"/api/datasets/{REPOSITORY}", Handler.dataset_info),
+    ("GET", rf"/api/datasets/{REPOSITORY}/revision/(?P<revision>[^/]+)", Handler.dataset_info),
+    ("GET", rf"/api/datasets/{REPOSITORY}/tree/(?P<revision>[^/]+)/?(?P<folder>.*)", Handler.dataset_tree),
+    ("GET HEAD", rf"/datasets/{REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.dataset_file),
     ("GET HEAD", rf"/{REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.resolve),
 ]
 

@@ -20,6 +20,7 @@ from train.corpora import concatenate_corpora
 from train.recordings import CorpusError
 
 from .corpus_folders import labels_of, load, touch
+from .hub_server import Fault, hub_server
 from .tones import EMOTIONS, tone, write_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,6 +154,40 @@ def test_recordings_that_lie_beside_the_shards_are_read_from_there(tmp_path):
 def test_corpora_on_disk_and_from_the_hub_can_be_joined(tmp_path, shards):
     joined = concatenate_corpora([load(touch(tmp_path / "local", "anger/1.wav")), load(shards)])
     assert len(joined) == 8 and set(joined["corpus"]) == {"local", "somebody"}
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from train.corpora import load_corpus
+for path in load_corpus("org/emotions", min_class_size=1)["audio"]:
+    print(Path(path).read_bytes().hex())
+"""
+
+
+@pytest.mark.slow  # fresh processes, since libraries read the Hub's address when they are imported
+def test_a_dataset_is_streamed_from_the_hub_once_and_serves_without_it(tmp_path, shards):
+    def read(url: str) -> list[bytes]:
+        place = {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", LOAD]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | place, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [bytes.fromhex(line) for line in done.stdout.split()]
+
+    expected = [row["audio"] for row in rows_of("x " * 7)]
+    with hub_server() as hub:
+        hub.create(
+            "datasets/org/emotions",
+            files={f"data/{path.name}": path.read_bytes() for path in shards.rglob("*.parquet")},
+        )
+        hub.faults = [Fault("GET .*train-00001.*parquet", "drop", times=1)]  # and goes on after a dropped connection
+        assert sorted(read(hub.url)) == sorted(expected)
+        assert any("parquet" in request for request in hub.requests)
+        hub.requests.clear()
+        assert sorted(read(hub.url)) == sorted(expected)
+        assert hub.requests and not any("parquet" in request for request in hub.requests)
+        gone = hub.url
+    assert sorted(read(gone)) == sorted(expected)
 
 
 @pytest.mark.slow
