@@ -139,7 +139,8 @@ def test_a_compiled_model_says_the_same(new_model, device):
     model = new_model(arrangement="edrl").eval().to(device)
     inputs = model.feature_extractor()(noise_recordings(1), sampling_rate=16_000, return_tensors="pt").to(device)
     expected = model(**inputs).logits
-    torch.testing.assert_close(torch.compile(model)(**inputs).logits, expected, atol=1e-4, rtol=1e-3)
+    compiled = torch.compile(model, backend="inductor" if device == "cuda" else "aot_eager")  # g++ takes minutes
+    torch.testing.assert_close(compiled(**inputs).logits, expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("device", [on_gpu])
@@ -166,6 +167,7 @@ import tests.test_gpu
 """
 
 
+@pytest.mark.slow  # a fresh process
 def test_what_trains_on_a_gpu_imports_on_a_machine_without_datasets():
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
