@@ -92,7 +92,7 @@ def parse_arguments():
     parser.add_argument("--label_scheme", default="four_emotions")
     parser.add_argument("--backbone", default=str(ROOT / "checkpoints" / "wavlm-compact"))
     parser.add_argument("--arrangement", default=None, help="default: the config's own")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=20)
     return parser.parse_args()
 
 
