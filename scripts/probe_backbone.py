@@ -5,9 +5,7 @@ Features: mean and standard deviation over frames of every layer. Probe: class-b
 whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
 on clean speech and with unseen noise at 10 and 0 dB; and, trained on the whole of one corpus, on the others.
 The same probe on openSMILE's eGeMAPS and ComParE functionals (in the dev extra; left out where it is
-not installed) and on an untrained copy of the first backbone says what the numbers are worth. ComParE has two
-rows: with every recording at its own level, which tells emotions apart where one microphone recorded a whole corpus,
-and at one level, which is all that a backbone with `do_normalize` hears.
+not installed) and on an untrained copy of the first backbone says what the numbers are worth.
 
     python scripts/probe_backbone.py checkpoints/wavlm-compact --corpora DATA/emodb DATA/ravdess \
         --noise DATA/noise/esc10 --cache /tmp/probe
@@ -43,7 +41,6 @@ EMOTIONS = ("anger", "happiness", "neutral", "sadness")
 CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
 STRENGTHS = (1.0, 5.0, 25.0, 125.0)  # C times the number of features, so that one grid suits 88 and 6,373
 FOLDS = 5
-LEVEL = 0.05  # root mean square, of full scale 1: -26 dB, where speech recordings usually lie
 
 
 @dataclass
@@ -144,17 +141,13 @@ class BackboneFeatures:
 
 
 class SmileFeatures:
-    """openSMILE functionals, (files, 88) of eGeMAPS or (files, 6373) of ComParE; `one_level`: of recordings scaled to
-    the same root mean square."""
+    """openSMILE functionals, (files, 88) of eGeMAPS or (files, 6373) of ComParE."""
 
-    def __init__(self, feature_set: str, one_level: bool = False):
-        self.feature_set, self.one_level = feature_set, one_level
-        self.key = feature_set + " at one level" * one_level
+    def __init__(self, feature_set: str):
+        self.key = feature_set
 
     def __call__(self, signals: list[np.ndarray]) -> np.ndarray:
-        if self.one_level:
-            signals = [signal * (LEVEL / max(np.sqrt(np.mean(signal**2)), 1e-6)) for signal in signals]
-        jobs = [(self.feature_set, signal) for signal in signals]
+        jobs = [(self.key, signal) for signal in signals]
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             return np.stack(list(pool.map(smile_functionals, jobs, chunksize=8)))
 
@@ -331,7 +324,6 @@ def kinds_of_features(args) -> dict:
 
             kinds["eGeMAPS"] = SmileFeatures("eGeMAPSv02")
             kinds["ComParE"] = SmileFeatures("ComParE_2016")
-            kinds["ComParE at one level"] = SmileFeatures("ComParE_2016", one_level=True)
         except ImportError:
             print("opensmile is not installed: eGeMAPS and ComParE are left out", file=sys.stderr)
     return kinds

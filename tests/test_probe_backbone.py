@@ -109,12 +109,3 @@ def test_backbones_of_the_same_name_keep_their_own_rows(backbone, tmp_path):
     shutil.copytree(backbone, other)
     options = probing.parse_arguments([str(backbone), str(other), "--corpora", "c", "--noise", "n", "--no-opensmile"])
     assert list(probing.kinds_of_features(options)) == [str(backbone), str(other), "untrained"]
-
-
-def test_at_one_level_the_recorded_level_tells_nothing(corpus_folder):
-    pytest.importorskip("opensmile")
-    signal = probing.load(str(corpus_folder / "0.wav"))
-    extract = probing.SmileFeatures("eGeMAPSv02", one_level=True)
-    loud, faint = extract([signal, 0.1 * signal])
-    np.testing.assert_allclose(loud, faint, rtol=1e-3, atol=1e-3)
-    assert extract.key != probing.SmileFeatures("eGeMAPSv02").key
