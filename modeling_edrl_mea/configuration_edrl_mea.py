@@ -95,7 +95,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     shared_invariance_weight: float = 0.1  # spread of the class means of z₀
 
     # MEA: multiblock partial least squares
-    n_components: int = 64  # k; with variances kept (below) the last ones hardly count, so that k is not critical
+    n_components: int = 64  # k; with variances kept (below) the last ones hardly count
     # Y, side by side; what labels would add, the classifier learns from them directly.
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
     # n_components is then the most, of which cross-validation over training speakers keeps the fewest that do as well
@@ -105,7 +105,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     alignment_ridge: float = 0.0
     # How much directions in which noisy copies stray from their clean originals are shrunk in u before PLS, by
     # √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where EDRL's blocks are aligned.
-    noise_shrinkage: float = 1000.0
+    noise_shrinkage: float = 10.0
     # True: every component of t has unit variance. False: t as a whole has, so that what is regularised after MEA
     # trusts the first components most.
     standardize_components: bool = False
