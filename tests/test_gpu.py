@@ -4,12 +4,15 @@ These tests import nothing that needs `datasets`, `evaluate` or audiomentations:
 """
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
@@ -42,6 +45,15 @@ def read_corpus(folder: Path, test_speakers=()) -> tuple[Speech, Speech]:
 
     held_out = [row for row in rows if row["speaker"] in test_speakers]
     return speech([row for row in rows if row not in held_out]), speech(held_out) if held_out else None
+
+
+@pytest.fixture(autouse=True)
+def settings_of_one_test():
+    """accelerate keeps its first precision, and transformers compilation in the environment, for the whole process."""
+    AcceleratorState._reset_state()
+    with mock.patch.dict(os.environ):
+        yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture
