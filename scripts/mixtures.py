@@ -4,12 +4,16 @@ import itertools
 import json
 import math
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from train.whole_files import whole_file  # noqa: E402
 
 SAMPLING_RATE = 16000
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
@@ -88,12 +92,15 @@ class Recordings:
                     lengths.append(len(samples))
                     samples.tofile(out)
             folder_of = [i for i, found in enumerate(per_folder) for _ in found]
-            index.write_text(json.dumps({"files": files, "folder_of": folder_of, "lengths": lengths}))
+            with whole_file(index) as temporary:  # last: without it what was decoded does not count
+                temporary.write_text(json.dumps({"files": files, "folder_of": folder_of, "lengths": lengths}))
         recordings = cls(cache)
         if functionals and recordings.functionals is None:
             clips = ((recordings[i] * 32768).astype(np.int16) for i in range(len(recordings)))
             with ProcessPoolExecutor(workers) as pool:
-                np.save(cache / "functionals.npy", np.stack(list(pool.map(functionals_of, clips, chunksize=8))))
+                functionals = np.stack(list(pool.map(functionals_of, clips, chunksize=8)))
+            with whole_file(cache / "functionals.npy") as temporary, open(temporary, "wb") as file:
+                np.save(file, functionals)
             recordings = cls(cache)
         return recordings
 
