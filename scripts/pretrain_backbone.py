@@ -157,7 +157,7 @@ def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.
 
 
 class ContiguousConvLayer(WavLMLayerNormConvLayer):
-    """The stock layer's values and gradients, with contiguous gradients for GELU: faster on CPU."""
+    """The stock layer's values and gradients; GELU and its gradient work on contiguous memory."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.conv(hidden_states).transpose(-2, -1).contiguous()

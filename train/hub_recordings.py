@@ -4,7 +4,7 @@ A dataset is streamed once: each recording's encoded bytes go into a file of the
 and texts are kept. So memory holds no audio whatever the size, disk holds each recording once (what `load_dataset`
 prepares lies there twice, as downloaded and as Arrow), and all that reads recordings in any order, any number of times
 (splits by speaker, noisy copies, corruptions) has files as of any other corpus. Streaming anew for each condition would
-need no disk, and would download the whole dataset ten times over.
+need no disk, and download the whole dataset once for each of them.
 """
 
 import hashlib
