@@ -11,11 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 from train.whole_files import whole_file  # noqa: E402
 
 SAMPLING_RATE = 16000
+LEVEL = 0.05  # root mean square that openSMILE hears; it leaves 26 dB for peaks
+SHORTEST_DESCRIBED = 1600  # samples: below 100 ms openSMILE has no frame of its longest window
+N_DESCRIPTORS = 65
+DESCRIPTOR_HOP = 160  # samples: 10 ms
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 CONVOLUTIONS = tuple(zip((10, 8, 8, 8), (5, 4, 4, 4), strict=True))  # kernel, stride: a frame every 20 ms
 
@@ -35,15 +40,22 @@ def decode(path: str) -> np.ndarray:
     return (samples * 32767).round().clip(-32768, 32767).astype(np.int16)
 
 
-def functionals_of(samples: np.ndarray) -> np.ndarray:
-    """openSMILE's ComParE 2016 functionals (6373,) of samples (n,) int16."""
+def opensmile_features(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """openSMILE's ComParE 2016 of samples (n,) int16: functionals (6373,) and low-level descriptors (10 ms frames, 65).
+
+    The recording is first brought to one level: the backbone hears it normalised, and cannot know how loud it was.
+    """
     import opensmile
 
-    global _smile
+    global _smile  # one a process: it is slow to make
     if "_smile" not in globals():
-        _smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
+        levels = opensmile.FeatureLevel.Functionals, opensmile.FeatureLevel.LowLevelDescriptors
+        _smile = [opensmile.Smile(opensmile.FeatureSet.ComParE_2016, level) for level in levels]
     signal = samples.astype(np.float32) / 32768
-    return _smile.process_signal(signal, SAMPLING_RATE).to_numpy(np.float32)[0]
+    signal = np.clip(signal * LEVEL / (signal.std() + 1e-6), -1, 1)
+    signal = np.pad(signal, (0, max(0, SHORTEST_DESCRIBED - len(signal))))
+    functionals, descriptors = (smile.process_signal(signal, SAMPLING_RATE).to_numpy(np.float32) for smile in _smile)
+    return np.nan_to_num(functionals[0]), np.nan_to_num(descriptors)
 
 
 def audio_files(folder: str, leave_out: tuple[str, ...] = ()) -> list[str]:
@@ -59,7 +71,7 @@ class Recordings:
     """Decoded recordings of some folders in one memory-mapped int16 file: `recordings[i]` is (n,) float32.
 
     `files`, `folder_of` (index of the folder each came from) and `lengths` (samples) run in parallel;
-    `functionals` is None or (files, 6373).
+    `functionals` is None or (files, 6373); `descriptors(i, start, count)` needs them too.
     """
 
     def __init__(self, cache: Path):
@@ -68,8 +80,11 @@ class Recordings:
         self.lengths = np.array(index["lengths"])
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.samples = np.memmap(cache / "samples.int16", dtype=np.int16, mode="r")
-        stored = cache / "functionals.npy"
-        self.functionals = np.load(stored, mmap_mode="r") if stored.exists() else None
+        self.functionals = None
+        if (cache / "functionals.npy").exists():
+            self.functionals = np.load(cache / "functionals.npy", mmap_mode="r")
+            self._descriptors = np.memmap(cache / "descriptors.f32", np.float32, "r").reshape(-1, N_DESCRIPTORS)
+            self._descriptor_starts = np.load(cache / "descriptor_starts.npy")
 
     def __len__(self):
         return len(self.files)
@@ -77,8 +92,14 @@ class Recordings:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.samples[self.starts[i] : self.starts[i + 1]].astype(np.float32) / 32768
 
+    def descriptors(self, i: int, start: int, count: int) -> np.ndarray:
+        """(count, 65): what openSMILE says of the 20 ms frames from sample `start` on, two of its frames in each."""
+        first, end = self._descriptor_starts[i : i + 2]
+        rows = first + start // DESCRIPTOR_HOP + np.arange(2 * count)
+        return self._descriptors[np.minimum(rows, end - 1)].reshape(count, 2, N_DESCRIPTORS).mean(1)
+
     @classmethod
-    def build(cls, cache: Path, folders: list[str], leave_out=(), functionals=False, workers=None):
+    def build(cls, cache: Path, folders: list[str], leave_out=(), opensmile=False, workers=None):
         """Open the cache of these folders, decoding them first if it is not there or is of other files."""
         per_folder = [audio_files(folder, tuple(leave_out)) for folder in folders]
         files = list(itertools.chain.from_iterable(per_folder))
@@ -95,14 +116,24 @@ class Recordings:
             with whole_file(index) as temporary:  # last: without it what was decoded does not count
                 temporary.write_text(json.dumps({"files": files, "folder_of": folder_of, "lengths": lengths}))
         recordings = cls(cache)
-        if functionals and recordings.functionals is None:
-            clips = ((recordings[i] * 32768).astype(np.int16) for i in range(len(recordings)))
-            with ProcessPoolExecutor(workers) as pool:
-                functionals = np.stack(list(pool.map(functionals_of, clips, chunksize=8)))
-            with whole_file(cache / "functionals.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, functionals)
+        if opensmile and recordings.functionals is None:
+            recordings.describe(cache, workers)
             recordings = cls(cache)
         return recordings
+
+    def describe(self, cache: Path, workers=None):
+        """Write openSMILE's functionals and descriptors of every recording into the cache."""
+        clips = ((self[i] * 32768).astype(np.int16) for i in range(len(self)))
+        functionals, counts = [], [0]
+        with ProcessPoolExecutor(workers) as pool, open(cache / "descriptors.f32", "wb") as out:
+            described = pool.map(opensmile_features, clips, chunksize=8)
+            for found, descriptors in tqdm(described, desc="openSMILE", total=len(self), unit="rec"):
+                functionals.append(found)
+                counts.append(len(descriptors))
+                descriptors.tofile(out)
+        np.save(cache / "descriptor_starts.npy", np.cumsum(counts))
+        with whole_file(cache / "functionals.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, np.stack(functionals))  # last: without it what was described does not count
 
 
 # --- batches ------------------------------------------------------------------------------------------------
@@ -139,8 +170,9 @@ class MixtureStream(Dataset):
     """`stream[step]`: one batch, a function of (seed, rank, step) alone.
 
     noisy, clean (batch, samples) float32 zero-padded, lengths (batch,), mask (batch, frames) bool: frames
-    hidden from the model; functionals (batch, k). Files are drawn with probability proportional to
-    (files in their folder)^-(1 - balance), so that small folders are heard more often than their share.
+    hidden from the model; where there are functionals, these (batch, k) and descriptors (batch, frames, 65). Files are
+    drawn with probability proportional to (files in their folder)^-(1 - balance), so that small folders are heard
+    more often than their share.
     """
 
     def __init__(self, speech, noise, functionals, args, rank=0):
@@ -153,7 +185,7 @@ class MixtureStream(Dataset):
     def __getitem__(self, step: int) -> dict:
         args, rng = self.args, np.random.default_rng([self.args.seed, self.rank, step])
         picks = rng.choice(len(self.speech), args.batch_size, p=self.probability)
-        crops = [self.clean_crop(i, rng) for i in picks]
+        starts, crops = zip(*(self.clean_crop(i, rng) for i in picks), strict=True)
         longest = max(len(c) for c in crops)
         clean = np.zeros((len(crops), longest), np.float32)
         noisy = np.zeros_like(clean)
@@ -162,21 +194,27 @@ class MixtureStream(Dataset):
             clean[i, : len(signal)] = normalise(signal)
             noisy[i, : len(signal)] = normalise(self.disturb(signal, rng))
             mask[i, : num_frames(len(signal))] = self.span_mask(num_frames(len(signal)), rng)
-        return {
+        batch = {
             "clean": torch.from_numpy(clean),
             "noisy": torch.from_numpy(noisy),
             "mask": torch.from_numpy(mask),
             "lengths": torch.tensor([len(c) for c in crops]),
-            "functionals": torch.from_numpy(self.functionals[picks]),
         }
+        if self.functionals is not None:
+            described = [self.speech.descriptors(*at, mask.shape[1]) for at in zip(picks, starts, strict=True)]
+            batch["descriptors"] = torch.from_numpy(np.stack(described))
+            batch["functionals"] = torch.from_numpy(self.functionals[picks])
+        return batch
 
-    def clean_crop(self, i: int, rng) -> np.ndarray:
-        signal, longest = self.speech[i], int(self.args.crop_seconds * SAMPLING_RATE)
+    def clean_crop(self, i: int, rng) -> tuple[int, np.ndarray]:
+        """Where it starts, and a stretch of recording i of at most `crop_seconds`."""
+        start, signal, longest = 0, self.speech[i], int(self.args.crop_seconds * SAMPLING_RATE)
         if len(signal) > longest:
-            signal = crop(signal, longest, rng)
+            start = int(rng.integers(len(signal) - longest + 1))
+            signal = signal[start : start + longest]
         elif len(signal) < SAMPLING_RATE // 2:  # under half a second: too little to mask anything
             signal = crop(signal, SAMPLING_RATE // 2, rng)
-        return signal + 1e-5 * rng.standard_normal(len(signal)).astype(np.float32)  # no digital silence
+        return start, signal + 1e-5 * rng.standard_normal(len(signal)).astype(np.float32)  # no digital silence
 
     def disturb(self, signal: np.ndarray, rng) -> np.ndarray:
         """The signal with a disturbance at -3 to 20 dB, or as it is."""
@@ -196,11 +234,11 @@ class MixtureStream(Dataset):
         return signal + (gain * added).astype(np.float32)
 
     def span_mask(self, frames: int, rng) -> np.ndarray:
-        """Spans of `mask_frames` over about `mask_share` of the frames; one recording in five whole."""
-        mask, width = np.zeros(frames, bool), self.args.mask_frames
-        if frames > width and rng.random() >= 0.2:
+        """Spans of `mask_frames` over about `mask_share` of the frames; none in `whole_share` of the recordings."""
+        args, mask, width = self.args, np.zeros(frames, bool), self.args.mask_frames
+        if frames > width and rng.random() >= args.whole_share:
             # n spans placed at random leave exp(-n width / frames) of the frames uncovered
-            spans = round(-math.log(1 - self.args.mask_share) * frames / width)
+            spans = round(-math.log(1 - args.mask_share) * frames / width)
             for start in rng.integers(0, frames - width + 1, spans):
                 mask[start : start + width] = True
         return mask

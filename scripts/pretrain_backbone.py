@@ -3,10 +3,11 @@
 
 Noisy or overlapped speech goes in; what the *clean* recording sounds like is to be predicted:
 
-- at every frame, masked ones counting most: its log-mel spectrum, and its autocorrelation over pitch lags
-  (voicing, pitch and its strength without a pitch tracker's hard decisions);
-- from the mean and standard deviation of every layer: openSMILE's ComParE functionals of the recording
-  (`--functionals`, needs `pip install opensmile`), so that what pooling keeps is what emotion is told by.
+- at every frame, masked ones counting most: its log-mel spectrum, its autocorrelation over pitch lags
+  (voicing, pitch and its strength without a pitch tracker's hard decisions) and, with `--opensmile`, ComParE's
+  low-level descriptors (jitter, shimmer, spectral shape);
+- with `--opensmile`, from the mean and standard deviation of every layer: ComParE's functionals of the recording, so
+  that what pooling keeps is what emotion is told by.
 
 Masked prediction of clean targets from mixtures follows WavLM (Chen et al. 2022, arXiv:2110.13900); the
 targets are ours. Recordings are decoded once into a memory-mapped file. Batch n is a function of the seed and
@@ -14,7 +15,8 @@ n alone, so that a run resumed after a kill goes on with the batches it would ha
 
     python scripts/pretrain_backbone.py OUT --speech FOLDER... --noise FOLDER... --hours 1.5
 
-`accelerate launch scripts/pretrain_backbone.py ...` for several GPUs. Run the same command again to resume.
+`accelerate launch scripts/pretrain_backbone.py ...` for several GPUs. Run the same command again to resume;
+`--backbone DIR` starts from the weights of a finished backbone instead of random ones.
 """
 
 import argparse
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from mixtures import CONVOLUTIONS, SAMPLING_RATE, MixtureStream, Recordings, num_frames
+from mixtures import CONVOLUTIONS, N_DESCRIPTORS, SAMPLING_RATE, MixtureStream, Recordings, num_frames
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -80,13 +82,14 @@ def backbone_config(**sizes) -> WavLMConfig:
 
 
 class FrameTargets(nn.Module):
-    """Clean waveform (batch, samples) -> targets (batch, frames, mels + lags), standardised, and loudness.
+    """Batch of clean waveforms (batch, samples) -> targets (batch, frames, width), standardised and clipped at 5.
 
     Log-mels in 64 ms windows; the autocorrelation of the same window at log-spaced pitch lags, divided by
-    that of the window function (Boersma 1993) and faded out where the frame is 30 dB below the recording.
+    that of the window function (Boersma 1993) and faded out where the frame is 30 dB below the recording; openSMILE's
+    descriptors where the batch has them.
     """
 
-    def __init__(self, mels: int = 80, lags: int = 48):
+    def __init__(self, mels: int = 80, lags: int = 48, descriptors: int = 0):
         super().__init__()
         filters = mel_filter_bank(WINDOW // 2 + 1, mels, 50.0, 8000.0, SAMPLING_RATE, mel_scale="htk")
         window = torch.hann_window(WINDOW)
@@ -97,8 +100,8 @@ class FrameTargets(nn.Module):
         register("window_correlation", self.autocorrelation(window))
         register("lower", positions.long())
         register("fraction", positions - positions.long())
-        self.register_buffer("mean", torch.zeros(mels + lags))
-        self.register_buffer("scale", torch.ones(mels + lags))
+        self.register_buffer("mean", torch.zeros(mels + lags + descriptors))
+        self.register_buffer("scale", torch.ones(mels + lags + descriptors))
 
     @staticmethod
     def autocorrelation(frames: torch.Tensor) -> torch.Tensor:
@@ -106,7 +109,12 @@ class FrameTargets(nn.Module):
         correlation = torch.fft.irfft(power)[..., :WINDOW]
         return correlation / (correlation[..., :1] + 1e-6)
 
-    def forward(self, clean: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: dict) -> torch.Tensor:
+        return ((self.measure(batch) - self.mean) / self.scale).clamp(-5, 5)
+
+    def measure(self, batch: dict) -> torch.Tensor:
+        """The targets in their own units."""
+        clean = batch["clean"]
         lead = (WINDOW - RECEPTIVE_FIELD) // 2  # centre each window on what the frame sees
         count = num_frames(clean.shape[1])
         tail = max(0, (count - 1) * HOP + WINDOW - lead - clean.shape[1])
@@ -119,14 +127,14 @@ class FrameTargets(nn.Module):
         energy = power.mean(-1, keepdim=True)
         loud = energy / (energy + 1e-3 * energy.mean(1, keepdim=True))
         pitch = torch.lerp(low, high, self.fraction) * loud
-        return (torch.cat([mels, pitch], -1) - self.mean) / self.scale
+        return torch.cat([mels, pitch, *([batch["descriptors"]] if "descriptors" in batch else [])], -1)
 
     @torch.no_grad()
     def standardise(self, batches: list[dict]):
-        """Set mean and scale from the clean signals of some batches."""
-        values = torch.cat([self(b["clean"])[frame_mask(b)] for b in batches])
+        """Set mean and scale from some batches."""
+        values = torch.cat([self.measure(batch)[frame_mask(batch)] for batch in batches])
         self.mean.copy_(values.mean(0))
-        self.scale.copy_(values.std(0))
+        self.scale.copy_(values.std(0).clamp(min=1e-6))
 
 
 def frame_mask(batch: dict) -> torch.Tensor:
@@ -189,7 +197,7 @@ class Pretraining(nn.Module):
         with torch.autocast(valid.device.type, enabled=False):
             error = F.smooth_l1_loss(
                 self.frame_head(output.last_hidden_state.float()),
-                self.targets(batch["clean"]),
+                self.targets(batch),
                 reduction="none",
                 beta=0.5,
             ).mean(-1)
@@ -376,7 +384,8 @@ def parse_arguments(argv=None):
     add("--noise", nargs="*", default=[], help="folders of noise recordings")
     add("--noise_leave_out", nargs="*", default=[], help="file-name prefixes of noise kept for testing")
     add("--cache", help="where decoded audio goes (default: OUTPUT/cache)")
-    add("--functionals", action="store_true", help="also predict openSMILE ComParE functionals")
+    add("--opensmile", action="store_true", help="also predict ComParE's descriptors and functionals")
+    add("--backbone", help="folder of a backbone whose weights to start from")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, help="learning rate falls to zero over so many steps")
     budget.add_argument("--hours", type=float, help="... or over so many hours of training")
@@ -386,6 +395,7 @@ def parse_arguments(argv=None):
     add("--warmup_steps", type=int, default=200)
     add("--mask_frames", type=int, default=12, help="frames in a masked span: 240 ms, about a syllable")
     add("--mask_share", type=float, default=0.45, help="share of frames masked, about")
+    add("--whole_share", type=float, default=0.2, help="share of recordings in which nothing is masked")
     add("--noisy_share", type=float, default=0.55, help="share of recordings disturbed")
     add("--seen_weight", type=float, default=0.5, help="weight of the loss at frames that are not masked")
     add("--recording_weight", type=float, default=0.5, help="weight of the loss on functionals")
@@ -403,7 +413,7 @@ def parse_arguments(argv=None):
 def open_recordings(args, accelerator: Accelerator):
     cache = Path(args.cache or Path(args.output) / "cache")
     with accelerator.main_process_first():
-        speech = Recordings.build(cache / "speech", args.speech, functionals=args.functionals)
+        speech = Recordings.build(cache / "speech", args.speech, opensmile=args.opensmile)
         noise = None
         if args.noise:
             noise = Recordings.build(cache / "noise", args.noise, leave_out=args.noise_leave_out)
@@ -417,16 +427,16 @@ def main(argv=None):
     if accelerator.is_main_process:
         remove_unfinished(args.output)
     speech, noise = open_recordings(args, accelerator)
-    functionals = np.zeros((len(speech), 0), np.float32)
-    if args.functionals:
-        functionals = principal_functionals(speech.functionals)
+    functionals = principal_functionals(speech.functionals) if args.opensmile else None
     stream = MixtureStream(speech, noise, functionals, args, rank=accelerator.process_index)
     accelerator.print(f"{len(speech)} recordings, {speech.lengths.sum() / SAMPLING_RATE / 3600:.2f} h")
 
     torch.manual_seed(args.seed)
-    targets = FrameTargets()
+    targets = FrameTargets(descriptors=N_DESCRIPTORS if args.opensmile else 0)
     targets.standardise([MixtureStream(speech, noise, functionals, args)[-1 - i + 2**31] for i in range(16)])
-    model = Pretraining(backbone_config(**args.sizes), targets, functionals.shape[1], args)
+    model = Pretraining(backbone_config(**args.sizes), targets, functionals.shape[1] if args.opensmile else 0, args)
+    if args.backbone:
+        model.backbone.load_state_dict(WavLMModel.from_pretrained(args.backbone).state_dict())
     accelerator.print(f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M parameters")
     Run(args, accelerator, model).train(stream)
 

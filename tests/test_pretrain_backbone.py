@@ -57,7 +57,7 @@ def stream_of(folders, output, *more) -> mixtures.MixtureStream:
     args = pretraining.parse_arguments(arguments(folders, output, "--steps", "1", *more))
     speech = mixtures.Recordings.build(output / "speech", args.speech, workers=1)
     noise = mixtures.Recordings.build(output / "noise", args.noise, args.noise_leave_out, workers=1)
-    return mixtures.MixtureStream(speech, noise, np.zeros((len(speech), 0), np.float32), args)
+    return mixtures.MixtureStream(speech, noise, None, args)
 
 
 def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_path):
@@ -120,6 +120,27 @@ def test_padding_is_silent_and_never_masked(folders, tmp_path):
         assert not mask[mixtures.num_frames(length) :].any()
 
 
+def test_opensmile_describes_the_frames_of_each_crop(folders, tmp_path):
+    pytest.importorskip("opensmile")
+    args = pretraining.parse_arguments(arguments(folders, tmp_path, "--steps", "1", "--batch_size", "6"))
+    speech = mixtures.Recordings.build(tmp_path / "speech", args.speech, opensmile=True, workers=1)
+    batch = mixtures.MixtureStream(speech, None, pretraining.principal_functionals(speech.functionals), args)[0]
+    assert batch["descriptors"].shape == (*batch["mask"].shape, mixtures.N_DESCRIPTORS)
+    assert len(batch["functionals"]) == 6
+    last = speech.files.index(str(folders[0] / "5.wav"))  # a tone of 300 Hz; the first descriptor is the pitch in Hz
+    pitch = speech.descriptors(last, start=3200, count=20)[:, 0]
+    assert np.median(pitch) == pytest.approx(300, rel=0.05)
+
+
+def test_pretraining_starts_from_a_finished_backbone(folders, tmp_path):
+    pretraining.main(arguments(folders, tmp_path / "first", "--steps", "2"))
+    first = WavLMModel.from_pretrained(tmp_path / "first" / "backbone").state_dict()
+    more = ("--steps", "1", "--learning_rate", "0", "--backbone", str(tmp_path / "first" / "backbone"))
+    pretraining.main(arguments(folders, tmp_path / "second", *more))
+    second = WavLMModel.from_pretrained(tmp_path / "second" / "backbone").state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_noise_kept_for_testing_is_not_heard(folders, tmp_path):
     stream = stream_of(folders, tmp_path)
     assert [Path(file).name for file in stream.noise.files] == ["1-1.wav"]
@@ -130,7 +151,7 @@ def test_the_pitch_target_is_high_at_the_period_of_a_voice_and_low_off_it():
     lags = 1 / torch.logspace(np.log10(60), np.log10(500), 48).flip(0)
     for hz in (120.0, 200.0):
         voice = tone(hz, 0.5) + tone(2 * hz, 0.5) / 2
-        frame = targets(torch.from_numpy(mixtures.normalise(voice))[None])[0, 10, 80:]
+        frame = targets({"clean": torch.from_numpy(mixtures.normalise(voice))[None]})[0, 10, 80:]
         at_period, off_period = ((lags * hz - periods).abs().argmin() for periods in (1.0, 0.6))
         assert frame[at_period] > 0.8 and frame[off_period] < 0.2
 
