@@ -33,7 +33,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--noise", help="folder of noise recordings; a part of them never serves in training")
     add("--rir", help="folder of room impulse responses; likewise")
     add("--baseline", help="row that the others are compared to; default: the first")
-    add("--adapt", action="store_true", help="a second row for each that can adapt to unlabelled recordings")
+    add(
+        "--adapt",
+        nargs="+",
+        choices=["test", "speaker"],
+        default=[],
+        help="further rows for each that can adapt to unlabelled recordings: all of a test, or each speaker's",
+    )
     add("--label_scheme", default="four_emotions", help="four_emotions, arousal or valence")
     add(
         "--label_map", nargs="+", default=[], metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words"
@@ -96,8 +102,9 @@ def prepare(options):
     """(Benchmark, contenders), or ValueError for what the options ask for and there is not."""
     import torch
 
+    from train.adaptation import SUFFIXES
     from train.augmentation import Augmentation
-    from train.benchmark import ADAPTED, Benchmark
+    from train.benchmark import Benchmark
     from train.corruptions import corruptions
     from train.protocols import PROTOCOLS, plan, read_folds, read_list
 
@@ -110,7 +117,8 @@ def prepare(options):
     corpora, classes = read_corpora(options, cache)
     contenders = make_contenders(options, classes, cache)
     names = [contender.name for contender in contenders]
-    if options.baseline and options.baseline not in names + [name + ADAPTED for name in names * options.adapt]:
+    rows = [name + SUFFIXES[way] for name in names for way in ("plain", *options.adapt)]
+    if options.baseline and options.baseline not in rows:
         raise ValueError(f"--baseline {options.baseline} is no row; there are {', '.join(names)}.")
     given = {name: read_folds(folder, corpora[name]) for name, folder in pairs(options.emobox_folds, corpora)}
     listed = {name: read_list(file, corpora[name]) for name, file in pairs(options.test_list, corpora)}

@@ -14,6 +14,7 @@ from scripts import benchmark_robustness
 from tests.test_contenders import stock_model
 from tests.tones import write_backbone, write_corpus
 from train import benchmark, benchmark_report
+from train.adaptation import SUFFIXES
 from train.recipes import RecipeContender
 from train.report import validate
 
@@ -52,7 +53,16 @@ def arguments(folders, output, *more) -> list[str]:
 def report(folders, tmp_path_factory):
     output = tmp_path_factory.mktemp("report")
     stock = stock_model(folders / "stock", ["LABEL_0", "hap", "neu", "sad"])
-    extra = (f"--model=stock={stock}", "--label_map", "LABEL_0=anger", "--adapt", "--baseline", "linear")
+    extra = (
+        f"--model=stock={stock}",
+        "--label_map",
+        "LABEL_0=anger",
+        "--adapt",
+        "test",
+        "speaker",
+        "--baseline",
+        "linear",
+    )
     report = benchmark_robustness.main(arguments(folders, output, *extra))
     assert json.loads((output / "report.json").read_text())["results"] == report["results"]
     assert {path.stem for path in output.glob("*.png")} == PLOTS == set(report["plots"])
@@ -65,7 +75,7 @@ def test_every_protocol_gives_its_rows_in_one_valid_report(report):
     found = {}
     for row in report["results"]:
         found.setdefault((row["model"], row["protocol"]), []).append(row)
-    for model in ("linear", "linear + adaptation", "ours", "ours + adaptation"):
+    for model in (f"{name}{suffix}" for name in ("linear", "ours") for suffix in SUFFIXES.values()):
         sizes = {
             name: len(found[model, name]) for name in ("clean", "corruption", "cross_corpus", "leave_one_corpus_out")
         }

@@ -108,8 +108,19 @@ def test_an_edrl_mea_model_adapts_for_one_answer_and_stays_as_it_was(tmp_path, a
     contender = PretrainedContender("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
     rows = np.arange(len(audio))
     before = contender.probabilities(audio, None, rows)
-    adapted = contender.probabilities(audio, None, rows, adapted=True)
+    adapted = contender.probabilities(audio, None, rows, way="test")
     assert not np.allclose(before, adapted)
     assert (contender.probabilities(audio, None, rows) == before).all()
     expected = contender.model.adapt(audio)(layer_statistics=contender.prepare(audio)).logits.softmax(-1)
     assert adapted == pytest.approx(expected.detach().numpy(), abs=1e-5)
+
+
+def test_adapting_by_speaker_lets_each_speaker_adapt_alone(tmp_path, audio, tiny_model):
+    tiny_model().save_pretrained(tmp_path / "ours")
+    contender = PretrainedContender("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
+    rows, speakers = np.arange(len(audio)), np.arange(len(audio)) % 2
+    together = contender.probabilities(audio, None, rows, "speaker", speakers)
+    for speaker in (0, 1):
+        own = rows[speakers == speaker]
+        assert together[own] == pytest.approx(contender.probabilities(audio, None, own, "test"), abs=1e-6)
+    assert not np.allclose(together, contender.probabilities(audio, None, rows, "test"))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .adaptation import SUFFIXES, Way
 from .contenders import PretrainedContender
 from .protocols import Trial, recording_names
 from .recipes import BenchmarkData, RecipeContender, TrialAnswers, condition_key, method_fingerprint
@@ -26,8 +27,6 @@ from .report import Answers
 from .whole_files import whole_file
 
 logger = logging.getLogger(__name__)
-
-ADAPTED = " + adaptation"
 
 
 @dataclass
@@ -50,8 +49,8 @@ class Cell:
 class Benchmark:
     """The contenders, corpora and conditions of one run; `run` gives its cells, and `errors` what failed.
 
-    `conditions`: corruptions of train/corruptions.py; clean speech is always measured. `adapt`: each contender that
-    can adapt gives a second row, adapted to each test's own recordings without their labels.
+    `conditions`: corruptions of train/corruptions.py; clean speech is always measured. `adapt`: further ways of
+    answering, each a row more for each contender that can adapt.
     """
 
     corpora: Mapping  # datasets by name
@@ -59,7 +58,7 @@ class Benchmark:
     conditions: Sequence
     folder: Path  # of the stored answers
     augmentation: object = None
-    adapt: bool = False
+    adapt: Sequence[Way] = ()
     n_processes: int = 1  # that train at once
     test_rows: Mapping = field(default_factory=dict)  # what finished models are given of a corpus; default: all
     errors: list[dict] = field(default_factory=list)
@@ -212,22 +211,22 @@ class Benchmark:
         for (protocol, train, test), trials in groups.items():
             if all((recipe.name, id(trial)) in done for trial in trials):  # a fold that failed takes its corpus's row
                 parts = [(trial, done[recipe.name, id(trial)]) for trial in trials]
-                cells += self.joined_cells(recipe.name, protocol, train, test, parts, adapted=False)
-                if self.adapt:
-                    cells += self.joined_cells(recipe.name + ADAPTED, protocol, train, test, parts, adapted=True)
+                for way in ("plain", *self.adapt):
+                    cells += self.joined_cells(recipe.name, way, protocol, train, test, parts)
         return cells
 
-    def joined_cells(self, name, protocol, train, test, parts, adapted: bool) -> list[Cell]:
+    def joined_cells(self, name, way: Way, protocol, train, test, parts) -> list[Cell]:
         """The folds of one corpus as one cell a condition."""
         cells = []
         for condition in self.usable(test) if protocol == "folds" else [None]:
             answers, temperatures = [], []
             for trial, found in parts:
-                said = (found.adapted if adapted else found.probabilities)[test, condition_key(condition)]
+                said = found.probabilities[way, test, condition_key(condition)]
                 answers.append(self.as_answers(test, trial.tests[test], said))
                 temperatures.append(np.full(len(said), np.nan if found.temperature is None else found.temperature))
             joined = np.concatenate(temperatures)
-            cells.append(self.cell(name, protocol, train, test, condition, Answers.joined(answers), parts[0][0].folds))
+            row, folds = name + SUFFIXES[way], parts[0][0].folds
+            cells.append(self.cell(row, protocol, train, test, condition, Answers.joined(answers), folds))
             cells[-1].temperatures = None if np.isnan(joined).any() else joined
         return cells
 
@@ -247,23 +246,23 @@ class Benchmark:
 
     def pretrained_cells(self, contender: PretrainedContender) -> list[Cell]:
         cells = []
-        versions = [(contender.name, False)]
-        if self.adapt and contender.is_edrl_mea:
-            versions.append((contender.name + ADAPTED, True))
+        ways = ("plain", *(self.adapt if contender.is_edrl_mea else ()))
         for corpus, dataset in self.corpora.items():
             rows = self.test_rows.get(corpus, np.arange(len(dataset)))
             rows = rows[~np.isin(self.columns[corpus][1][rows], list(contender.trained_speakers))]
             if not len(rows):
                 self.fail(contender.name, f"{contender.name} was trained on every speaker of {corpus}", test=corpus)
                 continue
-            for name, adapted in versions:
+            for way in ways:
                 temperatures = None
                 for condition in self.usable(corpus):
-                    said = contender.probabilities(list(dataset["audio"]), condition, rows, adapted)
+                    speakers = self.columns[corpus][1][rows]
+                    said = contender.probabilities(list(dataset["audio"]), condition, rows, way, speakers)
                     answers = self.as_answers(corpus, rows, said)
                     if condition is None:
                         temperatures = contender.temperatures(answers)
-                    cells.append(self.cell(name, "folds", contender.trained_on, corpus, condition, answers))
+                    row = contender.name + SUFFIXES[way]
+                    cells.append(self.cell(row, "folds", contender.trained_on, corpus, condition, answers))
                     cells[-1].temperatures = temperatures
         return cells
 
@@ -283,8 +282,7 @@ def _attempt_numbered(number: int) -> tuple:
 def store_answers(path: Path, answers: TrialAnswers) -> None:
     """One file a trial, written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"plain|{corpus}|{key}": said for (corpus, key), said in answers.probabilities.items()}
-    arrays |= {f"adapted|{corpus}|{key}": said for (corpus, key), said in answers.adapted.items()}
+    arrays = {"|".join(place): said for place, said in answers.probabilities.items()}
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, temperature=np.float64(answers.temperature or np.nan), **arrays)
 
@@ -293,8 +291,5 @@ def read_answers(path: Path) -> TrialAnswers:
     with np.load(path) as stored:
         parts = {name: stored[name] for name in stored.files}
     temperature = float(parts.pop("temperature"))
-    kinds: dict[str, dict] = {"plain": {}, "adapted": {}}
-    for name, said in parts.items():
-        kind, corpus, key = name.split("|")
-        kinds[kind][corpus, key] = said
-    return TrialAnswers(kinds["plain"], kinds["adapted"], None if np.isnan(temperature) else temperature)
+    probabilities = {tuple(name.split("|")): said for name, said in parts.items()}
+    return TrialAnswers(probabilities, None if np.isnan(temperature) else temperature)

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import report_plots
-from .benchmark import ADAPTED, Benchmark, Cell
+from .adaptation import SUFFIXES, row_without_adaptation
+from .benchmark import Benchmark, Cell
 from .comparisons import comparisons, corruption_errors, summaries
 from .noise_sources import impulse_response_files, noise_files
 from .recipes import RecipeContender
@@ -35,7 +36,7 @@ def make_report(
         rows.append(
             result_row(
                 cell.model,
-                labels[cell.model.removesuffix(ADAPTED)],
+                labels[row_without_adaptation(cell.model)],
                 cell.answers,
                 test=cell.test,
                 train=cell.train,
@@ -77,7 +78,7 @@ def add_plots(report: dict, benchmark: Benchmark, cells: Sequence[Cell], contend
 
 def _model_entries(contender, cells: Sequence[Cell]) -> list[dict]:
     entries = []
-    for name in (contender.name, contender.name + ADAPTED):
+    for name in (contender.name + suffix for suffix in SUFFIXES.values()):
         own = [cell for cell in cells if cell.model == name]
         if not own and name != contender.name:
             continue

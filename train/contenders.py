@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 
 from modeling_edrl_mea.feature_extraction_edrl_mea import resample
 
+from .adaptation import Way, probabilities_of
 from .calibration import cross_fitted_temperatures
 from .embeddings import EmbeddingCache
 from .emotions import EMOTIONS, LabelError, canonical_emotion, label_under_scheme, nearest_emotion
-from .recipes import predict_adapted, probabilities_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +88,14 @@ class PretrainedContender:
         """Layer statistics (N, L+1, S'), or scores (N, labels): what is slow, through the cache."""
         return self.cache.embed(audio, condition, title=title)
 
-    def probabilities(self, audio: Sequence, condition, rows: np.ndarray, adapted: bool = False) -> np.ndarray:
-        """(n, C) over the benchmark's classes of some rows of a corpus in a condition (None: as recorded)."""
+    def probabilities(
+        self, audio: Sequence, condition, rows: np.ndarray, way: Way = "plain", speakers=None
+    ) -> np.ndarray:
+        """(n, C) over the benchmark's classes of some rows of a corpus in a condition (None: as recorded), of
+        `speakers` (n,)."""
         found = self.prepare(audio, condition)[torch.from_numpy(rows)]
         if self.is_edrl_mea:
-            own = (predict_adapted if adapted else probabilities_of)(self.model, found)
+            own = probabilities_of(self.model, found, way, speakers)
         else:
             own = found.double().softmax(-1).numpy()
         return under_classes(own, self.class_of_label, len(self.classes))

@@ -15,8 +15,7 @@ import yaml
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification
-
+from .adaptation import SUFFIXES, Way, probabilities_of
 from .arguments import parse_arguments
 from .calibration import fit_temperature
 from .embeddings import EmbeddingCache, Embeddings, fingerprint_of
@@ -29,9 +28,10 @@ from .trainer import EdrlMeaTrainer
 NOT_SETTINGS = {"dataset_name", "noise_dir", "rir_dir", "model_name_or_path", "label_scheme", "output_dir"}
 QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": "True"}
 # The code that does: the closed forms, the losses, the order of steps. Another answer needs another address.
-WAY_OF_RUNNING = 1  # rises when RecipeContender.run answers otherwise
+WAY_OF_RUNNING = 2  # rises when RecipeContender.run answers otherwise
 METHOD_FILES = (
-    *("train/stages.py", "train/noise_metric.py", "train/trainer.py", "train/evaluation.py", "train/calibration.py"),
+    *("train/stages.py", "train/noise_metric.py", "train/trainer.py", "train/evaluation.py"),
+    *("train/calibration.py", "train/adaptation.py"),
     *("modeling_edrl_mea/modeling_edrl_mea.py", "modeling_edrl_mea/speech_embedding.py"),
     *("modeling_edrl_mea/disentanglement.py", "modeling_edrl_mea/alignment.py", "train/embeddings.py"),
     *("modeling_edrl_mea/multiblock_pls.py", "modeling_edrl_mea/component_choice.py"),
@@ -45,10 +45,10 @@ class RecipeError(ValueError):
 
 @dataclass
 class TrialAnswers:
-    """What a recipe trained in one trial said: probabilities (n, C) by (corpus, condition's fingerprint or "clean")."""
+    """What a recipe trained in one trial said: probabilities (n, C) by way of answering, corpus, and condition's
+    fingerprint or "clean"."""
 
-    probabilities: dict[tuple[str, str], np.ndarray]
-    adapted: dict[tuple[str, str], np.ndarray]
+    probabilities: dict[tuple[Way, str, str], np.ndarray]
     temperature: float | None  # fitted on the trial's validation speakers
 
 
@@ -133,13 +133,14 @@ class RecipeContender:
         temperature = None
         if validation is not None:
             temperature = fit_temperature(validation.labels.numpy(), predict(model, validation))
-        answers = TrialAnswers({}, {}, temperature)
+        answers = TrialAnswers({}, temperature)
         for corpus, rows in trial.tests.items():
             for condition in conditions:
-                key = corpus, condition_key(condition)
                 statistics = data.statistics(corpus, condition)[rows]
-                answers.probabilities[key] = probabilities_of(model, statistics)
-                answers.adapted[key] = predict_adapted(model, statistics)
+                speakers = np.array(data.corpora[corpus]["speaker"])[rows]
+                for way in SUFFIXES:
+                    said = probabilities_of(model, statistics, way, speakers)
+                    answers.probabilities[way, corpus, condition_key(condition)] = said
         return answers
 
 
@@ -183,23 +184,6 @@ class BenchmarkData:
 
 def condition_key(condition) -> str:
     return "clean" if condition is None else condition.fingerprint
-
-
-def probabilities_of(model: EdrlMeaForAudioClassification, statistics: torch.Tensor) -> np.ndarray:
-    """Probabilities (N, C) from layer statistics (N, L+1, S')."""
-    n = len(statistics)
-    return predict(model, Embeddings(statistics, torch.zeros(n, dtype=torch.long), [""] * n, torch.arange(n)))
-
-
-def predict_adapted(model: EdrlMeaForAudioClassification, statistics: torch.Tensor) -> np.ndarray:
-    """The same after adapting to these recordings, unlabelled, as `model.adapt` does; the model stays as it was."""
-    speech = model.edrl_mea.speech_embedding
-    before = {name: tensor.clone() for name, tensor in speech.state_dict().items()}
-    try:
-        speech.adapt(statistics.to(model.device), model.config.adaptation_prior)
-        return probabilities_of(model, statistics)
-    finally:
-        speech.load_state_dict(before)
 
 
 @cache

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from .benchmark import ADAPTED
+from .adaptation import SUFFIXES, row_without_adaptation
 from .metrics import calibration_by_speaker, calibration_error_of
 from .report import Answers
 
@@ -229,10 +229,11 @@ def _pooled(rows: Sequence[dict], model: str) -> np.ndarray | None:
 
 
 def _style(model: str, models: Sequence[str]) -> tuple[str, str, str]:
-    """Colour, marker and dash: an adapted row is the dashed line of its model's colour."""
-    plain = list(dict.fromkeys(name.removesuffix(ADAPTED) for name in models))
-    place = plain.index(model.removesuffix(ADAPTED))
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], "--" if model.endswith(ADAPTED) else "-"
+    """Colour, marker and dash: adapted rows are the broken lines of their model's colour."""
+    plain = list(dict.fromkeys(map(row_without_adaptation, models)))
+    place = plain.index(row_without_adaptation(model))
+    dash = {SUFFIXES["test"]: "--", SUFFIXES["speaker"]: ":"}.get(model.removeprefix(plain[place]), "-")
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], dash
 
 
 def _save(figure: Figure, path: Path) -> bool:
