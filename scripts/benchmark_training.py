@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from tqdm.auto import tqdm
 from transformers import (
     AutoFeatureExtractor,
     Trainer,
@@ -36,7 +37,8 @@ sys.path.insert(0, str(ROOT))
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
 from train import stages  # noqa: E402
 from train.evaluation import answers_of  # noqa: E402
-from train.metrics import scores  # noqa: E402
+from train.metrics import bootstrap_interval, paired_bootstrap_difference, uar  # noqa: E402
+from train.report import Answers  # noqa: E402
 from train.report_tables import markdown_table  # noqa: E402
 from train.speech import SAMPLING_RATE, Speech  # noqa: E402
 from train.trainer import STEPS, EdrlMeaTrainer  # noqa: E402
@@ -58,32 +60,58 @@ SHAPES = {"WavLM-base": {}, "WavLM-large": LARGE}
 def main() -> None:
     options = parse_arguments()
     on_gpu = torch.cuda.is_available()
-    with tempfile.TemporaryDirectory() as folder:
-        if options.corpus:
-            train, test, labels = read(options)
-            n_train, n_test = len(train), len(test)
-            print(
-                f"{n_train} recordings for training, {n_test} of other speakers for testing, {options.epochs} epochs\n"
-            )
-            ours = train_ours(options, train, test, labels, Path(folder))
-            stock = train_stock(options, train, test, labels, Path(folder))
-            print(against_stock(ours, stock), "\n")
-            print(against_regression(options, train, test, labels, Path(folder)), "\n")
-            if on_gpu:
-                print(two_stages_in_bf16(options, train, test, labels, Path(folder)), "\n")
+    if options.corpus:
+        corpus, folds = read(options)
+        print(
+            f"{len(corpus)} recordings, {options.folds} folds of speakers, {options.epochs} epochs; seconds of all "
+            "folds, UAR over all recordings, each tested by a model that never heard its speaker\n"
+        )
+        on_waveforms, on_embeddings = {}, {}
+        for train, test in tqdm(folds, desc="folds"):
+            with tempfile.TemporaryDirectory() as folder:
+                rooms = options, corpus.select(train), corpus.select(test), corpus.features["label"].names, Path(folder)
+                for title, *found in [*train_ours(*rooms), train_stock(*rooms)]:
+                    on_waveforms.setdefault(title, []).append(found)
+                for title, *found in against_regression(*rooms):
+                    on_embeddings.setdefault(title, []).append(found)
+        print(table("frozen backbone, all epochs", on_waveforms), "\n")
+        print(table("on cached embeddings", on_embeddings), "\n")
         if on_gpu:
-            print(learning_backbones(SHAPES))
-        else:
-            print("No GPU: memory and speed at the shapes of WavLM-base and WavLM-large were not measured.")
+            with tempfile.TemporaryDirectory() as folder:
+                train, test = (corpus.select(rows) for rows in folds[0])
+                print(two_stages_in_bf16(options, train, test, corpus.features["label"].names, Path(folder)), "\n")
+    if on_gpu:
+        print(learning_backbones(SHAPES))
+    else:
+        print("No GPU: memory and speed at the shapes of WavLM-base and WavLM-large were not measured.")
 
 
 def read(options) -> tuple:
-    """(recordings for training, of other speakers for testing, names of the labels)"""
+    """(the corpus, [(rows for training, rows of other speakers for testing)] by fold)"""
     from train.corpora import load_corpus
-    from train.splits import split_by_speaker
+    from train.splits import fold_indices
 
     corpus = load_corpus(options.corpus, label_scheme=options.label_scheme)
-    return *split_by_speaker(corpus, 0.25, seed=0), corpus.features["label"].names
+    return corpus, fold_indices(corpus, options.folds)
+
+
+def table(title: str, found: dict[str, list]) -> str:
+    """`found`: seconds and answers of each fold by row, of which the last is what the others are compared to."""
+    seconds = {name: sum(fold[0] for fold in folds) for name, folds in found.items()}
+    answers = {name: Answers.joined([fold[1] for fold in folds]) for name, folds in found.items()}
+    *_, reference = found
+    lines = []
+    for name, own in answers.items():
+        counts, theirs = own.confusion()[0], answers[reference].confusion()[0]
+        reached, gain = bootstrap_interval("uar", counts), paired_bootstrap_difference("uar", counts, theirs)
+        shown = "" if name == reference else f"{signed(gain.estimate)} ({signed(gain.low)} to {signed(gain.high)})"
+        ratio = f"{seconds[reference] / seconds[name]:.1f} ×"
+        lines.append([name, f"{seconds[name]:.2f}", ratio, f"{100 * reached.estimate:.1f}", shown])
+    return markdown_table([title, "seconds", "faster by", "UAR %", "more UAR (95%)"], lines)
+
+
+def signed(share: float) -> str:
+    return f"{100 * share:+.1f}"
 
 
 def parse_arguments():
@@ -93,16 +121,13 @@ def parse_arguments():
     parser.add_argument("--backbone", default=str(ROOT / "checkpoints" / "wavlm-compact"))
     parser.add_argument("--arrangement", default=None, help="default: the config's own")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--folds", type=int, default=4, help="of speakers; every recording is tested once")
     return parser.parse_args()
 
 
 def arguments(folder: Path, **settings) -> TrainingArguments:
     quiet = dict(report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0)
     return TrainingArguments(str(folder), use_cpu=not torch.cuda.is_available(), **(quiet | settings))
-
-
-def uar(references, probabilities) -> float:
-    return scores(np.asarray(references), np.asarray(probabilities).argmax(1))["uar"]
 
 
 def timed(function, *args, **kwargs):
@@ -138,7 +163,7 @@ def train_ours(options, train, test, labels, folder: Path) -> list[tuple]:
 
         trainer, seconds = timed(both_stages)
         found = answers_of(trainer.model, Speech(test, "test speech").embed(trainer.cache()))
-        rows.append((f"EdrlMeaTrainer, {state} cache", seconds, uar(found.references, found.probabilities)))
+        rows.append((f"EdrlMeaTrainer, {state} cache", seconds, found))
     return rows
 
 
@@ -179,20 +204,14 @@ def train_stock(options, train, test, labels, folder: Path) -> tuple:
     trainer = Trainer(model, args, train_dataset=Waveforms(train), data_collator=collator)
     _, seconds = timed(trainer.train)
     prediction = trainer.predict(Waveforms(test))
-    return "Trainer, WavLMForSequenceClassification", seconds, uar(prediction.label_ids, prediction.predictions)
-
-
-def against_stock(ours: list[tuple], stock: tuple) -> str:
-    lines = [
-        [name, f"{seconds:.1f}", f"{stock[1] / seconds:.1f} ×", f"{100 * u:.1f}"] for name, seconds, u in [*ours, stock]
-    ]
-    return markdown_table(["frozen backbone, all epochs", "seconds", "faster by", "UAR %"], lines)
+    found = Answers(prediction.label_ids, prediction.predictions, np.array(test["speaker"]))
+    return "Trainer, WavLMForSequenceClassification", seconds, found
 
 
 # --- 2 ------------------------------------------------------------------------------------------------------
 
 
-def against_regression(options, train, test, labels, folder: Path) -> str:
+def against_regression(options, train, test, labels, folder: Path) -> list[tuple]:
     model = new_model(options, labels)
     trainer = EdrlMeaTrainer(
         model, arguments(folder, num_train_epochs=options.epochs), Speech(train, "training speech")
@@ -210,17 +229,11 @@ def against_regression(options, train, test, labels, folder: Path) -> str:
         LogisticRegression(class_weight="balanced", max_iter=5000), {"C": stages.INVERSE_REGULARIZATION}, cv=folds
     )
     _, theirs = timed(search.fit, features[0], data.labels.numpy())
-    their_uar = uar(held_out.labels, search.predict_proba(features[1]))
-    lines = [
-        [
-            f"stage 2: {', '.join(closed)}",
-            f"{ours:.2f}",
-            f"{theirs / ours:.1f} ×",
-            f"{100 * uar(found.references, found.probabilities):.1f}",
-        ],
-        ["scikit-learn LogisticRegression", f"{theirs:.2f}", "1.0 ×", f"{100 * their_uar:.1f}"],
+    regression = Answers(found.references, search.predict_proba(features[1]), found.speakers)
+    return [
+        (f"stage 2: {', '.join(closed)}", ours, found),
+        ("scikit-learn LogisticRegression", theirs, regression),
     ]
-    return markdown_table(["on cached embeddings", "seconds", "faster by", "UAR %"], lines)
 
 
 # --- 3 ------------------------------------------------------------------------------------------------------
@@ -290,7 +303,7 @@ def two_stages_in_bf16(options, train, test, labels, folder: Path) -> str:
     trainer = EdrlMeaTrainer(model, args, Speech(train, "training speech"), backbone_learning_rate=5e-5)
     _, seconds = timed(trainer.train)
     found = answers_of(trainer.model, Speech(test, "test speech").embed(trainer.cache()))
-    reached = 100 * uar(found.references, found.probabilities)
+    reached = 100 * uar(found.references, found.probabilities.argmax(1))
     return f"Two stages in bf16, the backbone learning, 10 epochs: {seconds:.1f} s, UAR {reached:.1f}%"
 
 

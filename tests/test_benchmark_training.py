@@ -35,7 +35,7 @@ def test_steps_of_stock_and_own_models_are_measured_in_bfloat16(norm):
 def test_the_whole_script_runs(tmp_path, tiny_backbone_config):
     corpus, backbone = write_corpus(tmp_path / "tones", 6), write_backbone(tmp_path / "backbone", tiny_backbone_config)
     command = [sys.executable, "scripts/benchmark_training.py", "--corpus", corpus, "--backbone", backbone]
-    done = subprocess.run([*command, "--epochs", "2"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "--epochs", "2", "--folds", "2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for row in ("EdrlMeaTrainer, empty cache", "EdrlMeaTrainer, full cache", "Trainer, WavLM", "scikit-learn"):
         assert row in done.stdout
