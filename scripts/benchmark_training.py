@@ -3,6 +3,8 @@
 
     python scripts/benchmark_training.py --corpus emodb=DIR
 
+Over folds of speakers, so that every recording is tested once:
+
 1. Both stages above a frozen backbone, against the stock `Trainer` fine-tuning `WavLMForSequenceClassification` on the
    same frozen backbone, recordings, batches and epochs; with an empty cache of embeddings and with a full one.
 2. Stage 2 against scikit-learn's logistic regression on the same cached embeddings, C chosen by the same folds.
@@ -69,10 +71,10 @@ def main() -> None:
         on_waveforms, on_embeddings = {}, {}
         for train, test in tqdm(folds, desc="folds"):
             with tempfile.TemporaryDirectory() as folder:
-                rooms = options, corpus.select(train), corpus.select(test), corpus.features["label"].names, Path(folder)
-                for title, *found in [*train_ours(*rooms), train_stock(*rooms)]:
+                fold = options, corpus.select(train), corpus.select(test), corpus.features["label"].names, Path(folder)
+                for title, *found in [*train_ours(*fold), train_stock(*fold)]:
                     on_waveforms.setdefault(title, []).append(found)
-                for title, *found in against_regression(*rooms):
+                for title, *found in against_regression(*fold):
                     on_embeddings.setdefault(title, []).append(found)
         print(table("frozen backbone, all epochs", on_waveforms), "\n")
         print(table("on cached embeddings", on_embeddings), "\n")
@@ -107,7 +109,7 @@ def table(title: str, found: dict[str, list]) -> str:
         shown = "" if name == reference else f"{signed(gain.estimate)} ({signed(gain.low)} to {signed(gain.high)})"
         ratio = f"{seconds[reference] / seconds[name]:.1f} ×"
         lines.append([name, f"{seconds[name]:.2f}", ratio, f"{100 * reached.estimate:.1f}", shown])
-    return markdown_table([title, "seconds", "faster by", "UAR %", "more UAR (95%)"], lines)
+    return markdown_table([title, "seconds", "faster by", "UAR %", "less the last row's (95%)"], lines)
 
 
 def signed(share: float) -> str:

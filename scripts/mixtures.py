@@ -212,7 +212,7 @@ class MixtureStream(Dataset):
         if len(signal) > longest:
             start = int(rng.integers(len(signal) - longest + 1))
             signal = signal[start : start + longest]
-        elif len(signal) < SAMPLING_RATE // 2:  # under half a second: too little to mask anything
+        elif len(signal) < SAMPLING_RATE // 2:  # too little to mask anything; its descriptors are roughly placed then
             signal = crop(signal, SAMPLING_RATE // 2, rng)
         return start, signal + 1e-5 * rng.standard_normal(len(signal)).astype(np.float32)  # no digital silence
 

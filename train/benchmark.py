@@ -253,15 +253,14 @@ class Benchmark:
             if not len(rows):
                 self.fail(contender.name, f"{contender.name} was trained on every speaker of {corpus}", test=corpus)
                 continue
+            speakers = self.columns[corpus][1][rows]
             for way in ways:
-                temperatures = None
+                row, temperatures = contender.name + SUFFIXES[way], None
                 for condition in self.usable(corpus):
-                    speakers = self.columns[corpus][1][rows]
                     said = contender.probabilities(list(dataset["audio"]), condition, rows, way, speakers)
                     answers = self.as_answers(corpus, rows, said)
                     if condition is None:
                         temperatures = contender.temperatures(answers)
-                    row = contender.name + SUFFIXES[way]
                     cells.append(self.cell(row, "folds", contender.trained_on, corpus, condition, answers))
                     cells[-1].temperatures = temperatures
         return cells

@@ -135,9 +135,9 @@ class RecipeContender:
             temperature = fit_temperature(validation.labels.numpy(), predict(model, validation))
         answers = TrialAnswers({}, temperature)
         for corpus, rows in trial.tests.items():
+            speakers = np.array(data.corpora[corpus]["speaker"])[rows]
             for condition in conditions:
                 statistics = data.statistics(corpus, condition)[rows]
-                speakers = np.array(data.corpora[corpus]["speaker"])[rows]
                 for way in SUFFIXES:
                     said = probabilities_of(model, statistics, way, speakers)
                     answers.probabilities[way, corpus, condition_key(condition)] = said
