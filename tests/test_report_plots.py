@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -47,6 +49,13 @@ def test_a_line_for_each_model_falls_from_clean_to_the_lowest_snr(figures, tmp_p
     assert [label.get_text() for label in axis.get_xticklabels()] == ["clean", "20", "0"]
     lines = {line.get_label(): line for line in axis.get_lines() if not line.get_label().startswith("_")}
     assert set(lines) == {"linear", "ours"} and lines["ours"].get_ydata()[0] > lines["ours"].get_ydata()[-1]
+
+
+def test_rows_that_adapt_have_a_panel_of_their_own(figures, tmp_path):
+    adapted = [replace(one, model="ours + adaptation by speaker") for one in cells() if one.model == "ours"]
+    assert report_plots.uar_against_snr(report_of(cells() + adapted), tmp_path / "x.png")
+    drawn = [[line.get_label() for line in axis.get_lines() if line.get_label()[0] != "_"] for axis in figures[0].axes]
+    assert drawn == [["linear", "ours"], ["ours"]]
 
 
 def test_the_heat_map_has_within_corpus_results_on_its_diagonal(figures, tmp_path):

@@ -26,51 +26,51 @@ FEWEST = 5  # recordings in a bin of the reliability diagram whose accuracy mean
 
 
 def uar_against_snr(report: dict, path: Path) -> bool:
-    """UAR over noise sources and corpora against the SNR of recorded and of Gaussian noise, clean speech beside it."""
+    """UAR over noise sources and corpora against the SNR of recorded and of Gaussian noise, clean speech beside it.
+
+    Rows of panels are kinds of noise, columns ways to adapt.
+    """
     found = {(entry["model"], entry["over"]): entry["mean"] for entry in report.get("summaries", [])}
-    panels = {}
+    kinds = {}
     for kind, title in (("noise", "recorded noise"), ("gaussian", "Gaussian noise")):
         levels = {over.removeprefix(f"{kind}: ") for _, over in found if over.startswith(f"{kind}: ") and "dB" in over}
         if levels:
-            panels[kind] = title, sorted((int(level.split()[0]) for level in levels), reverse=True)
-    if not panels:
+            kinds[kind] = title, sorted((int(level.split()[0]) for level in levels), reverse=True)
+    if not kinds:
         return False
     models = [model["name"] for model in report["models"] if (model["name"], "clean") in found]
-    figure = Figure(figsize=(4.2 * len(panels) + 2.6, 4.2), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    for axis, (kind, (title, levels)) in zip(axes, panels.items(), strict=True):
-        for place, model in enumerate(models):
-            overs = ["clean", *(f"{kind}: {level} dB" for level in levels)]
-            _line(
-                axis,
-                [found.get((model, over)) for over in overs],
-                model,
-                models,
-                (place - (len(models) - 1) / 2) * min(0.03, SPREAD / len(models)),
-            )
-        axis.set_xticks(range(len(levels) + 1), ["clean", *map(str, levels)])
-        axis.set(title=title, xlabel="SNR, dB")
-        axis.grid(alpha=0.3)
-    chance = 100 / len(report["models"][0]["labels"])
-    for axis in axes:
-        axis.axhline(chance, color="0.6", linestyle=":", linewidth=1)
-        axis.annotate("chance", (0, chance), color="0.5", fontsize=8, va="bottom")
-    axes[0].set_ylabel("UAR, % (95% over speakers)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    plain = list(dict.fromkeys(map(row_without_adaptation, models)))
+    ways = [suffix for suffix in SUFFIXES.values() if any(name + suffix in models for name in plain)]
+    figure = Figure(figsize=(3.4 * len(ways) + 2, 3.8 * len(kinds) + 0.4), layout="constrained")
+    grid = figure.subplots(len(kinds), len(ways), sharey=True, squeeze=False)
+    for axes, (kind, (title, levels)) in zip(grid, kinds.items(), strict=True):
+        overs = ["clean", *(f"{kind}: {level} dB" for level in levels)]
+        for axis, way in zip(axes, ways, strict=True):
+            for place, name in enumerate(plain):
+                shift = (place - (len(plain) - 1) / 2) * min(0.06, SPREAD / len(plain))
+                if name + way in models:
+                    _line(axis, [found.get((name + way, over)) for over in overs], name, place, shift)
+            axis.set_xticks(range(len(overs)), ["clean", *map(str, levels)])
+            axis.set(title=f"{title}, {way.removeprefix(' + ')}" if way else title, xlabel="SNR, dB")
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel(f"UAR, % (95% over speakers; chance {100 / len(report['models'][0]['labels']):.0f})")
+    handles = {}
+    for axis in grid.ravel():
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
     return _save(figure, path)
 
 
-def _line(axis, means: Sequence[dict | None], model: str, models: Sequence[str], shift: float) -> None:
+def _line(axis, means: Sequence[dict | None], name: str, place: int, shift: float) -> None:
     """One model's line; its interval bars stand `shift` aside, so that they do not hide the others'."""
-    colour, marker, dash = _style(model, models)
-    places = [place for place, mean in enumerate(means) if mean is not None]
-    values = np.array([100 * means[place]["value"] for place in places])
-    axis.plot(np.array(places) + shift, values, color=colour, marker=marker, linestyle=dash, markersize=4, label=model)
-    for place in places:
-        low, high = means[place]["low"], means[place]["high"]
+    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    places = [at for at, mean in enumerate(means) if mean is not None]
+    values = np.array([100 * means[at]["value"] for at in places])
+    axis.plot(np.array(places) + shift, values, color=colour, marker=marker, markersize=4, label=name)
+    for at in places:
+        low, high = means[at]["low"], means[at]["high"]
         if low is not None:
-            axis.plot([place + shift] * 2, [100 * low, 100 * high], color=colour, linewidth=1, alpha=0.6)
+            axis.plot([at + shift] * 2, [100 * low, 100 * high], color=colour, linewidth=1, alpha=0.6)
 
 
 def cross_corpus(report: dict, path: Path) -> bool:
@@ -226,14 +226,6 @@ def _heat_map(axis, table: np.ndarray, rows: Sequence[str], columns: Sequence[st
 def _pooled(rows: Sequence[dict], model: str) -> np.ndarray | None:
     tables = [row["confusion"] for row in rows if row["model"] == model]
     return np.sum(tables, axis=0) if tables else None
-
-
-def _style(model: str, models: Sequence[str]) -> tuple[str, str, str]:
-    """Colour, marker and dash: adapted rows are the broken lines of their model's colour."""
-    plain = list(dict.fromkeys(map(row_without_adaptation, models)))
-    place = plain.index(row_without_adaptation(model))
-    dash = {SUFFIXES["test"]: "--", SUFFIXES["speaker"]: ":"}.get(model.removeprefix(plain[place]), "-")
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], dash
 
 
 def _save(figure: Figure, path: Path) -> bool:
