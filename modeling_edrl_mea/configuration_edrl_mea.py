@@ -95,7 +95,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     shared_invariance_weight: float = 0.1  # spread of the class means of z₀
 
     # MEA: multiblock partial least squares
-    n_components: int = 64  # k
+    n_components: int = 128  # k; of a small corpus, as many as there are directions
     # Y, side by side; what labels would add, the classifier learns from them directly.
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
     # n_components is then the most, of which cross-validation over training speakers keeps the fewest that do as well
