@@ -40,6 +40,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         help="further rows for each that can adapt to unlabelled recordings: all of a test, or each speaker's",
     )
+    add(
+        "--ceiling",
+        action="store_true",
+        help="a further row for each recipe, trained on the tests' corruptions too: what robustness could gain at most",
+    )
     add("--label_scheme", default="four_emotions", help="four_emotions, arousal or valence")
     add(
         "--label_map", nargs="+", default=[], metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words"
@@ -181,9 +186,10 @@ def make_contenders(options, classes: list[str], cache: Path) -> list:
         contenders.append(PretrainedContender(name, path, classes, options.label_scheme, own, **settings))
     for source in options.recipe:
         name, path = named(source)
-        contenders.append(
-            RecipeContender(name, path, classes, options.label_scheme, cache / "embeddings", options.device)
-        )
+        settings = classes, options.label_scheme, cache / "embeddings", options.device
+        contenders += [
+            RecipeContender(name, path, *settings, hears_tests) for hears_tests in (False, True)[: 1 + options.ceiling]
+        ]
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise ValueError(f"Rows must differ in name, got {', '.join(names)}: write --recipe NAME=FILE.")

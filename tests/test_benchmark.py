@@ -15,7 +15,7 @@ from tests.test_contenders import stock_model
 from tests.tones import write_backbone, write_corpus
 from train import benchmark, benchmark_report
 from train.adaptation import SUFFIXES
-from train.recipes import RecipeContender
+from train.recipes import HEARD_TESTS, RecipeContender
 from train.report import validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +96,35 @@ def test_noise_and_rooms_in_testing_never_serve_in_training(report):
     parts = report["noise"]["noise"]
     assert parts["training"]["files"] and parts["testing"]["files"]
     assert not set(parts["training"]["files"]) & set(parts["testing"]["files"])
+
+
+def test_a_ceiling_row_hears_the_tests_noise_on_other_speakers(folders, tmp_path, report, monkeypatch, no_plots):
+    heard, run = {}, RecipeContender.run
+
+    def run_and_look(self, trial, data, conditions):
+        embeddings = data.embeddings
+
+        def look(rows, *given):
+            found = embeddings(rows, *given)
+            if rows is trial.train:
+                heard.setdefault(self.name, []).append(len(found) / sum(map(len, rows.values())))
+            return found
+
+        monkeypatch.setattr(data, "embeddings", look)
+        try:
+            return run(self, trial, data, conditions)
+        finally:
+            monkeypatch.setattr(data, "embeddings", embeddings)
+
+    monkeypatch.setattr(RecipeContender, "run", run_and_look)
+    again = benchmark_robustness.main(arguments(folders, tmp_path, "--baseline", "linear", "--ceiling"))
+    assert not again["errors"]
+    # Clean speech and two corruptions at two levels, and one noisy copy; the rows proper come from the store.
+    assert heard == {f"linear{HEARD_TESTS}": [5] * 4, f"ours{HEARD_TESTS}": [6] * 4}
+    proper = [row for row in again["results"] if HEARD_TESTS not in row["model"]]
+    assert proper == [row for row in report["results"] if row["model"] in ("linear", "ours")]
+    ceilings = [row for row in again["results"] if HEARD_TESTS in row["model"]]
+    assert {row["protocol"] for row in ceilings} == {"clean", "corruption"} and len(ceilings) == 20
 
 
 @pytest.fixture

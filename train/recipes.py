@@ -36,6 +36,7 @@ METHOD_FILES = (
     *("modeling_edrl_mea/disentanglement.py", "modeling_edrl_mea/alignment.py", "train/embeddings.py"),
     *("modeling_edrl_mea/multiblock_pls.py", "modeling_edrl_mea/component_choice.py"),
 )
+HEARD_TESTS = " + the test's noise"  # what the name of a row that heard it in training ends with
 HELD_IN_MEMORY = 4 * 2**30  # bytes of statistics; reading them back from a thousand files takes a second a trial
 
 
@@ -55,6 +56,9 @@ class TrialAnswers:
 class RecipeContender:
     """A recipe: a YAML file with settings of train/run.py, of which the corpora and folders are the benchmark's.
 
+    With `hears_tests` it trains on the corruptions that it is tested with too, on other speakers: no row to compare
+    models by, but what robustness to them could gain at most.
+
     Raises:
         RecipeError: a label_scheme other than the benchmark's. SystemExit: unknown settings, naming the nearest.
     """
@@ -67,8 +71,10 @@ class RecipeContender:
         scheme: str,
         cache: str | Path = "cache",
         device: str = "cpu",
+        hears_tests: bool = False,
     ):
-        self.name, self.source, self.classes = name, str(file), list(classes)
+        self.name, self.source, self.classes = name + HEARD_TESTS * hears_tests, str(file), list(classes)
+        self.hears_tests = hears_tests
         ours = QUIET | {"output_dir": str(Path(cache) / "unused"), "use_cpu": str(device == "cpu")}
         self.arguments = parse_arguments(
             [str(file), *(part for key, said in ours.items() for part in (f"--{key}", said))]
@@ -103,6 +109,7 @@ class RecipeContender:
             **{name: value for name, value in resolved(self.arguments).items() if name not in NOT_SETTINGS},
             "config": json.loads(self.template.config.to_json_string(use_diff=False)),
             "backbone": fingerprint_of(self.template),
+            **({"hears_tests": True} if self.hears_tests else {}),
         }
 
     @property
@@ -121,7 +128,8 @@ class RecipeContender:
         set_seed(self.training_args.seed)
         # The frozen backbone is shared, not copied: only the heads learn.
         model = copy.deepcopy(self.template, {id(self.template.backbone): self.template.backbone})
-        train = data.embeddings(trial.train, self.noisy_copies)
+        heard = [condition for condition in conditions if condition is not None] if self.hears_tests else []
+        train = data.embeddings(trial.train, self.noisy_copies, heard)
         validation = data.embeddings(trial.validation) if trial.validation else None
         arguments = copy.deepcopy(self.training_args)
         if validation is None:
@@ -168,8 +176,10 @@ class BenchmarkData:
         keys = [f"{corpus}/{name}#{copy_number}" for name in names]
         return self.statistics(corpus, self.augmentation, keys, title)
 
-    def embeddings(self, rows: Mapping[str, np.ndarray], noisy_copies: int = 0) -> Embeddings:
-        """The recordings of some rows by corpus, with noisy copies of all of them."""
+    def embeddings(
+        self, rows: Mapping[str, np.ndarray], noisy_copies: int = 0, conditions: Sequence = ()
+    ) -> Embeddings:
+        """The recordings of some rows by corpus, with noisy copies of all of them, and a copy in each condition."""
         clean = torch.cat([self.statistics(name)[picked] for name, picked in rows.items()])
         labels = np.concatenate([np.array(self.corpora[name]["label"])[picked] for name, picked in rows.items()])
         speakers = np.concatenate([np.array(self.corpora[name]["speaker"])[picked] for name, picked in rows.items()])
@@ -178,6 +188,10 @@ class BenchmarkData:
         copies = [
             torch.cat([self.noisy_copy(name, number)[picked] for name, picked in rows.items()])
             for number in range(noisy_copies)
+        ]
+        copies += [
+            torch.cat([self.statistics(name, condition)[picked] for name, picked in rows.items()])
+            for condition in conditions
         ]
         return data.with_copies(copies) if copies else data
 
