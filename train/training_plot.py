@@ -43,7 +43,7 @@ def plot_training(folder: str | Path) -> Path | None:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     terms = sorted({name for logged in losses for name in logged if name.startswith("loss_")})
     for name in terms:
@@ -51,12 +51,12 @@ def plot_training(folder: str | Path) -> Path | None:
         left.plot(*zip(*points, strict=True), label=name.removeprefix("loss_").replace("_", " "))
     left.set(xlabel="epoch", ylabel="weighted loss", title="Stage 1: losses", yscale="log")
     if terms:
-        left.legend(fontsize="small", frameon=False)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize="small")
     if scores:
         right.plot([s["epoch"] for s in scores], [100 * s["eval_uar"] for s in scores], color="black")
         best = max(scores, key=lambda logged: logged["eval_uar"])
         right.plot(best["epoch"], 100 * best["eval_uar"], "o", color="tab:red", label="kept")
-        right.legend(frameon=False)
+        right.legend()
     right.set(xlabel="epoch", ylabel="UAR, %", title="Validation speakers")
     path = Path(folder) / "training.png"
     figure.savefig(path, dpi=120)
