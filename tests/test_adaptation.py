@@ -24,12 +24,12 @@ def test_adaptation_changes_the_standardisation_only(tiny_model, tmp_path):
 
 
 def test_few_recordings_adapt_less_than_many(tiny_model):
-    elsewhere = [3 * recording for recording in noise_recordings(30, seed=3)]
+    elsewhere = [3 * recording for recording in noise_recordings(2, seed=3)]
     moved = []
-    for count in (2, 30):
+    for times in (1, 15):  # the same mean, said by more
         model = tiny_model("linear")
         before = model.edrl_mea.speech_embedding.mean.clone()
-        model.adapt(elsewhere[:count])
+        model.adapt(times * elsewhere)
         moved.append(float((model.edrl_mea.speech_embedding.mean - before).norm()))
     assert 0 < moved[0] < moved[1]
 
