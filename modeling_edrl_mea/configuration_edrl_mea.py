@@ -69,9 +69,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0  # in standard deviations; one broken recording must not dominate a covariance
     whitening_size: int | None = None  # PCA-whiten u to this width (S); None: leave it as it is
-    # Recordings that the training statistics count for when `adapt` re-estimates them. Cross-validated inside training
-    # speakers, 3 did better than 5 and 10 with any number of a speaker's recordings from 1 on.
-    adaptation_prior: float = 3.0
+    adaptation_prior: float = 3.0  # recordings that the training statistics count for when `adapt` re-estimates them
 
     # How the rooms follow one another, and which logits count:
     #   linear     u → classifier                       (baseline)

@@ -98,7 +98,7 @@ def test_noise_and_rooms_in_testing_never_serve_in_training(report):
     assert not set(parts["training"]["files"]) & set(parts["testing"]["files"])
 
 
-def test_a_ceiling_row_hears_the_tests_noise_on_other_speakers(folders, tmp_path, report, monkeypatch, no_plots):
+def test_a_ceiling_row_hears_the_tests_corruptions_on_other_speakers(folders, tmp_path, report, monkeypatch, no_plots):
     heard, run = {}, RecipeContender.run
 
     def run_and_look(self, trial, data, conditions):
@@ -260,6 +260,7 @@ def test_a_list_of_recordings_narrows_what_a_model_is_given(folders, tmp_path, r
         (["--baseline", "theirs"], "theirs"),
         (["--test_list", "c=x.jsonl"], "c is none of the corpora"),
         (["--label_map", "anger"], "LABEL=EMOTION"),
+        (["--ceiling", "--protocols", "clean"], "corruption"),
     ],
 )
 def test_wrong_options_are_refused_by_name_before_anything_is_computed(folders, tmp_path, more, named):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ METHOD_FILES = (
     *("modeling_edrl_mea/disentanglement.py", "modeling_edrl_mea/alignment.py", "train/embeddings.py"),
     *("modeling_edrl_mea/multiblock_pls.py", "modeling_edrl_mea/component_choice.py"),
 )
-HEARD_TESTS = " + the test's noise"  # what the name of a row that heard it in training ends with
+HEARD_TESTS = " + the tests' corruptions"  # what the name of a row that heard them in training ends with
 HELD_IN_MEMORY = 4 * 2**30  # bytes of statistics; reading them back from a thousand files takes a second a trial
 
 
@@ -57,7 +57,7 @@ class RecipeContender:
     """A recipe: a YAML file with settings of train/run.py, of which the corpora and folders are the benchmark's.
 
     With `hears_tests` it trains on the corruptions that it is tested with too, on other speakers: no row to compare
-    models by, but what robustness to them could gain at most.
+    models by, but what knowing them would gain.
 
     Raises:
         RecipeError: a label_scheme other than the benchmark's. SystemExit: unknown settings, naming the nearest.
@@ -185,14 +185,9 @@ class BenchmarkData:
         speakers = np.concatenate([np.array(self.corpora[name]["speaker"])[picked] for name, picked in rows.items()])
         names = [name for name, picked in rows.items() for _ in picked]
         data = Embeddings(clean, torch.from_numpy(labels), speakers.tolist(), torch.arange(len(labels)), names)
-        copies = [
-            torch.cat([self.noisy_copy(name, number)[picked] for name, picked in rows.items()])
-            for number in range(noisy_copies)
-        ]
-        copies += [
-            torch.cat([self.statistics(name, condition)[picked] for name, picked in rows.items()])
-            for condition in conditions
-        ]
+        sources = [partial(self.noisy_copy, copy_number=number) for number in range(noisy_copies)]
+        sources += [partial(self.statistics, condition=condition) for condition in conditions]
+        copies = [torch.cat([source(name)[picked] for name, picked in rows.items()]) for source in sources]
         return data.with_copies(copies) if copies else data
 
 
