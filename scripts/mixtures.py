@@ -9,9 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -19,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from train.whole_files import whole_file  # noqa: E402
 
 SAMPLING_RATE = 16000
-VOICE_RANGE = 0.22  # changed voices are at most exp(0.22) higher or lower: men's and women's formants differ by less
 LEVEL = 0.05  # root mean square that openSMILE hears; it leaves 26 dB for peaks
 SHORTEST_DESCRIBED = 1600  # samples: below 100 ms openSMILE has no frame of its longest window
 N_DESCRIPTORS = 65
@@ -31,6 +28,7 @@ CONVOLUTIONS = tuple(zip((10, 8, 8, 8), (5, 4, 4, 4), strict=True))  # kernel, s
 def decode(path: str) -> np.ndarray:
     """Samples (n,) int16 at 16 kHz, channels mixed. ValueError naming the file if it cannot be read."""
     import soundfile
+    import soxr
 
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -94,11 +92,11 @@ class Recordings:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.samples[self.starts[i] : self.starts[i + 1]].astype(np.float32) / 32768
 
-    def descriptors(self, i: int, start: int, count: int, speed: float = 1.0) -> np.ndarray:
-        """(count, 65): what openSMILE says of `count` frames from sample `start` on, 20 ms times `speed` apart."""
+    def descriptors(self, i: int, start: int, count: int) -> np.ndarray:
+        """(count, 65): what openSMILE says of the 20 ms frames from sample `start` on, two of its frames in each."""
         first, end = self._descriptor_starts[i : i + 2]
-        rows = first + (start + 2 * DESCRIPTOR_HOP * speed * np.arange(count)).astype(int) // DESCRIPTOR_HOP
-        return (self._descriptors[np.minimum(rows, end - 1)] + self._descriptors[np.minimum(rows + 1, end - 1)]) / 2
+        rows = first + start // DESCRIPTOR_HOP + np.arange(2 * count)
+        return self._descriptors[np.minimum(rows, end - 1)].reshape(count, 2, N_DESCRIPTORS).mean(1)
 
     @classmethod
     def build(cls, cache: Path, folders: list[str], leave_out=(), opensmile=False, workers=None):
@@ -161,11 +159,6 @@ def crop(signal: np.ndarray, length: int, rng) -> np.ndarray:
     return signal[start : start + length]
 
 
-def padded(signals: list[np.ndarray]) -> torch.Tensor:
-    """(signals, longest) float32, zeros behind the shorter ones."""
-    return pad_sequence([torch.from_numpy(signal.astype(np.float32)) for signal in signals], batch_first=True)
-
-
 def coloured_noise(length: int, rng) -> np.ndarray:
     """Gaussian noise (length,) whose power falls as 1 / f^slope, slope drawn from 0 (white) to 2 (brown)."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
@@ -193,21 +186,22 @@ class MixtureStream(Dataset):
         args, rng = self.args, np.random.default_rng([self.args.seed, self.rank, step])
         picks = rng.choice(len(self.speech), args.batch_size, p=self.probability)
         starts, crops = zip(*(self.clean_crop(i, rng) for i in picks), strict=True)
-        speeds, heard = zip(*(self.change_voice(signal, rng) for signal in crops), strict=True)
-        frames = num_frames(max(len(h) for h in heard))
-        mask = np.zeros((len(crops), frames), bool)
-        for i, signal in enumerate(heard):
+        longest = max(len(c) for c in crops)
+        clean = np.zeros((len(crops), longest), np.float32)
+        noisy = np.zeros_like(clean)
+        mask = np.zeros((len(crops), num_frames(longest)), bool)
+        for i, signal in enumerate(crops):
+            clean[i, : len(signal)] = normalise(signal)
+            noisy[i, : len(signal)] = normalise(self.disturb(signal, rng))
             mask[i, : num_frames(len(signal))] = self.span_mask(num_frames(len(signal)), rng)
         batch = {
-            "clean": padded([normalise(signal) for signal in crops]),
-            "noisy": padded([normalise(self.disturb(signal, rng)) for signal in heard]),
+            "clean": torch.from_numpy(clean),
+            "noisy": torch.from_numpy(noisy),
             "mask": torch.from_numpy(mask),
-            "lengths": torch.tensor([len(h) for h in heard]),
-            "speeds": torch.tensor(speeds),
+            "lengths": torch.tensor([len(c) for c in crops]),
         }
         if self.functionals is not None:
-            described = zip(picks, starts, speeds, strict=True)
-            described = [self.speech.descriptors(i, start, frames, speed) for i, start, speed in described]
+            described = [self.speech.descriptors(*at, mask.shape[1]) for at in zip(picks, starts, strict=True)]
             batch["descriptors"] = torch.from_numpy(np.stack(described))
             batch["functionals"] = torch.from_numpy(self.functionals[picks])
         return batch
@@ -221,18 +215,6 @@ class MixtureStream(Dataset):
         elif len(signal) < SAMPLING_RATE // 2:  # too little to mask anything; its descriptors are roughly placed then
             signal = crop(signal, SAMPLING_RATE // 2, rng)
         return start, signal + 1e-5 * rng.standard_normal(len(signal)).astype(np.float32)  # no digital silence
-
-    def change_voice(self, signal: np.ndarray, rng) -> tuple[float, np.ndarray]:
-        """How much faster, and the signal played so much faster by another, larger or smaller, speaker.
-
-        Pitch and formants move together. A random cutoff hides the empty top that slower playing leaves, which would
-        give the change away.
-        """
-        if rng.random() >= self.args.changed_share:
-            return 1.0, signal
-        speed, cutoff = math.exp(rng.uniform(-VOICE_RANGE, VOICE_RANGE)), rng.uniform(0.75, 1.0)
-        narrow = soxr.resample(signal, SAMPLING_RATE * speed, SAMPLING_RATE * cutoff)
-        return speed, soxr.resample(narrow, SAMPLING_RATE * cutoff, SAMPLING_RATE)
 
     def disturb(self, signal: np.ndarray, rng) -> np.ndarray:
         """The signal with a disturbance at -3 to 20 dB, or as it is."""

@@ -114,11 +114,11 @@ class FrameTargets(nn.Module):
 
     def measure(self, batch: dict) -> torch.Tensor:
         """The targets in their own units."""
-        clean, lead = batch["clean"], (WINDOW - RECEPTIVE_FIELD) // 2  # centre each window on what the frame sees
-        positions = torch.arange(batch["mask"].shape[1], device=clean.device) * HOP * batch["speeds"][:, None]
-        samples = positions.long()[..., None] + torch.arange(WINDOW, device=clean.device)
-        clean = F.pad(clean, (lead, max(0, int(samples.max()) + 1 - lead - clean.shape[1])))
-        frames = clean.gather(1, samples.flatten(1)).view(samples.shape)
+        clean = batch["clean"]
+        lead = (WINDOW - RECEPTIVE_FIELD) // 2  # centre each window on what the frame sees
+        count = num_frames(clean.shape[1])
+        tail = max(0, (count - 1) * HOP + WINDOW - lead - clean.shape[1])
+        frames = F.pad(clean, (lead, tail)).unfold(1, WINDOW, HOP)[:, :count]
         frames = (frames - frames.mean(-1, keepdim=True)) * self.window
         power = torch.fft.rfft(frames).abs().square()
         mels = torch.log(power @ self.filters + 1e-2)  # the signal has unit variance: a floor at about -50 dB
@@ -397,7 +397,6 @@ def parse_arguments(argv=None):
     add("--mask_share", type=float, default=0.45, help="share of frames masked, about")
     add("--whole_share", type=float, default=0.2, help="share of recordings in which nothing is masked")
     add("--noisy_share", type=float, default=0.55, help="share of recordings disturbed")
-    add("--changed_share", type=float, default=0.5, help="share of recordings heard from a larger or smaller speaker")
     add("--seen_weight", type=float, default=0.5, help="weight of the loss at frames that are not masked")
     add("--recording_weight", type=float, default=0.5, help="weight of the loss on functionals")
     add("--folder_balance", type=float, default=0.5, help="1: by number of files; 0: all folders alike")

@@ -141,32 +141,6 @@ def test_pretraining_starts_from_a_finished_backbone(folders, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def heard_as_it_is(signal: np.ndarray, speed: float = 1.0) -> dict:
-    """The batch of one recording that is heard `speed` times faster than it is."""
-    mask = torch.zeros(1, mixtures.num_frames(int(len(signal) / speed)), dtype=torch.bool)
-    clean = torch.from_numpy(mixtures.normalise(signal))[None]
-    return {"clean": clean, "mask": mask, "speeds": torch.tensor([speed])}
-
-
-def test_a_changed_voice_is_faster_and_higher_by_as_much(folders, tmp_path):
-    stream, rng = stream_of(folders, tmp_path, "--changed_share", "1"), np.random.default_rng(0)
-    speeds = []
-    for _ in range(20):
-        speed, heard = stream.change_voice(tone(200, 1.0), rng)
-        assert len(heard) == pytest.approx(16000 / speed, abs=2)
-        loudest = np.abs(np.fft.rfft(heard * np.hanning(len(heard)), 16000)).argmax()
-        assert loudest == pytest.approx(200 * speed, abs=1)
-        speeds.append(speed)
-    assert min(speeds) < 0.9 and max(speeds) > 1.1
-
-
-def test_the_targets_of_a_changed_voice_are_the_originals():
-    targets, voice = pretraining.FrameTargets(), tone(200, 1.0) * (np.arange(16000) < 8000)
-    plain, changed = (targets(heard_as_it_is(voice, speed))[0] for speed in (1.0, 1.25))
-    # every fourth frame of what is heard falls on every fifth of the original
-    torch.testing.assert_close(changed[::4], plain[::5], atol=2e-3, rtol=0)
-
-
 def test_noise_kept_for_testing_is_not_heard(folders, tmp_path):
     stream = stream_of(folders, tmp_path)
     assert [Path(file).name for file in stream.noise.files] == ["1-1.wav"]
@@ -177,7 +151,7 @@ def test_the_pitch_target_is_high_at_the_period_of_a_voice_and_low_off_it():
     lags = 1 / torch.logspace(np.log10(60), np.log10(500), 48).flip(0)
     for hz in (120.0, 200.0):
         voice = tone(hz, 0.5) + tone(2 * hz, 0.5) / 2
-        frame = targets(heard_as_it_is(voice))[0, 10, 80:]
+        frame = targets({"clean": torch.from_numpy(mixtures.normalise(voice))[None]})[0, 10, 80:]
         at_period, off_period = ((lags * hz - periods).abs().argmin() for periods in (1.0, 0.6))
         assert frame[at_period] > 0.8 and frame[off_period] < 0.2
 
