@@ -4,8 +4,9 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 
 from .alignment import EmbeddingAlignment, MultiblockPLS
 from .configuration_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
-from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, RecordingError, load_recording
+from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
+from .recordings import RecordingError, load_recording
 from .timeline import Segment, Timeline
 from .timeline_stream import TimelineStream
 

@@ -24,8 +24,9 @@ from .disentanglement import (
     init_linear,
 )
 from .explanation import explain
-from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor, load_recording
+from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .frames import iter_windows, receptive_field
+from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
 from .timeline import Timeline
 from .timeline_stream import TimelineStream, predict_timeline

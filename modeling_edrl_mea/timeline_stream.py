@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from .feature_extraction_edrl_mea import (
+from .frames import samples_per_frame
+from .recordings import (
     MAX_CHANNELS,
     RecordingError,
     as_array,
@@ -16,7 +17,6 @@ from .feature_extraction_edrl_mea import (
     load_recording,
     mix,
 )
-from .frames import samples_per_frame
 from .timeline import Segment, Timeline
 
 try:

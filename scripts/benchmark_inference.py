@@ -37,9 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 import modeling_edrl_mea  # noqa: E402
 from modeling_edrl_mea import load_recording  # noqa: E402
 from modeling_edrl_mea.prepared_weights import project  # noqa: E402
-from train.recordings import find_audio  # noqa: E402
+from modeling_edrl_mea.recordings import SAMPLING_RATE, find_audio  # noqa: E402
 
-SAMPLING_RATE = 16_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TABLES = ["latency", "mixed", "pipeline", "heads", "memory", "uar"]
 EMOTIONS = dict(enumerate(["anger", "happiness", "neutral", "sadness"]))
@@ -202,8 +201,8 @@ def print_heads(models: dict, args) -> None:
 @torch.inference_mode()
 def print_uar(args) -> None:
     """UAR of the trained model on a labelled corpus in both precisions; it saw some of the speakers in training."""
-    from train.corpora import load_corpus
-    from train.metrics import uar
+    from train.data.corpora import load_corpus
+    from train.evaluation.metrics import uar
 
     corpus = load_corpus(args.corpus, label_scheme=args.label_scheme)
     waveforms = [load_recording(audio) for audio in corpus["audio"]]

@@ -5,7 +5,7 @@
 
 A model is tested on whole corpora, clean and corrupted; a recipe (settings of train/run.py, see train/arguments.py) is
 trained per speaker-independent fold, per ordered pair of corpora, and with one corpus left out. OUTPUT gets
-report.json (train/report_schema.py says what its fields mean), report.md and plots. Killed, it goes on where it was.
+report.json (hub_card/schema.py says what its fields mean), report.md and plots. Killed, it goes on where it was.
 The exit status is 1 where anything could not be measured: the report lists what and why.
 """
 
@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> dict:
     start = time.perf_counter()
     import transformers
 
-    from train import benchmark_report
-    from train.report import write_report
+    from train.benchmark import report as benchmark_report
+    from train.evaluation.report import write_report
 
     transformers.utils.logging.set_verbosity_error()
     benchmark, contenders = prepare(options)
@@ -107,11 +107,11 @@ def prepare(options):
     """(Benchmark, contenders), or ValueError for what the options ask for and there is not."""
     import torch
 
-    from train.adaptation import SUFFIXES
-    from train.augmentation import Augmentation
-    from train.benchmark import Benchmark
-    from train.corruptions import corruptions
-    from train.protocols import PROTOCOLS, plan, read_folds, read_list
+    from train.benchmark.protocols import PROTOCOLS, plan, read_folds, read_list
+    from train.benchmark.runner import Benchmark
+    from train.degradation.augmentation import Augmentation
+    from train.degradation.corruptions import corruptions
+    from train.evaluation.predictions import SUFFIXES
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     protocols = options.protocols or list(PROTOCOLS)
@@ -148,10 +148,9 @@ def prepare(options):
 
 def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
     """Corpora by name, capped, and the classes that all of them share."""
-    from train.checked_recordings import bad_recordings
-    from train.corpora import load_corpus
-    from train.protocols import capped
-    from train.recordings import CorpusError, listed
+    from train.benchmark.protocols import capped
+    from train.data.corpora import load_corpus
+    from train.data.recordings import CorpusError, bad_recordings, listed
 
     found = {}
     for source in options.corpus:
@@ -171,8 +170,8 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
 
 
 def make_contenders(options, classes: list[str], cache: Path) -> list:
-    from train.contenders import PretrainedContender
-    from train.recipes import RecipeContender
+    from train.benchmark.hub_models import HubModel
+    from train.benchmark.recipes import Recipe
 
     contenders = []
     for source in options.model:
@@ -187,13 +186,13 @@ def make_contenders(options, classes: list[str], cache: Path) -> list:
                 own[label] = emotion
         settings = {"cache": cache / "embeddings", "device": options.device}
         settings["trust_remote_code"] = options.trust_remote_code
-        contenders.append(PretrainedContender(name, path, classes, options.label_scheme, own, **settings))
+        contenders.append(HubModel(name, path, classes, options.label_scheme, own, **settings))
     for source in options.recipe:
         name, path = named(source)
         settings = classes, options.label_scheme, cache / "embeddings", options.device
-        contenders.append(RecipeContender(name, path, *settings))
+        contenders.append(Recipe(name, path, *settings))
         if options.ceiling:
-            contenders.append(RecipeContender(name, path, *settings, hears_tests=True))
+            contenders.append(Recipe(name, path, *settings, hears_tests=True))
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise ValueError(f"Rows must differ in name, got {', '.join(names)}: write --recipe NAME=FILE.")

@@ -37,12 +37,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
-from train import stages  # noqa: E402
-from train.evaluation import answers_of  # noqa: E402
-from train.metrics import bootstrap_interval, paired_bootstrap_difference, uar  # noqa: E402
-from train.report import Answers  # noqa: E402
-from train.report_tables import markdown_table  # noqa: E402
-from train.speech import SAMPLING_RATE, Speech  # noqa: E402
+from modeling_edrl_mea.recordings import SAMPLING_RATE  # noqa: E402
+from train import closed_form  # noqa: E402
+from train.data.dataset import SpeechDataset  # noqa: E402
+from train.evaluation.markdown import markdown_table  # noqa: E402
+from train.evaluation.metrics import bootstrap_interval, paired_bootstrap_difference, uar  # noqa: E402
+from train.evaluation.predictions import evaluate  # noqa: E402
+from train.evaluation.report import Predictions  # noqa: E402
 from train.trainer import STEPS, EdrlMeaTrainer  # noqa: E402
 
 LEARNING_RATE = 1e-3  # of the stock model's head
@@ -90,8 +91,8 @@ def main() -> None:
 
 def read(options) -> tuple:
     """(the corpus, [(rows for training, rows of other speakers for testing)] by fold)"""
-    from train.corpora import load_corpus
-    from train.splits import fold_indices
+    from train.data.corpora import load_corpus
+    from train.data.splits import fold_indices
 
     corpus = load_corpus(options.corpus, label_scheme=options.label_scheme)
     return corpus, fold_indices(corpus, options.folds)
@@ -100,7 +101,7 @@ def read(options) -> tuple:
 def table(title: str, found: dict[str, list]) -> str:
     """`found`: seconds and answers of each fold by row, of which the last is what the others are compared to."""
     seconds = {name: sum(fold[0] for fold in folds) for name, folds in found.items()}
-    answers = {name: Answers.joined([fold[1] for fold in folds]) for name, folds in found.items()}
+    answers = {name: Predictions.joined([fold[1] for fold in folds]) for name, folds in found.items()}
     *_, reference = found
     lines = []
     for name, own in answers.items():
@@ -159,12 +160,12 @@ def train_ours(options, train, test, labels, folder: Path) -> list[tuple]:
         def both_stages(model=model):
             settings = dict(num_train_epochs=options.epochs, per_device_train_batch_size=BATCH, learning_rate=1e-4)
             args = arguments(folder, **settings, weight_decay=0.1)  # train/run.py's defaults
-            trainer = EdrlMeaTrainer(model, args, Speech(train, "training speech"))
+            trainer = EdrlMeaTrainer(model, args, SpeechDataset(train, "training speech"))
             trainer.train()
             return trainer
 
         trainer, seconds = timed(both_stages)
-        found = answers_of(trainer.model, Speech(test, "test speech").embed(trainer.cache()))
+        found = evaluate(trainer.model, SpeechDataset(test, "test speech").embed(trainer.cache()))
         rows.append((f"EdrlMeaTrainer, {state} cache", seconds, found))
     return rows
 
@@ -206,7 +207,7 @@ def train_stock(options, train, test, labels, folder: Path) -> tuple:
     trainer = Trainer(model, args, train_dataset=Waveforms(train), data_collator=collator)
     _, seconds = timed(trainer.train)
     prediction = trainer.predict(Waveforms(test))
-    found = Answers(prediction.label_ids, prediction.predictions, np.array(test["speaker"]))
+    found = Predictions(prediction.label_ids, prediction.predictions, np.array(test["speaker"]))
     return "Trainer, WavLMForSequenceClassification", seconds, found
 
 
@@ -216,22 +217,22 @@ def train_stock(options, train, test, labels, folder: Path) -> tuple:
 def against_regression(options, train, test, labels, folder: Path) -> list[tuple]:
     model = new_model(options, labels)
     trainer = EdrlMeaTrainer(
-        model, arguments(folder, num_train_epochs=options.epochs), Speech(train, "training speech")
+        model, arguments(folder, num_train_epochs=options.epochs), SpeechDataset(train, "training speech")
     )
     trainer.train()
-    data, held_out = trainer.training_embeddings(), Speech(test, "test speech").embed(trainer.cache())
+    data, held_out = trainer.training_embeddings(), SpeechDataset(test, "test speech").embed(trainer.cache())
     closed = [step for step in STEPS[model.config.arrangement] if step != "train_disentanglement"]
     _, ours = timed(lambda: [getattr(trainer, step)() for step in closed])
-    found = answers_of(model, held_out)
+    found = evaluate(model, held_out)
     features = [part.layer_statistics.flatten(1).double().numpy() for part in (data, held_out)]
     mean, scale = features[0].mean(0), features[0].std(0) + 1e-6
     features = [(part - mean) / scale for part in features]
-    folds = stages._folds(features[0], data.labels.numpy(), data.speakers)
+    folds = closed_form._folds(features[0], data.labels.numpy(), data.speakers)
     search = GridSearchCV(
-        LogisticRegression(class_weight="balanced", max_iter=5000), {"C": stages.INVERSE_REGULARIZATION}, cv=folds
+        LogisticRegression(class_weight="balanced", max_iter=5000), {"C": closed_form.INVERSE_REGULARIZATION}, cv=folds
     )
     _, theirs = timed(search.fit, features[0], data.labels.numpy())
-    regression = Answers(found.references, search.predict_proba(features[1]), found.speakers)
+    regression = Predictions(found.references, search.predict_proba(features[1]), found.speakers)
     return [
         (f"stage 2: {', '.join(closed)}", ours, found),
         ("scikit-learn LogisticRegression", theirs, regression),
@@ -302,9 +303,9 @@ def two_stages_in_bf16(options, train, test, labels, folder: Path) -> str:
         bf16=True,
         learning_rate=1e-3,
     )
-    trainer = EdrlMeaTrainer(model, args, Speech(train, "training speech"), backbone_learning_rate=5e-5)
+    trainer = EdrlMeaTrainer(model, args, SpeechDataset(train, "training speech"), backbone_learning_rate=5e-5)
     _, seconds = timed(trainer.train)
-    found = answers_of(trainer.model, Speech(test, "test speech").embed(trainer.cache()))
+    found = evaluate(trainer.model, SpeechDataset(test, "test speech").embed(trainer.cache()))
     reached = 100 * uar(found.references, found.probabilities.argmax(1))
     return f"Two stages in bf16, the backbone learning, 10 epochs: {seconds:.1f} s, UAR {reached:.1f}%"
 

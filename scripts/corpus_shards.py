@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from train.whole_files import remove_unfinished, whole_file  # noqa: E402
+from train.data.files import atomic_write, remove_unfinished  # noqa: E402
 
 LISTING = pa.schema([("path", pa.binary())])  # bytes: a file's name need not be text
 
@@ -64,9 +64,9 @@ class ShardStore:
             return self._resume(json.loads(known.read_text()), n_recordings, is_listed=paths is not None)
         if paths is not None:
             table = pa.table({"path": pa.array(paths, pa.binary())}, schema=LISTING)
-            with whole_file(self.folder / "listing.parquet") as temporary:
+            with atomic_write(self.folder / "listing.parquet") as temporary:
                 pq.write_table(table, temporary)
-        with whole_file(known) as temporary:
+        with atomic_write(known) as temporary:
             temporary.write_text(json.dumps({**self.settings, "n_recordings": n_recordings}, indent=1))
 
     def _lock(self) -> None:
@@ -121,9 +121,9 @@ class ShardStore:
     def write(self, shard: int, table: pa.Table, failures: list[dict]) -> None:
         """A whole shard: first its rows, then its failures, whose file says that both are there."""
         if len(table):  # `datasets` cannot read a file without rows
-            with whole_file(self.shard_path(shard)) as temporary:
+            with atomic_write(self.shard_path(shard)) as temporary:
                 pq.write_table(table, temporary)
-        with whole_file(self.failed_path(shard)) as temporary:
+        with atomic_write(self.failed_path(shard)) as temporary:
             temporary.write_text("".join(json.dumps(failure, ensure_ascii=True) + "\n" for failure in failures))
 
     def failures(self) -> Iterator[dict]:
@@ -135,7 +135,7 @@ class ShardStore:
         """Write failed.csv; (rows written, recordings that failed)."""
         failures = list(self.failures())
         listed = self.folder / "failed.csv"
-        with whole_file(listed) as temporary, open(temporary, "w", newline="", encoding="utf-8") as table:
+        with atomic_write(listed) as temporary, open(temporary, "w", newline="", encoding="utf-8") as table:
             writer = csv.DictWriter(table, ["index", "path", "reason"])
             writer.writeheader()
             writer.writerows(failures)

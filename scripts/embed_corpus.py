@@ -36,8 +36,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # runs from a checkout withou
 from corpus_shards import RunError, ShardStore  # noqa: E402
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording  # noqa: E402
-from train.manifests import AUDIO_COLUMNS  # noqa: E402
-from train.recordings import CorpusError, find_audio  # noqa: E402
+from modeling_edrl_mea.recordings import find_audio  # noqa: E402
+from train.data.manifests import AUDIO_COLUMNS  # noqa: E402
+from train.data.recordings import CorpusError  # noqa: E402
 
 EMBEDDINGS = ("speech_embedding", "aligned_embedding", "shared_embedding", "intra_class_embeddings")
 POOL_BATCHES = 8  # batches' worth of decoded audio that is held to be sorted by length

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
+from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 
 OPSET = 20  # the first with Gelu
 TOLERANCE = 1e-4  # of probabilities, on real recordings
@@ -135,8 +136,6 @@ def some_recordings(model: EdrlMeaForAudioClassification, folder: str | None) ->
     if folder is None:
         lengths = generator.uniform(0.1, 5, CHECKED_RECORDINGS)
         return [(0.1 * generator.standard_normal(int(length * rate))).astype(np.float32) for length in lengths]
-    from train.recordings import find_audio
-
     files = find_audio(Path(folder))
     if not files:
         raise SystemExit(f"error: no audio file under {folder}")
@@ -146,8 +145,8 @@ def some_recordings(model: EdrlMeaForAudioClassification, folder: str | None) ->
 
 def measure(model: EdrlMeaForAudioClassification, paths: dict[str, Path], args) -> None:
     """Print UAR of the model and of each graph on a corpus, and how many answers differ from the model's."""
-    from train.corpora import load_corpus
-    from train.metrics import uar
+    from train.data.corpora import load_corpus
+    from train.evaluation.metrics import uar
 
     corpus = load_corpus(args.corpus, label_scheme=args.label_scheme)
     if args.speakers:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from train.whole_files import whole_file  # noqa: E402
+from train.data.files import atomic_write  # noqa: E402
 
 SAMPLING_RATE = 16000
 LEVEL = 0.05  # root mean square that openSMILE hears; it leaves 26 dB for peaks
@@ -113,7 +113,7 @@ class Recordings:
                     lengths.append(len(samples))
                     samples.tofile(out)
             folder_of = [i for i, found in enumerate(per_folder) for _ in found]
-            with whole_file(index) as temporary:  # last: without it what was decoded does not count
+            with atomic_write(index) as temporary:  # last: without it what was decoded does not count
                 temporary.write_text(json.dumps({"files": files, "folder_of": folder_of, "lengths": lengths}))
         recordings = cls(cache)
         if opensmile and recordings.functionals is None:
@@ -132,7 +132,7 @@ class Recordings:
                 counts.append(len(descriptors))
                 descriptors.tofile(out)
         np.save(cache / "descriptor_starts.npy", np.cumsum(counts))
-        with whole_file(cache / "functionals.npy") as temporary, open(temporary, "wb") as file:
+        with atomic_write(cache / "functionals.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.stack(functionals))  # last: without it what was described does not count
 
 

@@ -41,7 +41,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.wavlm.modeling_wavlm import WavLMLayerNormConvLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from train.whole_files import remove_unfinished, whole_file  # noqa: E402
+from train.data.files import atomic_write, remove_unfinished  # noqa: E402
 
 HOP = 320  # samples between frames: 20 ms, as every WavLM
 RECEPTIVE_FIELD = 745  # samples one frame of the four convolutions sees
@@ -305,7 +305,7 @@ class Run:
                 "seconds": self.seconds,
                 "audio_hours": self.audio_hours,
             }
-            with whole_file(self.output / "training.pt") as temporary:
+            with atomic_write(self.output / "training.pt") as temporary:
                 torch.save(state, temporary)
             export(self.model.backbone.config, self.average.weights, self.output)
 

@@ -35,7 +35,7 @@ from sklearn.model_selection import GroupKFold
 from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from train.whole_files import whole_file  # noqa: E402
+from train.data.files import atomic_write  # noqa: E402
 
 EMOTIONS = ("anger", "happiness", "neutral", "sadness")
 CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
@@ -170,7 +170,7 @@ def features_of(corpus: Corpus, condition: str, extract, noise_files: list[str],
     if not stored.exists():
         signals = [noisy(path, noise_files, CONDITIONS[condition]) for path in corpus.files]
         features = extract(signals)
-        with whole_file(stored) as temporary, open(temporary, "wb") as file:
+        with atomic_write(stored) as temporary, open(temporary, "wb") as file:
             np.save(file, features)
     return np.load(stored)
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
     from modeling_edrl_mea import load_recording
     from train import run
-    from train.corpora import load_corpus
+    from train.data.corpora import load_corpus
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "quickstart")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import sys
 import typing
 from collections.abc import Iterator
@@ -17,6 +18,14 @@ COMPACT_BACKBONE = Path(__file__).resolve().parents[1] / "checkpoints" / "wavlm-
 # What the run works out itself, or what would contradict another flag.
 NOT_FLAGS = {"backbone_config", "normalize_waveform", "sampling_rate"}
 
+# Settings that change nothing about the result, so that a run may go on under others.
+NOT_PART_OF_THE_RESULT = {
+    *("output_dir", "embedding_cache", "logging_dir", "disable_tqdm", "report_to", "run_name", "local_rank"),
+    *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "resume_from_checkpoint", "test_dataset_name"),
+    *("save_strategy", "save_steps", "save_total_limit", "logging_strategy", "logging_steps", "project"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "log_level", "ddp_backend", "ddp_timeout", "trackio_space_id"),
+}
+
 
 @dataclass
 class DataArguments:
@@ -29,7 +38,7 @@ class DataArguments:
     )
     label_scheme: str = field(
         default="native",
-        metadata={"help": "native, four_emotions, arousal or valence (table in train/emotions.py)"},
+        metadata={"help": "native, four_emotions, arousal or valence (table in train/data/emotions.py)"},
     )
     train_split_name: str | None = field(default=None, metadata={"help": "official split to train on; default: all"})
     audio_column_name: str = field(default="audio", metadata={"help": "of a Hub dataset or manifest"})
@@ -184,3 +193,24 @@ def _flags_of(path: Path) -> list[str]:
         values = value if isinstance(value, list) else [value]
         flags += [f"--{key}", *(str(part) for part in values)] if value is not None else []
     return flags
+
+
+def resolved(arguments) -> dict:
+    """Every setting that decides the result."""
+    model_args, data_args, config_args, training_args = arguments
+    every = {**vars(model_args), **vars(data_args), **vars(config_args), **training_args.to_sanitized_dict()}
+    return {name: value for name, value in every.items() if name not in NOT_PART_OF_THE_RESULT}
+
+
+def given_settings(arguments) -> dict:
+    """The settings that differ from their defaults, as they would stand in CONFIG.yaml; none that names a place."""
+    settings = {}
+    for group in arguments:
+        for spec in dataclasses.fields(group):
+            value, default = getattr(group, spec.name), spec.default
+            if spec.default_factory is not dataclasses.MISSING:
+                default = spec.default_factory()
+            places = spec.name.endswith(("_dir", "_cache", "dataset_name")) or spec.name in NOT_PART_OF_THE_RESULT
+            if spec.init and not places and value != default and isinstance(value, (str, int, float, list)):
+                settings[spec.name] = Path(value).name if os.path.isdir(str(value)) else value
+    return settings

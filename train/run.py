@@ -5,8 +5,6 @@ accelerate launch train/run.py [CONFIG.yaml] --dataset_name DIR --output_dir OUT
 The same command again goes on where a killed run stopped.
 """
 
-import dataclasses
-import hashlib
 import logging
 import os
 import shlex
@@ -18,7 +16,7 @@ from pathlib import Path
 import transformers
 from accelerate import PartialState
 from datasets import ClassLabel, Features
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 
 if __package__ in (None, ""):  # started by path, as accelerate does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,34 +24,28 @@ if __package__ in (None, ""):  # started by path, as accelerate does
 from hub_card.machine_traces import without_tokens
 from hub_card.publish import publish
 from hub_card.report import PublishError
-from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
-from train.arguments import parse_arguments
-from train.augmentation import Augmentation
-from train.calibration import fit_temperature
-from train.checked_recordings import bad_recordings
-from train.corpora import concatenate_corpora, load_corpus
-from train.corruptions import corruptions
-from train.embeddings import CacheError, content_hash, fingerprint_of
-from train.evaluation import answers_of
-from train.recordings import CorpusError, listed
-from train.report import model_entry, new_report, result_row, training_entry, write_report
-from train.report_tables import results_table
+from modeling_edrl_mea import RecordingError
+from train.arguments import given_settings, parse_arguments, resolved
+from train.data.corpora import concatenate_corpora, load_corpus
+from train.data.dataset import SpeechDataset
+from train.data.embeddings import CacheError, fingerprint_of
+from train.data.files import fingerprint_of_data
+from train.data.recordings import CorpusError, bad_recordings, listed
+from train.data.splits import SplitError, assert_no_shared_speaker, split_by_speaker
+from train.degradation.augmentation import Augmentation
+from train.degradation.corruptions import corruptions
+from train.evaluation.calibration import fit_temperature
+from train.evaluation.markdown import results_table
+from train.evaluation.predictions import evaluate
+from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
+from train.model_setup import build_model, freeze
 from train.run_folder import RunError, RunFolder, about_this_run
-from train.speech import Speech
-from train.splits import SplitError, assert_no_shared_speaker, split_by_speaker
 from train.trainer import EdrlMeaTrainer
-from train.training_plot import LogFile, plot_training
+from train.training_log import LogFile, plot_training
 
 logger = logging.getLogger(__name__)
 
 TEST_LEVELS = (2, 3)  # of recorded noise, 10 and 0 dB; of Gaussian noise where there are no recordings
-# Settings that change nothing about the result, so that a run may go on under others.
-NOT_PART_OF_THE_RESULT = {
-    *("output_dir", "embedding_cache", "logging_dir", "disable_tqdm", "report_to", "run_name", "local_rank"),
-    *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "resume_from_checkpoint", "test_dataset_name"),
-    *("save_strategy", "save_steps", "save_total_limit", "logging_strategy", "logging_steps", "project"),
-    *("dataloader_num_workers", "dataloader_pin_memory", "log_level", "ddp_backend", "ddp_timeout", "trackio_space_id"),
-}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -76,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict:
     claim_output_folder(arguments, model, splits, command)
 
     training = training_speech(splits["train"], data_args, training_args.seed)
-    validation = Speech(splits["validation"], "validation speech")
+    validation = SpeechDataset(splits["validation"], "validation speech")
     trainer = build_trainer(model, training, validation, arguments, cache)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or True)
 
@@ -161,51 +153,19 @@ def without_bad_recordings(splits: dict, others: list, cache: Path, on_bad_audio
     return splits, others, skipped
 
 
-def training_speech(dataset, args, seed: int) -> Speech:
+def training_speech(dataset, args, seed: int) -> SpeechDataset:
     """The training recordings with their noisy copies, whose babble is made of their own voices."""
     augmentation = None
     if args.noisy_copies:
         voices = [recording for recording in dataset["audio"] if isinstance(recording, str)]
         augmentation = Augmentation(args.noise_dir, args.rir_dir, babble=voices, seed=seed)
-    return Speech(dataset, "training speech", augmentation, args.noisy_copies, args.max_length_seconds, seed)
-
-
-def fingerprint_of_data(dataset) -> str:
-    """16 hexadecimal digits of the recordings' content, labels and speakers, in their order."""
-    digest = hashlib.sha256()
-    for recording, label, speaker in zip(dataset["audio"], dataset["label"], dataset["speaker"], strict=True):
-        digest.update(content_hash(recording) + f"{label} {speaker}\n".encode())
-    return digest.hexdigest()[:16]
+    return SpeechDataset(dataset, "training speech", augmentation, args.noisy_copies, args.max_length_seconds, seed)
 
 
 # --- model and settings -------------------------------------------------------------------------------------
 
 
-def build_model(source: str, labels: list[str], config_args) -> EdrlMeaForAudioClassification:
-    """New heads around a WavLM, or an EDRL-MEA model with these labels; the backbone is frozen."""
-    settings = {name: value for name, value in vars(config_args).items() if value is not None}
-    id2label = dict(enumerate(labels))
-    config = AutoConfig.from_pretrained(source)
-    if config.model_type == "edrl_mea":
-        model = EdrlMeaForAudioClassification.from_pretrained(
-            source, id2label=id2label, ignore_mismatched_sizes=True, **settings
-        )
-    else:
-        model = EdrlMeaForAudioClassification.from_backbone(source, id2label=id2label, **settings)
-    model.freeze_backbone()
-    return model
-
-
-def freeze(model: EdrlMeaForAudioClassification, args) -> None:
-    if args.freeze_backbone:
-        model.freeze_backbone(args.keep_last_n_layers)
-        return
-    model.requires_grad_(True)
-    if args.freeze_feature_encoder:
-        model.freeze_feature_encoder()
-
-
-def build_trainer(model, training: Speech, validation: Speech, arguments, cache: Path) -> EdrlMeaTrainer:
+def build_trainer(model, training: SpeechDataset, validation: SpeechDataset, arguments, cache: Path) -> EdrlMeaTrainer:
     model_args, _, _, training_args = arguments
     trainer = EdrlMeaTrainer(
         model,
@@ -238,40 +198,19 @@ def claim_output_folder(arguments, model, splits: dict, command: str) -> None:
         RunFolder(training_args.output_dir).open(settings, about_this_run(command, training_args.world_size))
 
 
-def resolved(arguments) -> dict:
-    """Every setting that decides the result."""
-    model_args, data_args, config_args, training_args = arguments
-    every = {**vars(model_args), **vars(data_args), **vars(config_args), **training_args.to_sanitized_dict()}
-    return {name: value for name, value in every.items() if name not in NOT_PART_OF_THE_RESULT}
-
-
-def given_settings(arguments) -> dict:
-    """The settings that differ from their defaults, as they would stand in CONFIG.yaml; none that names a place."""
-    settings = {}
-    for group in arguments:
-        for spec in dataclasses.fields(group):
-            value, default = getattr(group, spec.name), spec.default
-            if spec.default_factory is not dataclasses.MISSING:
-                default = spec.default_factory()
-            places = spec.name.endswith(("_dir", "_cache", "dataset_name")) or spec.name in NOT_PART_OF_THE_RESULT
-            if spec.init and not places and value != default and isinstance(value, (str, int, float, list)):
-                settings[spec.name] = Path(value).name if os.path.isdir(str(value)) else value
-    return settings
-
-
 # --- results ------------------------------------------------------------------------------------------------
 
 
-def test(trainer: EdrlMeaTrainer, validation: Speech, test_set, others, args, command: str) -> dict:
+def test(trainer: EdrlMeaTrainer, validation: SpeechDataset, test_set, others, args, command: str) -> dict:
     """The report on clean, noisy and other corpora's speech; its temperature is fitted on validation speakers."""
     model, labels = trainer.model, trainer.model.config.labels
     held_out = trainer.embed(model, validation)
-    temperature = fit_temperature(held_out.labels.numpy(), answers_of(model, held_out).probabilities)
+    temperature = fit_temperature(held_out.labels.numpy(), evaluate(model, held_out).probabilities)
     trained_on = sorted(set(validation.dataset["corpus"]))
     cache, rows = trainer.cache(), []
 
     def row(dataset, title, corruption=None, **about):
-        answers = answers_of(model, Speech(dataset, title).embed(cache, corruption))
+        answers = evaluate(model, SpeechDataset(dataset, title).embed(cache, corruption))
         about |= {"train": trained_on, "test": " + ".join(dict.fromkeys(dataset["corpus"])), "temperature": temperature}
         rows.append(result_row(name, labels, answers, **about))
 

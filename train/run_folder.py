@@ -1,7 +1,6 @@
 """What a run leaves on disk so that it can be killed at any moment and go on: what it was asked for, which steps are
 done, and checkpoints of stage 1 that are whole."""
 
-import hashlib
 import json
 import logging
 import platform
@@ -14,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .whole_files import remove_unfinished, sync, whole_file
+from train.data.files import atomic_write, file_hash, remove_unfinished, sync
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class RunFolder:
                     f"{self.folder} holds a run with other settings ({listed}). Give another --output_dir, or remove "
                     "this one."
                 )
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"settings": settings, **about}, indent=2))
 
     def completed_steps(self) -> list[str]:
@@ -74,7 +73,7 @@ class RunFolder:
 
     def record_steps(self, steps: list[str], state: dict[str, torch.Tensor]) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        with whole_file(self.steps_file) as temporary:
+        with atomic_write(self.steps_file) as temporary:
             save_file(state, temporary, {"steps": json.dumps(steps)})
 
     def seal(self, checkpoint: Path) -> None:
@@ -82,8 +81,8 @@ class RunFolder:
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
         for file in files:
             sync(file)
-        hashes = {str(file.relative_to(checkpoint)): hash_of(file) for file in files}
-        with whole_file(checkpoint / SEAL) as temporary:
+        hashes = {str(file.relative_to(checkpoint)): file_hash(file) for file in files}
+        with atomic_write(checkpoint / SEAL) as temporary:
             temporary.write_text(json.dumps(hashes, indent=2))
 
     def newest_checkpoint(self, repair: bool = True) -> Path | None:
@@ -110,7 +109,7 @@ def whats_wrong(checkpoint: Path) -> str | None:
         return "writing it was cut short"
     for name, digest in hashes.items():
         path = checkpoint / name
-        if not path.is_file() or hash_of(path) != digest:
+        if not path.is_file() or file_hash(path) != digest:
             return f"{name} is damaged"
     return None
 
@@ -137,11 +136,3 @@ def git_commit() -> str | None:
         return found.stdout.strip() + "+" * bool(ask("status", "--porcelain", "-uno").stdout.strip())
     except OSError:
         return None
-
-
-def hash_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,13 +14,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
+from train.data.dataset import SpeechDataset, WaveformCollator, epoch_loader
+from train.data.embeddings import EmbeddingCache, Embeddings
+from train.evaluation.metrics import scores
 
-from . import stages
-from .batches import epoch_loader
-from .embeddings import EmbeddingCache, Embeddings
-from .metrics import scores
+from . import closed_form
 from .run_folder import RunFolder
-from .speech import Speech, WaveformCollator
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class EdrlMeaTrainer(Trainer):
     Args:
         model: an `EdrlMeaForAudioClassification`, its backbone frozen as far as it shall be.
         args: `TrainingArguments`, for stage 1.
-        train_dataset: [`Speech`], or its [`Embeddings`].
+        train_dataset: [`SpeechDataset`], or its [`Embeddings`].
         eval_dataset: the same of other speakers; with it stage 1 keeps the weights of its best epoch and stops after
             `patience` epochs without a better one.
         embedding_cache: folder; `args.output_dir`/embeddings by default.
@@ -54,8 +53,8 @@ class EdrlMeaTrainer(Trainer):
         self,
         model: EdrlMeaForAudioClassification,
         args,
-        train_dataset: Speech | Embeddings,
-        eval_dataset: Speech | Embeddings | None = None,
+        train_dataset: SpeechDataset | Embeddings,
+        eval_dataset: SpeechDataset | Embeddings | None = None,
         patience: int = 10,
         embedding_cache: str | Path | None = None,
         backbone_learning_rate: float | None = None,
@@ -98,11 +97,11 @@ class EdrlMeaTrainer(Trainer):
                 self._record(completed)
 
     def fit_speech_embedding(self) -> None:
-        stages.fit_speech_embedding(self.model, self.training_embeddings())
+        closed_form.fit_speech_embedding(self.model, self.training_embeddings())
 
     def start_disentanglement(self) -> None:
         if self.model.config.starts_from_regression:
-            self.log({"start_C": stages.start_disentanglement(self.model, self.training_embeddings())})
+            self.log({"start_C": closed_form.start_disentanglement(self.model, self.training_embeddings())})
 
     def train_disentanglement(self, resume_from_checkpoint: bool | str | None = None) -> None:
         checkpoint = resume_from_checkpoint or None
@@ -115,18 +114,18 @@ class EdrlMeaTrainer(Trainer):
             raise SystemExit(128 + signal.SIGTERM)
 
     def fit_alignment(self) -> None:
-        pls = stages.fit_alignment(self.model, self.training_embeddings(), self.accelerator)
+        pls = closed_form.fit_alignment(self.model, self.training_embeddings(), self.accelerator)
         self.log({"mea_components": pls.n_components_, "mea_explained_y": float(pls.explained_variance_y_.sum())})
 
     def train_classifier(self) -> None:
-        self.log({"classifier_C": stages.train_classifier(self.model, self.training_embeddings())})
+        self.log({"classifier_C": closed_form.train_classifier(self.model, self.training_embeddings())})
 
     def training_embeddings(self) -> Embeddings:
         """The training recordings by the backbone as it is now."""
         return self.embed(self.model, self.train_dataset)
 
-    def embed(self, model, data: Speech | Embeddings | None) -> Embeddings | None:
-        if not isinstance(data, Speech):
+    def embed(self, model, data: SpeechDataset | Embeddings | None) -> Embeddings | None:
+        if not isinstance(data, SpeechDataset):
             return data
         return data.embed(self.cache(model))
 
@@ -279,11 +278,11 @@ class AlignmentCallback(TrainerCallback):
         standardizes = not model.edrl_mea.speech_embedding.is_fitted
         data = embed_dataloader(model, train_dataloader) if aligns or standardizes else None
         if standardizes:
-            stages.fit_speech_embedding(model, data)
+            closed_form.fit_speech_embedding(model, data)
         if aligns:
-            stages.fit_alignment(model, data)
+            closed_form.fit_alignment(model, data)
         if data is not None and model.config.starts_from_regression:
-            stages.start_disentanglement(model, data)
+            closed_form.start_disentanglement(model, data)
         model.train()
 
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
@@ -291,8 +290,8 @@ class AlignmentCallback(TrainerCallback):
             return
         data = embed_dataloader(model, train_dataloader)
         if model.alignment is not None:
-            stages.fit_alignment(model, data)
-        stages.train_classifier(model, data)
+            closed_form.fit_alignment(model, data)
+        closed_form.train_classifier(model, data)
 
 
 @torch.no_grad()

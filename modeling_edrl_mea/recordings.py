@@ -1,0 +1,180 @@
+"""Recordings as arrays: found in folders, decoded, mixed to mono and brought to one rate, or refused with a clear
+error."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+from transformers.utils import logging
+
+try:
+    import soundfile
+except ImportError:
+    soundfile = None
+try:
+    import soxr
+except ImportError:
+    soxr = None
+
+logger = logging.get_logger(__name__)
+
+SAMPLING_RATE = 16_000  # Hz, of every model's input
+MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
+MAXIMUM_RATE = 10_000_000  # Hz; no recorder reaches it
+MAX_CHANNELS = 8  # an array with one side this short and the other long is multi-channel audio, not a batch
+FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy codecs overshoot far less
+# Lossless first: where a corpus ships one recording in two formats (CREMA-D), the first one is taken.
+AUDIO_EXTENSIONS = (
+    *(".wav", ".flac", ".aiff", ".aif", ".au", ".w64", ".caf"),
+    *(".ogg", ".opus", ".oga", ".mp3", ".m4a", ".aac", ".wma"),
+)
+
+
+class RecordingError(ValueError):
+    """A recording that no model could answer for; the message names it, what is wrong and what to do."""
+
+
+def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "recording") -> np.ndarray:
+    """A recording from a path, bytes, an array (at `sampling_rate`), or a dict as `datasets` makes it
+    (`{"array", "sampling_rate"}`, `{"bytes", "path"}`), as float32 (n,) mono at `sampling_rate` Hz.
+    `name` is what errors call a recording that has no path.
+
+    Raises `RecordingError`, naming the file and the remedy, for what is missing, does not decode, is empty or holds
+    NaN or infinite samples.
+    """
+    if hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder, what `datasets` decodes to
+        decoded = source.get_all_samples()
+        return resample(to_mono(decoded.data, name), decoded.sample_rate, sampling_rate)
+    if isinstance(source, Mapping):
+        if source.get("array") is not None:
+            waveform = to_mono(source["array"], str(source.get("path") or name))
+            return resample(waveform, source.get("sampling_rate") or sampling_rate, sampling_rate, name)
+        content, path = source.get("bytes"), source.get("path")
+        if not content and not path:
+            raise RecordingError(f"{name} with the keys {sorted(source)}: none of array, bytes or path is filled.")
+        source, name = content or path, str(path or name)
+    if isinstance(source, (str, os.PathLike, bytes)):
+        name = name if isinstance(source, bytes) else os.fspath(source)
+        samples, rate = _decode(source, name)
+        return resample(to_mono(samples, name), rate, sampling_rate, name)
+    return to_mono(source, name)
+
+
+def _decode(source, name: str) -> tuple[np.ndarray, int]:
+    if soundfile is None:
+        raise ImportError("Reading audio files needs soundfile: pip install soundfile")
+    if not isinstance(source, bytes) and not os.path.isfile(source):
+        raise RecordingError(f"{name}: no such file.")
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif os.name == "posix":
+        source = os.fsencode(source)  # a file's name need not be text, and soundfile encodes only what is
+    try:
+        return soundfile.read(source, dtype="float32")
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:  # TypeError: headerless
+        raise RecordingError(
+            f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read; convert it, "
+            f"e.g. `ffmpeg -i {name} -ac 1 -ar {SAMPLING_RATE} out.wav`."
+        ) from error
+
+
+def as_list_of_recordings(raw_speech) -> list:
+    """One recording or many, as a list."""
+    if hasattr(raw_speech, "detach"):
+        raw_speech = as_array(raw_speech)
+    if isinstance(raw_speech, np.ndarray):
+        is_batch = raw_speech.ndim == 2 and not (raw_speech.shape[1] <= MAX_CHANNELS < raw_speech.shape[0])
+        return list(raw_speech) if is_batch else [raw_speech]
+    if isinstance(raw_speech, Sequence) and len(raw_speech) and not np.isscalar(raw_speech[0]):
+        return list(raw_speech)
+    return [raw_speech]
+
+
+def to_mono(samples, name: str) -> np.ndarray:
+    """Any array of samples as finite float32 (n,) at full scale ±1. Raises `RecordingError`."""
+    samples = as_samples(samples, name)
+    if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS:
+        samples = mix(samples, int(np.argmin(samples.shape)))
+    if samples.ndim != 1:
+        raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")
+    peak = float(np.abs(samples).max())
+    if peak > FULL_SCALE:
+        logger.warning_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
+        samples = samples / peak
+    return samples.astype(np.float32)
+
+
+def as_samples(samples, name: str) -> np.ndarray:
+    """Any array or tensor of at least one sample as finite floats, integers scaled to ±1. Raises `RecordingError`."""
+    try:
+        samples = as_array(samples)
+    except ValueError as error:
+        raise RecordingError(f"{name}: not an array of samples ({error}).") from error
+    if samples.dtype.kind not in "iuf":
+        raise RecordingError(f"{name}: samples of type {samples.dtype}; give integers or floats.")
+    if samples.size == 0:
+        raise RecordingError(f"{name}: zero length. Leave it out, or check how it was cut.")
+    if samples.dtype.kind == "u":
+        samples = samples.astype(np.float64) / (np.iinfo(samples.dtype).max / 2) - 1
+    elif samples.dtype.kind == "i":
+        samples = samples / (float(np.iinfo(samples.dtype).max) + 1)
+    if not np.isfinite(samples).all():
+        raise RecordingError(f"{name}: NaN or infinite samples. Check the file, or how it was processed.")
+    return samples
+
+
+def as_array(samples) -> np.ndarray:
+    """An array of whatever holds numbers; a bfloat16 tensor, which NumPy does not know, becomes float32."""
+    if hasattr(samples, "detach"):
+        samples = samples.detach().cpu()
+        samples = samples.float() if "bfloat16" in str(samples.dtype) else samples
+    return np.asarray(samples)
+
+
+def mix(samples: np.ndarray, channel_axis: int) -> np.ndarray:
+    """Mean over channels, divided before they are added, as the sum of huge samples overflows."""
+    return (samples / samples.shape[channel_axis]).sum(axis=channel_axis)
+
+
+def resample(waveform: np.ndarray, from_rate: float, to_rate: int, name: str = "recording") -> np.ndarray:
+    """(n,) at `from_rate` Hz to (n · to_rate / from_rate,), at least one sample."""
+    check_rate(from_rate, name)
+    if from_rate == to_rate:
+        return waveform
+    if soxr is None:
+        raise ImportError(f"Converting {from_rate} Hz to {to_rate} Hz needs soxr: pip install soxr")
+    converted = soxr.resample(waveform, from_rate, to_rate)
+    return converted if len(converted) else waveform[:1]
+
+
+def check_rate(sampling_rate, name: str = "recording") -> None:
+    """Raises `RecordingError` for what is no number of Hz."""
+    if not (isinstance(sampling_rate, Real) and MINIMUM_RATE <= sampling_rate <= MAXIMUM_RATE):
+        raise RecordingError(
+            f"{name}: sampling_rate={sampling_rate!r}; give it in Hz, from {MINIMUM_RATE} to {MAXIMUM_RATE}."
+        )
+
+
+def find_audio(folder: str | os.PathLike) -> list[Path]:
+    """Audio files under a folder, sorted, lossless formats first; hidden and macOS "._" files left out."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RecordingError(f"{str(folder)!r} is not a folder; give one that holds audio files.")
+    rank = {extension: place for place, extension in enumerate(AUDIO_EXTENSIONS)}
+    files = []
+    visited = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in visited:  # a link back up would go round for ever
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(parent))
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        files += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in rank
+        ]
+    return sorted(files, key=lambda path: (rank[path.suffix.lower()], path.as_posix()))

@@ -1,0 +1,94 @@
+"""Settings: what is wrong is named before anything is computed."""
+
+import pytest
+
+from modeling_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
+from tests.conftest import EMOTIONS
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"arrangement": "edrl_mae"}, "Did you mean 'edrl_mea'"),
+        ({"pooling": "mean_and_std"}, "pooling"),
+        ({"alignment_target": ["clean_orignal"]}, "Did you mean 'clean_original'"),
+        ({"alignment_target": []}, "needs an alignment_target"),
+        ({"n_component": 4}, "Did you mean n_components"),
+        ({"id2label": {0: "anger", 2: "sadness"}}, r"ids \[0, 2\]"),
+        ({"id2label": {1: "anger", 2: "sadness"}}, r"ids \[1, 2\]"),
+        ({"id2label": {0: "anger", 1: "anger"}}, "'anger'"),
+        ({"id2label": {0: "anger"}}, "at least two emotions"),
+        ({"id2label": ["anger", "sadness"]}, "must map ids to names"),
+        ({"block_size": 0}, "block_size=0"),
+        ({"n_components": -1}, "n_components=-1"),
+        ({"encoder_hidden_size": 0}, "encoder_hidden_size=0"),
+        ({"whitening_size": 0, "layer_combination": "concatenate"}, "whitening_size=0"),
+        ({"whitening_size": 10**6, "layer_combination": "concatenate"}, "wider than what it whitens"),
+        ({"whitening_size": 8}, "layer_combination='concatenate'"),
+        ({"align_speech_embedding": True, "arrangement": "mea_edrl"}, "align_speech_embedding"),
+        ({"noise_shrinkage": -1.0}, "noise_shrinkage"),
+        ({"sampling_rate": 0}, "sampling_rate=0"),
+        ({"disentanglement_dropout": 1.0}, "disentanglement_dropout"),
+        ({"reconstruction_weight": -0.1}, "reconstruction_weight"),
+        ({"mixup_alpha": float("nan")}, "mixup_alpha"),
+        ({"standardization_clip": 0.0}, "standardization_clip"),
+        ({"adaptation_prior": -1.0}, "adaptation_prior"),
+        ({"window_overlap_seconds": 20.0}, "window_overlap_seconds"),
+        ({"window_overlap_seconds": 19.99}, "window_overlap_seconds"),
+        ({"window_overlap_seconds": -1.0}, "window_overlap_seconds"),
+        ({"max_window_seconds": 0.01}, "max_window_seconds"),
+        ({"backbone_config": {"model_type": "wav2vec2"}}, "wav2vec2"),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_named(settings, named):
+    with pytest.raises(ValueError, match=named):
+        EdrlMeaConfig(**settings)
+
+
+def test_a_model_without_any_loss_is_refused():
+    weights = {name: 0.0 for name in EdrlMeaConfig.__annotations__ if name.endswith("_weight")}
+    assert len(weights) == 5
+    with pytest.raises(ValueError, match="classification_weight"):
+        EdrlMeaConfig(arrangement="edrl", **weights)
+
+
+def test_the_paper_faithful_setting_is_one_setting():
+    config = EdrlMeaConfig(**PAPER_FAITHFUL)
+    assert config.arrangement == "edrl_mea" and config.alignment_target == ["own_speech"]
+
+
+def test_settings_survive_saving(tmp_path, tiny_backbone_config):
+    config = EdrlMeaConfig(
+        backbone_config=tiny_backbone_config, id2label=EMOTIONS, alignment_target="labels", block_size=3
+    )
+    config.save_pretrained(tmp_path)
+    loaded = EdrlMeaConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
+    assert loaded.alignment_target == ["labels"] and loaded.labels == list(EMOTIONS.values())
+
+
+def test_label_to_id_is_the_inverse_of_id_to_label(tmp_path):
+    assert EdrlMeaConfig(id2label=EMOTIONS).label2id == {name: i for i, name in EMOTIONS.items()}
+    assert EdrlMeaConfig(label2id={"calm": 1, "fear": 0}).id2label == {0: "fear", 1: "calm"}
+    EdrlMeaConfig(id2label=EMOTIONS).save_pretrained(tmp_path)
+    other = EdrlMeaConfig.from_pretrained(tmp_path, id2label={"0": "fear", "1": "calm"})
+    assert other.label2id == {"fear": 0, "calm": 1} and other.labels == ["fear", "calm"]
+
+
+def test_what_loading_overrides_is_checked_too(tmp_path):
+    EdrlMeaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Did you mean 'mea'"):
+        EdrlMeaConfig.from_pretrained(tmp_path, arrangement="mae")
+
+
+def test_sizes_follow_from_the_arrangement(tiny_backbone_config):
+    settings = {"backbone_config": tiny_backbone_config, "id2label": EMOTIONS, "block_size": 5}
+    one_layer = 2 * tiny_backbone_config.hidden_size  # mean and standard deviation
+    blocks = EdrlMeaConfig(arrangement="edrl_mea", align_speech_embedding=True, **settings)
+    assert blocks.block_sizes == [5] * 5 + [one_layer]
+    assert blocks.block_names == ["shared", *EMOTIONS.values(), "speech"]
+    both = EdrlMeaConfig(alignment_target=["clean_original", "labels"], **settings)
+    assert (blocks.alignment_target_size, both.alignment_target_size) == (one_layer, one_layer + 4)
+    wide = EdrlMeaConfig(arrangement="linear", layer_combination="concatenate", **settings)
+    assert wide.speech_embedding_size == 3 * one_layer

@@ -1,0 +1,136 @@
+"""MEA is fitted to the target that the config names, from cached embeddings and from audio alike."""
+
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from modeling_edrl_mea import MultiblockPLS
+from tests.conftest import noise_recordings
+from train import closed_form
+from train.arguments import parse_arguments
+from train.data.embeddings import Embeddings
+from train.trainer import AlignmentCallback
+
+TARGETS = ["own_speech", "clean_original", "labels"]
+COMBINATIONS = [list(some) for some in chain.from_iterable(combinations(TARGETS, n) for n in (1, 2, 3))]
+RECORDINGS = noise_recordings(24)
+PLAIN = {"noise_shrinkage": 0.0, "standardize_components": True, "fitted": False}  # MEA and nothing around it
+
+
+def embeddings(model, n_speakers: int = 4) -> Embeddings:
+    """24 recordings and a copy of each, shifted as noise would."""
+    statistics = model.embed_recordings(RECORDINGS)
+    rows = torch.arange(len(statistics))
+    data = Embeddings(statistics, rows % 4, [str(int(row) // 4 % n_speakers) for row in rows], rows)
+    return data.with_copies([statistics + 0.1 * torch.randn_like(statistics)])
+
+
+@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
+@pytest.mark.parametrize("target", COMBINATIONS, ids="+".join)
+def test_alignment_is_fitted_to_the_target_by_name(tiny_model, arrangement, target):
+    model = tiny_model(arrangement, **PLAIN, alignment_target=target, n_components=3)
+    data = embeddings(model)
+    closed_form.fit_alignment(model, data)
+    heads, size = model.edrl_mea, model.config.block_size
+    u, clean = heads.speech_embedding(data.layer_statistics), data.layer_statistics[:24].repeat(2, 1, 1)
+    columns = {
+        "own_speech": u,
+        "clean_original": heads.speech_embedding(clean),
+        "labels": torch.eye(4)[data.labels],
+    }
+    blocks = [u]
+    if arrangement == "edrl_mea":
+        output = heads(layer_statistics=data.layer_statistics)
+        blocks = [output.shared_embedding, *output.intra_class_embeddings.unbind(1)]
+        assert [block.shape[1] for block in blocks] == [size] * 5
+    expected = MultiblockPLS(3).fit(blocks, torch.cat([columns[name] for name in target], dim=1))
+    found = model.alignment
+    assert found.is_fitted and found.y_loadings.shape[0] == sum(columns[name].shape[1] for name in target)
+    torch.testing.assert_close(found.rotations.double(), expected.rotations_, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.y_loadings.double(), expected.y_loadings_, atol=1e-5, rtol=1e-4)
+
+
+class Waveforms(torch.utils.data.Dataset):
+    def __init__(self, model):
+        self.extract = model.feature_extractor()
+
+    def __len__(self):
+        return len(RECORDINGS)
+
+    def __getitem__(self, row):
+        longest = max(map(len, RECORDINGS))
+        inputs = self.extract(
+            [RECORDINGS[row]], sampling_rate=16_000, padding="max_length", max_length=longest, return_tensors="pt"
+        )
+        return {name: tensor[0] for name, tensor in inputs.items()} | {"labels": row % 4}
+
+
+@pytest.mark.parametrize("target", [["own_speech"], ["labels"], ["clean_original", "labels"]], ids="+".join)
+def test_alignment_from_audio_is_that_from_cached_embeddings(tiny_model, tmp_path, target):
+    settings = {**PLAIN, "alignment_target": target, "n_components": 3}
+    from_audio, from_cache = tiny_model(**settings), tiny_model(**settings)
+    args = TrainingArguments(
+        str(tmp_path), max_steps=1, learning_rate=0.0, per_device_train_batch_size=8, use_cpu=True, report_to="none",
+        save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    from_audio.freeze_backbone()
+    Trainer(from_audio, args, train_dataset=Waveforms(from_audio), callbacks=[AlignmentCallback()]).train()
+    closed_form.fit_alignment(from_cache, slice_of(embeddings(from_cache), 24))
+    for name, expected in from_cache.alignment.named_buffers():
+        torch.testing.assert_close(from_audio.alignment.get_buffer(name), expected, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def slice_of(data: Embeddings, n: int) -> Embeddings:
+    return Embeddings(data.layer_statistics[:n], data.labels[:n], data.speakers[:n], data.clean_rows[:n])
+
+
+def test_cross_validation_over_speakers_chooses_how_many_components_the_model_gets(tiny_model):
+    model = tiny_model(**PLAIN, choose_n_components=True, n_components=12, alignment_target=["labels"])
+    data = embeddings(model)
+    factors = torch.randn(48, 2)
+    data.layer_statistics = 0.3 * torch.randn_like(data.layer_statistics)
+    data.layer_statistics += torch.einsum("nf,flp->nlp", factors, torch.randn(2, *data.layer_statistics.shape[1:]))
+    data.labels = (factors[:, 0] > 0).long() + 2 * (factors[:, 1] > 0).long()
+    model.edrl_mea.speech_embedding.fit(data.layer_statistics)
+    pls = closed_form.fit_alignment(model, data)
+    assert pls.cv_errors_.shape == (4, 13)  # four speakers
+    assert 2 <= pls.n_components_ < 12
+    assert model.alignment.rotations.any(dim=0).sum() == pls.n_components_
+    aligned = model.edrl_mea(layer_statistics=data.layer_statistics).aligned_embedding
+    assert aligned.shape == (48, 12) and not aligned[:, pls.n_components_ :].any()
+
+
+def test_choosing_components_without_speakers_is_refused_before_time_is_spent(tiny_model):
+    model = tiny_model(**PLAIN, choose_n_components=True)
+    with pytest.raises(ValueError, match="at least two groups .speakers."):
+        closed_form.fit_alignment(model, embeddings(model, n_speakers=1))
+    with pytest.raises(ValueError, match="choose_n_components needs speakers"):
+        AlignmentCallback().on_train_begin(None, None, None, model=model, train_dataloader=[])
+
+
+def test_ridge_of_the_config_shrinks_what_the_alignment_explains(tiny_model):
+    explained = []
+    for ridge in (0.0, 0.5):
+        model = tiny_model(**PLAIN, alignment_ridge=ridge, n_components=3)
+        explained.append(float(closed_form.fit_alignment(model, embeddings(model)).explained_variance_y_.sum()))
+    assert np.diff(explained) < 0
+    with pytest.raises(ValueError, match="alignment_ridge=-1.0 must not be negative"):
+        tiny_model(**PLAIN, alignment_ridge=-1.0)
+
+
+def test_both_are_flags_of_the_run():
+    _, _, config, *_ = parse_arguments(["--choose_n_components", "True", "--alignment_ridge", "0.01"])
+    assert config.choose_n_components is True and config.alignment_ridge == 0.01
+
+
+@pytest.mark.parametrize("arrangement", ["edrl", "mea_edrl"])
+def test_edrl_starts_as_the_regression_of_the_arrangement_without_it(tiny_model, arrangement):
+    plain = tiny_model("linear" if arrangement == "edrl" else "mea")
+    model = tiny_model(arrangement, start_from_regression=True)
+    data = embeddings(model)
+    assert closed_form.start_disentanglement(model, data) == closed_form.train_classifier(plain, data)
+    expected, found = (one(layer_statistics=data.layer_statistics).logits for one in (plain, model))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,363 @@
+"""Both stages of training, from recordings on disk to a directory that `pipeline` loads."""
+
+import json
+import re
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments, pipeline
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
+from tests.support.tones import EMOTIONS, tone, write_backbone, write_corpus
+from train import closed_form, run
+from train.arguments import parse_arguments
+from train.data import embeddings as embeddings_room
+from train.data.embeddings import CacheError, EmbeddingCache, Embeddings
+from train.run_folder import RunError, RunFolder
+from train.trainer import AlignmentCallback, EdrlMeaTrainer
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "tones", n_speakers=6)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, tiny_backbone_config):
+    return write_backbone(tmp_path_factory.mktemp("backbone"), tiny_backbone_config)
+
+
+def embeddings(model, n: int = 40) -> Embeddings:
+    names = list(EMOTIONS)
+    labels = [i % 4 for i in range(n)]
+    waveforms = [tone(names[label], i % 5, i) for i, label in enumerate(labels)]
+    speakers = [str(i % 5) for i in range(n)]
+    return Embeddings(model.embed_recordings(waveforms), torch.tensor(labels), speakers, torch.arange(n))
+
+
+def new_model(backbone, **kwargs) -> EdrlMeaForAudioClassification:
+    model = EdrlMeaForAudioClassification.from_backbone(backbone, id2label=dict(enumerate(EMOTIONS)), **kwargs)
+    model.freeze_backbone()
+    return model
+
+
+def arguments(folder, **kwargs) -> TrainingArguments:
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "use_cpu": True}
+    return TrainingArguments(
+        str(folder), report_to="none", save_strategy="no", disable_tqdm=True, **(settings | kwargs)
+    )
+
+
+@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
+def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_path, corpus, backbone, arrangement):
+    other = write_corpus(tmp_path / "other", n_speakers=2)
+    report = run.main(
+        [
+            *("--model_name_or_path", str(backbone), "--dataset_name", str(corpus), "--test_dataset_name", str(other)),
+            *("--label_scheme", "four_emotions", "--arrangement", arrangement, "--noisy_copies", "1"),
+            *("--output_dir", str(tmp_path / "out"), "--num_train_epochs", "15", "--use_cpu", "True"),
+            *("--report_to", "none", "--disable_tqdm", "True", "--per_device_train_batch_size", "16"),
+        ]
+    )
+    assert report["results"][0]["metrics"]["uar"]["value"] > 0.5  # chance is 0.25
+    tested = {(row["protocol"], row["test"], row["condition"], row["level"]) for row in report["results"]}
+    assert {("clean", "tones", "clean", None), ("cross_corpus", "other", "clean", None)} <= tested
+    assert ("corruption", "tones", "gaussian", 2) in tested
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["results"] == report["results"]
+    speakers = report["training"]["splits"]
+    assert not set(speakers["train"]) & set(speakers["test"]) and not set(speakers["train"]) & set(
+        speakers["validation"]
+    )
+    heard = pipeline("audio-classification", model=str(tmp_path / "out"))(tone("sadness", 5, 9), top_k=4)
+    assert {score["label"] for score in heard} == set(EMOTIONS)
+
+
+BACKBONE_LEARNS = {
+    "all": ["--freeze_backbone", "False", "--freeze_feature_encoder", "False"],
+    "not the convolutions": ["--freeze_backbone", "False"],
+    "the last layer": ["--keep_last_n_layers", "1", "--max_length_seconds", "0.3"],
+}
+
+
+@pytest.mark.parametrize("how", BACKBONE_LEARNS.values(), ids=BACKBONE_LEARNS)
+def test_as_much_of_the_backbone_learns_as_is_unfrozen(tmp_path, corpus, backbone, how):
+    report = run.main(
+        [
+            *("--model_name_or_path", str(backbone), "--dataset_name", str(corpus), "--arrangement", "edrl_mea"),
+            *("--output_dir", str(tmp_path), "--num_train_epochs", "2", "--use_cpu", "True", "--noisy_copies", "1"),
+            *("--report_to", "none", "--disable_tqdm", "True", "--per_device_train_batch_size", "16", *how),
+        ]
+    )
+    assert report["models"][0]["stage"] == "alignment"
+    before, after = new_model(backbone).backbone, EdrlMeaForAudioClassification.from_pretrained(tmp_path).backbone
+    changed = {name for name, weight in after.named_parameters() if not torch.equal(weight, before.get_parameter(name))}
+    assert any(name.startswith("encoder.layers.1.") for name in changed)
+    assert any(name.startswith("encoder.layers.0.") for name in changed) == ("--freeze_backbone" in how)
+    assert any(name.startswith("feature_extractor.") for name in changed) == ("--freeze_feature_encoder" in how)
+
+
+def test_gradient_accumulation_is_a_mean_over_its_steps(tmp_path, backbone):
+    """transformers leaves the division to models that take its count of items, as a forward with **kwargs seems to."""
+    settings = {"disentanglement_dropout": 0.0, "mixup_alpha": 0.0, "embedding_noise": 0.0, "arrangement": "edrl"}
+    losses = []
+    for steps in (1, 4):
+        torch.manual_seed(0)
+        model = new_model(backbone, **settings, decorrelation_weight=0.0, shared_invariance_weight=0.0)
+        args = arguments(
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=16 // steps,
+            gradient_accumulation_steps=steps,
+            logging_steps=1,
+        )
+        trainer = Trainer(model, args, train_dataset=Recordings(model, list(EMOTIONS), 16))
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_bad_recordings_stop_the_run_before_it_starts_or_are_left_out(tmp_path, backbone, capsys):
+    corpus = write_corpus(tmp_path / "tones", n_speakers=6)
+    for name in ("anger_0_0.wav", "sadness_5_2.wav"):
+        (corpus / name).write_bytes(b"no audio")
+    command = [
+        *("--model_name_or_path", str(backbone), "--dataset_name", str(corpus), "--output_dir", str(tmp_path / "out")),
+        *("--num_train_epochs", "1", "--use_cpu", "True", "--report_to", "none", "--disable_tqdm", "True"),
+    ]
+    with pytest.raises(RecordingError, match="2 recordings(.|\n)*anger_0_0.wav(.|\n)*sadness_5_2.wav(.|\n)*skip"):
+        run.main(command)
+    assert not (tmp_path / "out" / "run.json").exists()
+    report = run.main([*command, "--on_bad_audio", "skip"])
+    assert len(report["skipped_recordings"]) == 2
+    splits = json.loads((tmp_path / "out" / "report.json").read_text())["training"]
+    assert sum(entry["recordings"] for entry in splits["corpora"]) + report["results"][0]["n_recordings"] == 70
+
+
+def test_a_corpus_with_some_of_the_models_emotions_is_tested_by_the_models_ids(tmp_path):
+    labels = [*EMOTIONS, "surprise"]
+    corpus = write_corpus(tmp_path / "other", n_speakers=1, emotions=["neutral", "sadness"])
+    _, data_args, _, _ = parse_arguments(["--output_dir", str(tmp_path / "out")])
+    other = run.read_other_corpus(str(corpus), data_args, labels)
+    assert other.features["label"].names == labels
+    named = {
+        Path(path).name.split("_")[0]: labels[label] for path, label in zip(other["audio"], other["label"], strict=True)
+    }
+    assert named == {"neutral": "neutral", "sadness": "sadness"}
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open({"learning_rate": 0.1, "data": {"train": "1"}}, {})
+    folder.open({"learning_rate": 0.1, "data": {"train": "1"}}, {})
+    with pytest.raises(RunError, match="learning_rate 0.1 → 0.2"):
+        folder.open({"learning_rate": 0.2, "data": {"train": "1"}}, {})
+
+
+def test_the_cache_says_what_to_do_where_it_cannot_be_written(tmp_path, corpus, backbone):
+    audio = sorted(str(path) for path in corpus.glob("*.wav"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CacheError, match="--embedding_cache"):
+        EmbeddingCache(new_model(backbone), tmp_path / "file")
+    cache = EmbeddingCache(new_model(backbone), tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:  # a disk with no room for a chunk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(CacheError, match="Make room"):
+            cache.embed(audio)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(cache.folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--keep_last_n_layers", "2", "--freeze_backbone", "False"], "keep_last_n_layers"),
+        (["--freeze_feature_encoder", "False"], "freeze_backbone=False"),
+        (["--max_length_seconds", "5"], "frozen backbone embeds whole"),
+        (["--keep_last_n_layers", "2", "--arrangement", "mea"], "nothing by gradients"),
+        (["--rir_dir", "rooms"], "noisy_copies"),
+        (["--on_bad_audio", "ignore"], "error or skip"),
+        (["--push_to_hub", "True"], "hub_model_id"),
+        (["--save_total_limit", "1"], "damaged"),
+    ],
+)
+def test_contradictory_settings_are_refused(flags, named):
+    with pytest.raises(SystemExit, match=named):
+        parse_arguments(["--use_cpu", "True", *flags])
+
+
+def test_stage_two_leaves_stage_one_untouched(tmp_path, backbone):
+    model = new_model(backbone, arrangement="edrl_mea")
+    data = embeddings(model)
+    trainer = EdrlMeaTrainer(model, arguments(tmp_path), data)
+    trainer.fit_speech_embedding()
+    trainer.train_disentanglement()
+    before = {name: tensor.clone() for name, tensor in model.named_parameters() if not name.startswith("classifier.")}
+    trainer.fit_alignment()
+    trainer.train_classifier()
+    after = dict(model.named_parameters())
+    assert model.stage == "alignment"
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_every_loss_term_is_logged(tmp_path, backbone):
+    model = new_model(backbone, arrangement="edrl")
+    trainer = EdrlMeaTrainer(model, arguments(tmp_path, logging_steps=1), embeddings(model))
+    trainer.train()
+    logged = set().union(*trainer.state.log_history)
+    terms = ("classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance")
+    assert {f"loss_{term}" for term in terms} <= logged
+
+
+class Recordings(torch.utils.data.Dataset):
+    """What a user of the stock Trainer has: waveforms and labels."""
+
+    def __init__(self, model, emotions, n: int = 24):
+        extract = model.feature_extractor()
+        self.rows = []
+        for i in range(n):
+            waveform = tone(emotions[i % len(emotions)], i % 5, i)
+            inputs = extract(waveform, sampling_rate=16_000, return_tensors="pt")
+            self.rows.append({name: tensor[0] for name, tensor in inputs.items()} | {"labels": i % len(emotions)})
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
+
+
+@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
+def test_the_stock_trainer_fine_tunes_to_a_new_label_set(tmp_path, backbone, arrangement):
+    new_model(backbone, arrangement=arrangement).save_pretrained(tmp_path / "start")
+    emotions = ["anger", "sadness"]
+    model = EdrlMeaForAudioClassification.from_pretrained(
+        tmp_path / "start", id2label=dict(enumerate(emotions)), ignore_mismatched_sizes=True
+    )
+    data = Recordings(model, emotions)
+    args = arguments(tmp_path / "out", num_train_epochs=4, per_device_train_batch_size=8)
+    trainer = Trainer(model, args, train_dataset=data, eval_dataset=data, callbacks=[AlignmentCallback()])
+    trainer.train()
+    assert model.alignment.is_fitted
+    predictions = trainer.predict(data)
+    assert predictions.predictions.shape == (24, 2)
+    assert (predictions.predictions.argmax(-1) == predictions.label_ids).mean() > 0.8
+
+
+def test_the_cache_gives_the_same_embeddings_again_without_the_model(tmp_path, corpus, backbone, monkeypatch):
+    model = new_model(backbone)
+    audio = sorted(str(path) for path in corpus.glob("*.wav"))
+    first = EmbeddingCache(model, tmp_path).embed(audio)
+    monkeypatch.setattr(model, "embed_recordings", lambda *_: pytest.fail("embedded again"))
+    assert torch.equal(EmbeddingCache(model, tmp_path).embed(audio), first)
+
+
+def test_a_damaged_chunk_of_the_cache_is_computed_again(tmp_path, corpus, backbone):
+    cache = EmbeddingCache(new_model(backbone), tmp_path)
+    audio = sorted(str(path) for path in corpus.glob("*.wav"))
+    first = cache.embed(audio)
+    next(cache.folder.glob("*.npy")).write_bytes(b"half a file")
+    assert torch.equal(cache.embed(audio), first)
+
+
+def test_other_weights_do_not_share_a_cache(tmp_path, backbone):
+    model = new_model(backbone)
+    folder = EmbeddingCache(model, tmp_path).folder
+    with torch.no_grad():
+        next(model.backbone.parameters()).add_(1e-3)
+    assert EmbeddingCache(model, tmp_path).folder != folder
+
+
+def test_all_broken_recordings_are_listed_at_once(tmp_path, backbone):
+    audio = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    for path in audio:
+        Path(path).write_bytes(b"no audio")
+    with pytest.raises(RecordingError, match="2 of 2(.|\n)*a.wav(.|\n)*b.wav"):
+        EmbeddingCache(new_model(backbone), tmp_path / "cache").embed(
+            [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+        )
+
+
+def test_copies_stay_linked_to_their_clean_originals(backbone):
+    model = new_model(backbone)
+    data = embeddings(model, 8)
+    both = data.with_copies([data.layer_statistics + 1])
+    assert torch.equal(both.layer_statistics[both.clean_rows], data.layer_statistics.repeat(2, 1, 1))
+
+
+def test_classes_count_the_same_however_rare():
+    labels = torch.tensor([0] * 9 + [1])
+    weights = Embeddings(torch.zeros(10, 1, 1), labels, [""] * 10, torch.arange(10)).sample_weights
+    assert weights[labels == 0].sum() == pytest.approx(weights[labels == 1].sum().item())
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_corpora_count_the_same_in_each_class_that_they_have():
+    labels = torch.tensor([0] * 6 + [1] * 4)
+    corpora = ["large"] * 5 + ["small"] + ["large"] * 4
+    weights = Embeddings(torch.zeros(10, 1, 1), labels, [""] * 10, torch.arange(10), corpora).sample_weights
+    assert weights[:5].sum() == pytest.approx(weights[5].item())
+    assert weights[:6].sum() == pytest.approx(weights[6:].sum().item()) and weights.mean() == pytest.approx(1)
+
+
+def test_two_classes_get_the_probabilities_of_the_logistic_regression(backbone):
+    model = EdrlMeaForAudioClassification.from_backbone(backbone, id2label={0: "low", 1: "high"}, arrangement="linear")
+    data = embeddings(model)
+    data.labels = data.labels % 2
+    closed_form.fit_speech_embedding(model, data)
+    closed_form.train_classifier(model, data)
+    accuracy = (model(layer_statistics=data.layer_statistics).logits.argmax(-1) == data.labels).float().mean()
+    assert accuracy > 0.9
+
+
+def test_a_misspelt_setting_names_the_nearest_one():
+    with pytest.raises(SystemExit, match="n_components"):
+        parse_arguments(["--n_componets", "4"])
+
+
+def test_flags_win_over_the_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("n_components: 4\nblock_size: 8\ndataset_name: [a, b]\n")
+    _, data, config, _ = parse_arguments([str(tmp_path / "config.yaml"), "--n_components", "6", "--use_cpu", "True"])
+    assert (config.n_components, config.block_size, data.dataset_name) == (6, 8, ["a", "b"])
+
+
+def private_memory() -> int:
+    """Bytes that the system cannot take back by forgetting pages of files."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+
+
+def test_statistics_beyond_memory_lie_in_a_file(tmp_path, corpus, backbone, monkeypatch):
+    audio = sorted(str(path) for path in corpus.glob("*.wav"))
+    cache = EmbeddingCache(new_model(backbone), tmp_path)
+    expected = cache.embed(audio)
+    monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 1000)
+    assert torch.equal(cache.embed(audio), expected)
+    assert len(list(cache.folder.glob("joined-*.f32"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_training_on_more_statistics_than_memory_takes_bounded_memory(tmp_path, backbone, monkeypatch):
+    monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 2**20)
+    model = new_model(backbone, arrangement="mea_edrl", alignment_target=["own_speech", "labels"])
+    cache, rng, chunks = EmbeddingCache(model, tmp_path), np.random.default_rng(0), []
+    for number in range(20):  # 20 × 50,000 × 3 × 64 float32: 768 MB
+        chunks.append(tmp_path / f"{number}.npy")
+        np.save(chunks[-1], rng.standard_normal((50_000, 3, 64), dtype=np.float32))
+    before = private_memory()
+    statistics = cache.joined(chunks)
+    labels = torch.arange(len(statistics)) % 4
+    data = Embeddings(statistics, labels, ["a"] * len(labels), torch.arange(len(labels)))
+    trainer = EdrlMeaTrainer(model, arguments(tmp_path / "out", max_steps=20), data)
+    trainer.train()
+    grown = private_memory() - before
+    print(f"{statistics.nbytes / 2**20:.0f} MiB of statistics, memory grew by {grown / 2**20:.0f} MiB")
+    assert grown < 0.25 * statistics.nbytes

@@ -1,0 +1,209 @@
+"""Finished models in the benchmark: any Hub audio-classification model, its labels put under the benchmark's scheme."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+
+from modeling_edrl_mea.recordings import SAMPLING_RATE, resample
+from train.data.embeddings import EmbeddingCache
+from train.data.emotions import EMOTIONS, LabelError, canonical_emotion, label_under_scheme, nearest_emotion
+from train.evaluation.calibration import cross_fitted_temperatures
+from train.evaluation.predictions import AdaptationMode, probabilities_of
+
+logger = logging.getLogger(__name__)
+
+BATCH = 8  # recordings a forward pass
+SHORTEST = 400  # samples: WavLM's, HuBERT's and wav2vec 2.0's convolutions need 25 ms
+LONGEST = 30 * SAMPLING_RATE  # samples at once: attention is quadratic; longer recordings are cut, with a warning
+
+
+class HubModel:
+    """A model that is not trained here.
+
+    Args:
+        name: what reports call it.
+        source: folder or Hub id; EDRL-MEA models share the cached embeddings of their backbone.
+        classes: the benchmark's classes in their order; `scheme`: the label scheme that they belong to.
+        label_map: the model's labels → emotions, where they are no known words; an empty emotion leaves one out.
+        cache: folder of embeddings and scores, addressed by content.
+
+    Raises:
+        LabelError: labels that do not map, or a class that no label maps to; names them and the remedy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        classes: Sequence[str],
+        scheme: str,
+        label_map: Mapping[str, str] | None = None,
+        cache: str | Path = "cache",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+    ):
+        self.name, self.source, self.classes = name, str(source), list(classes)
+        options = {"trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(source, **options)
+        own_labels = [config.id2label[i] for i in range(len(config.id2label))]
+        self.class_of_label = map_labels(own_labels, classes, scheme, label_map, self.source)  # before the download
+        self.model = AutoModelForAudioClassification.from_pretrained(source, **options).to(device).eval()
+        self.is_edrl_mea = config.model_type == "edrl_mea"
+        if self.is_edrl_mea:
+            self.cache = EmbeddingCache(self.model, cache)
+        else:
+            self.cache = ScoreCache(StockClassifier(self.model, source, options), cache)
+
+        self.trained_on, self.trained_speakers, self.own_temperature = _training_of(self.folder)
+
+    @property
+    def temperature_fitted_on(self) -> str:
+        if self.own_temperature is not None:
+            return "its own validation speakers, as its report says"
+        return "clean speech of the half of each corpus's speakers that a recording's own is not in"
+
+    @property
+    def embedding_name(self) -> str:
+        if self.is_edrl_mea:
+            return "speech embedding: mean and deviation of every layer of the backbone"
+        return f"scores of {self.name}"
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def folder(self) -> str | None:
+        return self.source if Path(self.source).is_dir() else None
+
+    def prepare(self, audio: Sequence, condition=None, title: str = "") -> np.ndarray:
+        """Layer statistics (N, L+1, S'), or scores (N, labels): what is slow, through the cache."""
+        return self.cache.embed(audio, condition, title=title)
+
+    def probabilities(
+        self, audio: Sequence, condition, rows: np.ndarray, way: AdaptationMode = "plain", speakers=None
+    ) -> np.ndarray:
+        """(n, C) over the benchmark's classes of some rows of a corpus in a condition (None: as recorded), of
+        `speakers` (n,)."""
+        found = self.prepare(audio, condition)[torch.from_numpy(rows)]
+        if self.is_edrl_mea:
+            own = probabilities_of(self.model, found, way, speakers)
+        else:
+            own = found.double().softmax(-1).numpy()
+        return under_classes(own, self.class_of_label, len(self.classes))
+
+    def temperatures(self, answers) -> np.ndarray | None:
+        """(N,) for `Predictions` on clean speech: the model's own, or cross-fitted over speakers; None for one."""
+        if self.own_temperature is not None:
+            return np.full(len(answers), self.own_temperature)
+        if len(set(answers.speakers.tolist())) < 2:
+            return None
+        return cross_fitted_temperatures(answers.references, answers.probabilities, answers.speakers)
+
+
+def _training_of(folder: str | None) -> tuple[tuple[str, ...], frozenset[str], float | None]:
+    """What a model's own report says: corpora it was trained on, speakers it has heard, its temperature."""
+    file = Path(folder or "") / "report.json"
+    if folder is None or not file.is_file():
+        return (), frozenset(), None
+    report = json.loads(file.read_text(encoding="utf-8"))
+    training = report.get("training") or {}
+    splits = training.get("splits") or {}
+    heard = frozenset(splits.get("train", [])) | frozenset(splits.get("validation", []))
+    calibration = next((model.get("calibration") for model in report.get("models") or []), None) or {}
+    return tuple(corpus["name"] for corpus in training.get("corpora", [])), heard, calibration.get("temperature")
+
+
+def map_labels(labels: Sequence[str], classes: Sequence[str], scheme: str, label_map, source: str) -> list[int | None]:
+    """The class of each of a model's labels, None for one outside the scheme, which then has no say."""
+    label_map = {key.lower(): value for key, value in (label_map or {}).items()}
+    unused = set(label_map) - {label.lower() for label in labels}
+    if unused:
+        raise LabelError(f"{source} has no label {', '.join(sorted(unused))} to map; its labels are {list(labels)}.")
+    emotions = [label_map.get(label.lower(), label) for label in labels]
+    strange = [
+        label
+        for label, emotion in zip(labels, emotions, strict=True)
+        if emotion and canonical_emotion(emotion) is None and emotion not in classes
+    ]
+    if strange:
+        near = nearest_emotion(label_map.get(strange[0].lower(), strange[0])) or "anger"
+        raise LabelError(
+            f"{source}: the labels {strange} stand for no known emotion ({', '.join(EMOTIONS)}). "
+            f"Say which: --label_map {strange[0]}={near} …, or {strange[0]}= to leave it out."
+        )
+    found = [
+        emotion if emotion in classes else label_under_scheme(emotion, scheme) if emotion else None
+        for emotion in emotions
+    ]
+    mute = [name for name in classes if name not in found]
+    if mute:
+        raise LabelError(
+            f"{source} never says {', '.join(mute)}: its labels are {list(labels)}. Use a label_scheme whose "
+            f"classes it has, or --label_map LABEL={mute[0]}."
+        )
+    outside = [label for label, name in zip(labels, found, strict=True) if name not in classes]
+    if outside:
+        logger.warning("%s: labels outside the classes have no say: %s", source, ", ".join(outside))
+    return [list(classes).index(name) if name in classes else None for name in found]
+
+
+def under_classes(probabilities: np.ndarray, class_of_label: Sequence[int | None], n_classes: int) -> np.ndarray:
+    """Probabilities (N, labels) summed by class and, as labels outside have no say, brought to 1: (N, C)."""
+    summed = np.zeros((len(probabilities), n_classes))
+    for label, place in enumerate(class_of_label):
+        if place is not None:
+            summed[:, place] += probabilities[:, label]
+    total = summed.sum(1, keepdims=True)
+    return np.where(total > 1e-12, summed / np.maximum(total, 1e-12), 1 / n_classes)
+
+
+class ScoreCache(EmbeddingCache):
+    """`EmbeddingCache` of a stock classifier's logits (N, labels) in place of layer statistics."""
+
+    def __init__(self, classifier: "StockClassifier", folder: str | Path):
+        self.model, self.processes = classifier, None
+        self.folder = Path(folder) / classifier.fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+
+class StockClassifier:
+    """A transformers audio classifier behind the two methods that `EmbeddingCache` needs."""
+
+    def __init__(self, model, source: str, options: Mapping):
+        self.model = model
+        self.extract = AutoFeatureExtractor.from_pretrained(source, **options)
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(sorted(self.extract.to_dict().items(), key=str)).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return f"scores-{digest.hexdigest()[:16]}"
+
+    @torch.no_grad()
+    def embed_recordings(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:
+        """Logits (N, labels) of waveforms (n,) at 16 kHz."""
+        if max(map(len, waveforms)) > LONGEST:
+            logger.warning("Recordings longer than %d s are cut.", LONGEST // SAMPLING_RATE)
+        waveforms = [np.pad(wave[:LONGEST], (0, max(0, SHORTEST - len(wave)))) for wave in waveforms]
+        rate = getattr(self.extract, "sampling_rate", SAMPLING_RATE)
+        waveforms = [resample(wave, SAMPLING_RATE, rate) for wave in waveforms]
+        logits = []
+        for batch in self._batches(waveforms):
+            inputs = self.extract(batch, sampling_rate=rate, padding=True, return_tensors="pt").to(self.model.device)
+            logits.append(self.model(**inputs).logits.float().cpu())
+        return torch.cat(logits)
+
+    def _batches(self, waveforms):
+        # Without a mask (base models, whose first layer normalises over time) padding would change the scores.
+        size = BATCH if getattr(self.extract, "return_attention_mask", False) else 1
+        for start in range(0, len(waveforms), size):
+            yield [np.asarray(wave, dtype=np.float32) for wave in waveforms[start : start + size]]

@@ -1,0 +1,178 @@
+"""The closed-form steps of training: standardisation, MEA, and the classifier on aligned embeddings."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
+from modeling_edrl_mea.component_choice import assign_folds
+from train.data.embeddings import ROWS, Embeddings
+
+logger = logging.getLogger(__name__)
+
+INVERSE_REGULARIZATION = [
+    0.0001,
+    0.001,
+    0.01,
+    0.1,
+]  # C of the logistic regression, on embeddings of unit variance
+N_FOLDS = 4
+
+
+def fit_speech_embedding(model: EdrlMeaForAudioClassification, data: Embeddings) -> None:
+    """Standardise, and whiten, by the clean originals and their noisy copies alike."""
+    model.edrl_mea.speech_embedding.fit(data.layer_statistics)
+
+
+def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> MultiblockPLS:
+    """MEA in one pass over the recordings, shared among processes; EDRL's weights stay as they are.
+
+    Raises:
+        ValueError: the number of components is to be chosen, and there are fewer than two speakers.
+    """
+    model.eval()
+    config = model.config
+    metric = fit_noise_metric(model, data, accelerator) if config.shrinks_noise else None
+    scale_blocks, standardize = config.scale_blocks and not metric, not metric  # the metric is a scaling
+    pls = MultiblockPLS(config.n_components, scale_blocks, standardize, ridge=config.alignment_ridge)
+    folds = assign_folds(data.speakers) if config.choose_n_components else None
+    rank, n_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    for rows in torch.arange(len(data))[rank::n_processes].split(ROWS):
+        clean = data.layer_statistics[data.clean_rows[rows]].to(model.device)
+        own, labels = data.layer_statistics[rows].to(model.device), data.labels[rows].to(model.device)
+        inputs = model.edrl_mea.alignment_inputs(own, clean, labels, metric)
+        pls.partial_fit(*inputs, folds=None if folds is None else folds[rows])
+    if n_processes > 1:
+        pls.reduce(accelerator)
+    chosen = None if folds is None else pls.select_n_components()
+    pls.solve(chosen, accelerator=accelerator if n_processes > 1 else None)
+    if metric:
+        metric.undo(pls, config.alignment_target)
+    if not config.standardize_components:
+        pls.score_scales_ = pls.score_scales_.square().mean().sqrt().expand_as(pls.score_scales_)
+    model.alignment.load_solution(pls)
+    return pls
+
+
+def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
+    """Logistic regression on the aligned embedding (on u without MEA), balanced by the sample weights; returns its C.
+
+    C is chosen by cross-validation whose folds share no speaker.
+    """
+    regression = fit_regression(classifier_features(model, data), data)
+    weight, bias = weights_of(regression, model.config.num_labels)
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+    return regression.C
+
+
+def start_disentanglement(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
+    """EDRL starts as the logistic regression on what it is given: t, or u without MEA; returns the chosen C."""
+    regression = fit_regression(classifier_features(model, data), data)
+    model.edrl_mea.disentanglement.start_from(*weights_of(regression, model.config.num_labels))
+    return regression.C
+
+
+def fit_regression(features: np.ndarray, data: Embeddings) -> LogisticRegression:
+    labels, weights = data.labels.numpy(), data.sample_weights.numpy()
+    regression = LogisticRegression(max_iter=5000)
+    folds = _folds(features, labels, data.speakers)
+    if folds:
+        search = GridSearchCV(regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds)
+        return search.fit(features, labels, sample_weight=weights).best_estimator_
+    return regression.set_params(C=0.1).fit(features, labels, sample_weight=weights)
+
+
+@torch.no_grad()
+def classifier_features(model: EdrlMeaForAudioClassification, data: Embeddings) -> np.ndarray:
+    """(N, k) aligned embeddings, or (N, S) speech embeddings where the arrangement has no MEA."""
+    model.eval()
+    features = []
+    for statistics in data.layer_statistics.split(ROWS):
+        output = model.edrl_mea(layer_statistics=statistics.to(model.device))
+        features.append(output.speech_embedding if model.alignment is None else output.aligned_embedding)
+    return torch.cat(features).double().cpu().numpy()
+
+
+def _folds(features, labels, speakers) -> list:
+    groups = np.unique(speakers, return_inverse=True)[1]
+    n_folds = min(N_FOLDS, len(set(groups)))
+    if n_folds < 2:
+        return []
+    return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(features, labels, groups))
+
+
+def weights_of(regression: LogisticRegression, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(C, features) weights and (C,) biases."""
+    weight, bias = regression.coef_, regression.intercept_
+    if len(weight) == 1:  # scikit-learn keeps one row for two classes
+        weight, bias = np.vstack([-weight, weight]) / 2, np.array([-bias[0], bias[0]]) / 2
+    classes = torch.from_numpy(regression.classes_)
+    weights, biases = torch.zeros(n_classes, weight.shape[1]), torch.full((n_classes,), -30.0)  # -30: never shown
+    weights[classes], biases[classes] = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+    return weights, biases
+
+
+# --- noise metric ---
+
+
+class NoiseMetric:
+    """Maps u (n, S) to coordinates whose Euclidean distance is the metric, and a solution of MEA there back to u.
+
+    The coordinates are L⁻¹u with LL' = I + (s/n̄)N, the Cholesky factor: what follows does not see rotations.
+    """
+
+    def __init__(self, noise_scatter: Tensor, shrinkage: float):
+        """`noise_scatter`: N (S, S); zero where there are no noisy copies, and the metric is then Euclidean."""
+        typical = float(noise_scatter.square().sum() / noise_scatter.trace().clamp_min(1e-30))
+        shrunk = noise_scatter * (shrinkage / typical) if typical > 0 else noise_scatter
+        self.factor = torch.linalg.cholesky(torch.eye(len(shrunk), dtype=shrunk.dtype) + shrunk)
+
+    def apply(self, u: Tensor) -> Tensor:
+        return solve_triangular(self.factor, u.to(self.factor).T, upper=False).T
+
+    def undo(self, pls: MultiblockPLS, targets: Sequence[str]) -> None:
+        """Rewrites a solution found in these coordinates as one for u itself, in place.
+
+        `targets`: the config's `alignment_target`, all of which but "labels" are speech embeddings.
+        """
+        factor, size = self.factor, len(self.factor)
+        pls.rotations_ = solve_triangular(factor.T, pls.rotations_ / pls.x_scale_[:, None], upper=True)
+        pls.loadings_ = factor @ (pls.loadings_ * pls.x_scale_[:, None])
+        pls.x_mean_, pls.x_scale_ = factor @ pls.x_mean_, torch.ones_like(pls.x_scale_)
+        n_labels = len(pls.y_mean_) - size * sum(target != "labels" for target in targets)
+        start = 0
+        for target in targets:
+            columns = slice(start, start + (n_labels if target == "labels" else size))
+            if target != "labels":
+                pls.y_mean_[columns] = factor @ pls.y_mean_[columns]
+                pls.y_loadings_[columns] = factor @ pls.y_loadings_[columns]
+            start = columns.stop
+
+
+@torch.no_grad()
+def fit_noise_metric(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> NoiseMetric:
+    """The metric by the noisy copies among these recordings, shared among processes."""
+    size = model.config.speech_embedding_size
+    scatter, n_copies = torch.zeros(size, size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    rank, n_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    copies = (data.clean_rows != torch.arange(len(data))).nonzero()[:, 0]
+    for rows in copies[rank::n_processes].split(ROWS):
+        own, clean = (
+            model.edrl_mea.speech_embedding(data.layer_statistics[part].to(model.device)).double().cpu()
+            for part in (rows, data.clean_rows[rows])
+        )
+        scatter += (own - clean).T @ (own - clean)
+        n_copies += len(rows)
+    if n_processes > 1:
+        scatter, n_copies = (
+            accelerator.reduce(part.to(accelerator.device), reduction="sum").cpu() for part in (scatter, n_copies)
+        )
+    return NoiseMetric(scatter / n_copies.clamp_min(1), model.config.noise_shrinkage)

@@ -1,0 +1,221 @@
+"""Emotional speech corpora as one table: audio, label, speaker, corpus, language, text; see `load_corpus`.
+
+Corpora read as their authors ship them are declared in catalogue.py; anybody's recordings (class
+folders, a manifest) are read by manifests.py, Hub datasets by hub.py; emotions.py says what counts
+as which class.
+"""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+
+from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, find_audio
+
+from .catalogue import CORPORA, Corpus
+from .emotions import SCHEMES, LabelError, check_scheme, label_under_scheme
+from .hub import is_streamed, read_hub
+from .manifests import read_generic
+from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files
+
+logger = logging.getLogger(__name__)
+
+
+def load_corpus(
+    source: str | os.PathLike,
+    *,
+    label_scheme: str = "native",
+    corpus: str | None = None,
+    audio_column: str = "audio",
+    label_column: str | None = None,
+    speaker_column: str | None = None,
+    split: str | None = None,
+    min_class_size: int = 2,
+) -> Dataset:
+    """Reads a corpus into columns audio, label (ClassLabel), speaker, corpus, language, text.
+
+    Audio is a path; a Hub dataset's recordings become files in `datasets`' cache, see hub.py.
+
+    source: folder of a corpus in CORPORA as downloaded; folder of class folders, or with metadata.csv; a
+        CSV, TSV, JSON or JSONL manifest; the id of a Hub dataset, or a folder of its Parquet shards.
+        "name=path" also gives the corpus's name.
+    label_scheme: "native" (the emotions there are, sorted), "four_emotions", "arousal" or "valence". Rows
+        whose emotion lies outside the scheme are dropped, and counted in the log. Class ids follow
+        emotions.SCHEMES.
+    corpus: the corpus's name; without it, recognised from the files, then from the folder's name.
+    audio_column, label_column, speaker_column: for manifests and Hub datasets; usual names are found alone.
+    split: an official split (MELD, MSP-Podcast, a Hub dataset, or a sub-folder of that name).
+    min_class_size: fewest recordings a class may have; one alone is in training or in a test, not in both.
+
+    Raises CorpusError (nothing there, no labels, columns or files missing, a class too small) and LabelError
+    (scheme or emotion unknown), both ValueError.
+    """
+    check_scheme(label_scheme)
+    source, corpus = _name_and_path(str(source), corpus)
+    declaration = _declaration_of(source, corpus)
+    if declaration is not None:
+        name = declaration.name
+        utterances = _read_declared(declaration, Path(source), split)
+    else:
+        name = corpus or re.sub(r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1])
+        columns = (audio_column, label_column, speaker_column)
+        utterances = (read_hub if is_streamed(source) else read_generic)(source, *columns, split)
+    return _as_dataset(utterances, name, source, label_scheme, min_class_size)
+
+
+def concatenate_corpora(parts: Iterable[Dataset]) -> Dataset:
+    """One dataset of several corpora; classes that differ between them are united, sorted."""
+    parts = list(parts)
+    names = [part.features["label"].names for part in parts]
+    if any(other != names[0] for other in names[1:]):
+        union = ClassLabel(names=sorted(set().union(*names)))
+        parts = [_relabel(part, union) for part in parts]
+    return concatenate_datasets(parts)
+
+
+def _name_and_path(source: str, corpus: str | None) -> tuple[str, str | None]:
+    name, equals, path = source.partition("=")
+    if equals and re.fullmatch(r"[\w-]+", name) and not os.path.exists(source):
+        return path, corpus or name
+    return source, corpus
+
+
+def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
+    """The declared corpus a source is, by the name given, its files or its folder's name; or None."""
+    if corpus is not None:
+        return None if os.path.isfile(source) or is_streamed(source) else CORPORA.get(_plain(corpus))
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    for declared in CORPORA.values():
+        if declared.marker and any(folder.glob(declared.marker)):
+            return declared
+    paths = [_path_with_root(folder, path) for path in find_audio(folder)]
+    patterned = [declared for declared in CORPORA.values() if declared.pattern]
+    counts = {declared.name: sum(declared.match(path) is not None for path in paths) for declared in patterned}
+    best = max(counts, key=counts.get)
+    named = _plain(folder.resolve().name)
+    if counts.get(named):
+        best = named
+    return CORPORA[best] if counts[best] and (best == named or counts[best] >= 0.9 * len(paths)) else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W|_", "", name.lower())
+
+
+def _path_with_root(folder: Path, path: Path) -> Path:
+    return folder.resolve().name / path.relative_to(folder)
+
+
+def _read_declared(declared: Corpus, folder: Path, split: str | None) -> list[Utterance]:
+    if split is not None and split not in declared.splits:
+        has = f"its splits are {', '.join(declared.splits)}" if declared.splits else "it has no official splits"
+        raise CorpusError(f"split {split!r} of {declared.name}: {has}; leave split out to split by speaker")
+    if declared.read is not None:
+        if not folder.is_dir():
+            raise CorpusError(f"folder {str(folder)!r} does not exist; give the path the corpus was unpacked to")
+        found = declared.read(folder, split)
+    else:
+        found = _read_file_names(declared, folder)
+    codes = {code.lower(): emotion for code, emotion in declared.labels.items()}
+    strange = sorted({utterance.emotion for utterance in found if utterance.emotion.lower() not in codes})
+    if strange:
+        raise LabelError(
+            f"{declared.name} in {str(folder)!r} has unknown labels {strange}; known: {list(declared.labels)}"
+        )
+    unlabelled = sum(codes[utterance.emotion.lower()] is None for utterance in found)
+    if unlabelled:
+        logger.info("%s: %d recordings without an agreed emotion left out", declared.name, unlabelled)
+    return [
+        Utterance(u.audio, codes[u.emotion.lower()], u.speaker, u.language or declared.language, u.text)
+        for u in found
+        if codes[u.emotion.lower()] is not None
+    ]
+
+
+def _read_file_names(declared: Corpus, folder: Path) -> list[Utterance]:
+    if not folder.is_dir():
+        raise CorpusError(f"folder {str(folder)!r} does not exist; give the path the corpus was unpacked to")
+    files = find_audio(folder)
+    utterances, seen = [], set()
+    for path in files:
+        match = declared.match(_path_with_root(folder, path))
+        # Archives repeat files, in a second folder (RAVDESS and TESS on Kaggle) or format (CREMA-D's MP3).
+        if match is None or match[0].strip("/").lower() in seen:
+            continue
+        seen.add(match[0].strip("/").lower())
+        groups = match.groupdict()
+        text = declared.text(groups.get("text"))
+        utterances.append(Utterance(str(path), groups["emotion"], groups["speaker"], None, text))
+    if not utterances:
+        raise CorpusError(
+            f"no recording of {declared.name} in {str(folder)!r}: expected names like /{declared.pattern}/ "
+            f"with one of the extensions {' '.join(AUDIO_EXTENSIONS)}; {first_files(folder)}. "
+            "Give another corpus name to read it as class folders or metadata.csv"
+        )
+    logger.info("%s: %d of %d audio files read", declared.name, len(utterances), len(files))
+    return utterances
+
+
+def _as_dataset(utterances: list[Utterance], name: str, source: str, label_scheme: str, min_class_size: int) -> Dataset:
+    labels = [label_under_scheme(utterance.emotion, label_scheme) for utterance in utterances]
+    dropped = Counter(u.emotion for u, label in zip(utterances, labels, strict=True) if label is None)
+    if dropped:
+        logger.info("%s: %d recordings outside %s dropped: %s", name, dropped.total(), label_scheme, dict(dropped))
+    kept = [(u, label) for u, label in zip(utterances, labels, strict=True) if label is not None]
+    if not kept:
+        raise CorpusError(f"{name} ({source}) has no recording under {label_scheme!r}; it has {dict(dropped)}")
+    _check_class_sizes(kept, name, min_class_size)
+    names = list(SCHEMES.get(label_scheme, sorted({label for _, label in kept})))
+    text = Value("string")
+    features = Features(audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text)
+    utterances = [utterance for utterance, _ in kept]
+    columns = {
+        "audio": [u.audio for u in utterances],
+        "label": [label for _, label in kept],
+        "speaker": _speakers(utterances, name),
+        "corpus": [name] * len(utterances),
+        "language": [u.language for u in utterances],
+        "text": [u.text for u in utterances],
+    }
+    return Dataset.from_dict(columns, features=features)
+
+
+def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:
+    sizes = Counter(label for _, label in kept)
+    for label, size in sizes.items():
+        if size < min_class_size:
+            only = next(u.audio for u, other in kept if other == label)
+            raise CorpusError(
+                f"class {label!r} of {name} has {size} recording{'s' * (size > 1)} ({only}), fewer than "
+                f"{min_class_size}; add recordings, leave the class out, or set min_class_size={size}"
+            )
+
+
+def _speakers(utterances: list[Utterance], name: str) -> list[str]:
+    if any(u.speaker is None for u in utterances):
+        logger.warning(
+            "%s says of some recordings not who speaks: each counts as its own speaker, "
+            "and a speaker-independent split is impossible",
+            name,
+        )
+    speakers = []
+    for utterance in utterances:
+        speaker = utterance.speaker
+        if speaker is None:
+            speaker = f"{UNKNOWN_SPEAKER}{utterance.audio}"
+        speakers.append(speaker if speaker.startswith(f"{name}_") else f"{name}_{speaker}")
+    return speakers
+
+
+def _relabel(dataset: Dataset, union: ClassLabel) -> Dataset:
+    ids = [union.str2int(label) for label in dataset.features["label"].names]
+    column = [ids[label] for label in dataset["label"]]
+    return (
+        dataset.remove_columns("label").add_column("label", column, feature=union).select_columns(dataset.column_names)
+    )

@@ -1,0 +1,153 @@
+"""Labelled recordings and their noisy copies: as waveforms for a backbone that learns, as embeddings for one that does
+not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
+from modeling_edrl_mea.recordings import SAMPLING_RATE
+
+from .embeddings import EmbeddingCache, Embeddings, balanced_weights
+
+if TYPE_CHECKING:
+    from train.degradation.augmentation import Augmentation
+from torch.utils.data import DataLoader, Sampler
+
+
+@dataclass
+class SpeechDataset(torch.utils.data.Dataset):
+    """The recordings of `dataset` (columns audio, label, speaker, corpus), then `n_copies` augmented copies of all.
+
+    As a dataset it gives waveforms, for stage 1: cut to a random stretch of `max_length_seconds`, and with other noise
+    in every epoch. What is random is a function of seed, epoch and row, so that a resumed run sees what it would have.
+    """
+
+    dataset: Mapping
+    title: str
+    augmentation: Augmentation | None = None
+    n_copies: int = 0
+    max_length_seconds: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        self.epoch = 0
+        self.audio = list(self.dataset["audio"])
+        self.names = [f"{corpus}/{row}" for row, corpus in enumerate(self.dataset["corpus"])]
+        self.labels = torch.tensor(self.dataset["label"]).repeat(1 + self.n_copies)
+        self.corpora = list(self.dataset["corpus"]) * (1 + self.n_copies)
+        self.sample_weights = balanced_weights(self.labels, self.corpora)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, row: int) -> dict:
+        copy, original = divmod(row, len(self.audio))
+        waveform = load_recording(self.audio[original])
+        if copy:
+            waveform = self.augmentation(waveform, f"{self.names[original]}#{copy - 1}@{self.epoch}")
+        return {
+            "waveform": self._stretch(waveform, row),
+            "labels": self.labels[row],
+            "sample_weights": self.sample_weights[row],
+        }
+
+    def _stretch(self, waveform: np.ndarray, row: int) -> np.ndarray:
+        limit = self.max_length_seconds and int(self.max_length_seconds * SAMPLING_RATE)
+        if not limit or len(waveform) <= limit:
+            return waveform
+        start = np.random.default_rng([self.seed, self.epoch, row]).integers(len(waveform) - limit + 1)
+        return waveform[start : start + limit]
+
+    def embed(self, cache: EmbeddingCache, condition=None) -> Embeddings:
+        """Whole recordings, by the backbone as it is now; each copy keeps its link to its clean original.
+
+        condition: a corruption that the recordings are tested under.
+        """
+        chunks = cache.chunks(self.audio, condition, title=self.title)
+        for copy in range(self.n_copies):
+            names, title = [f"{name}#{copy}" for name in self.names], f"noisy copy {copy + 1} of {self.n_copies}"
+            chunks += cache.chunks(self.audio, self.augmentation, names, title)
+        repeats = 1 + self.n_copies
+        speakers, originals = list(self.dataset["speaker"]) * repeats, torch.arange(len(self.audio)).repeat(repeats)
+        return Embeddings(cache.joined(chunks), self.labels, speakers, originals, self.corpora)
+
+
+@dataclass
+class WaveformCollator:
+    """Rows of [`SpeechDataset`] to a padded batch for `forward`."""
+
+    feature_extractor: EdrlMeaFeatureExtractor
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.feature_extractor(
+            [row["waveform"] for row in rows], sampling_rate=SAMPLING_RATE, return_tensors="pt"
+        )
+        return dict(batch) | {name: torch.stack([row[name] for row in rows]) for name in ("labels", "sample_weights")}
+
+
+# --- batches ---
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Batches of a shuffled epoch, each divided among the processes.
+
+    The batches are those that one process would form: `batch_size` recordings over all processes, every recording once
+    an epoch, none repeated to fill the last batch. Where the last batch has fewer recordings than there are processes
+    it joins the one before. The order is a function of seed and epoch alone.
+    """
+
+    def __init__(self, dataset, batch_size: int, seed: int, rank: int = 0, n_processes: int = 1):
+        if len(dataset) < n_processes:
+            raise ValueError(f"{len(dataset)} recordings cannot be divided among {n_processes} processes.")
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.n_processes = rank, n_processes
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return max(1, whole + (rest >= self.n_processes))
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset))
+        ends = [self.batch_size * (i + 1) for i in range(len(self) - 1)]
+        for batch in np.split(order, ends):
+            yield np.array_split(batch, self.n_processes)[self.rank].tolist()
+
+
+class EpochLoader(DataLoader):
+    """A `DataLoader` over [`EpochBatches`] that hands the epoch on to it."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+def epoch_loader(dataset, args, collate_fn) -> EpochLoader:
+    """For `TrainingArguments`; a drop-in for what `Trainer.get_train_dataloader` returns."""
+    batches = EpochBatches(
+        dataset,
+        args.per_device_train_batch_size * args.world_size,
+        args.data_seed if args.data_seed is not None else args.seed,
+        args.process_index,
+        args.world_size,
+    )
+    return EpochLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate_fn,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+    )

@@ -1,0 +1,239 @@
+"""What the frozen backbone says of each recording, computed once and kept on disk.
+
+The cache is addressed by content: the backbone's weights, the recordings' bytes and the corruption applied. It can be
+shared by any number of runs, also at once, and a run that was killed goes on where it was. What was damaged on the
+disk, cut short or in single bits, is found by its checksum and computed again.
+"""
+
+import hashlib
+import io
+import math
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
+
+from .files import atomic_write, content_hash
+from .recordings import listed
+
+CHUNK = 64  # recordings in one file of the cache: what a kill can cost
+ROWS = 512  # recordings per pass through the heads
+HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
+
+
+class CacheError(OSError):
+    """The cache of embeddings cannot be written; the message names the file and the remedy."""
+
+
+@dataclass
+class Embeddings(torch.utils.data.Dataset):
+    """Layer statistics of N recordings with what training needs to know of each; a dataset for `Trainer`."""
+
+    layer_statistics: torch.Tensor  # (N, L+1, S')
+    labels: torch.Tensor  # (N,) ids
+    speakers: list[str]
+    clean_rows: torch.Tensor  # (N,) row of each recording's clean original: its own unless it is a noisy copy
+    corpora: list[str] = field(default_factory=list)  # (N,) names; none: all of one corpus
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict:
+        return {
+            "layer_statistics": self.layer_statistics[row],
+            "labels": self.labels[row],
+            "sample_weights": self.sample_weights[row],
+        }
+
+    @property
+    def sample_weights(self) -> torch.Tensor:
+        """(N,) weights of [`balanced_weights`]."""
+        if not hasattr(self, "_sample_weights"):
+            self._sample_weights = balanced_weights(self.labels, self.corpora)
+        return self._sample_weights
+
+    def with_copies(self, copies: Sequence[torch.Tensor]) -> "Embeddings":
+        """These recordings followed by noisy copies of all of them, each linked to its clean original."""
+        repeats = 1 + len(copies)
+        return Embeddings(
+            torch.cat([self.layer_statistics, *copies]),
+            self.labels.repeat(repeats),
+            self.speakers * repeats,
+            self.clean_rows.repeat(repeats),
+            self.corpora * repeats,
+        )
+
+
+def balanced_weights(labels: torch.Tensor, corpora: Sequence[str] = ()) -> torch.Tensor:
+    """(N,) weights, of mean 1, under which every class counts the same, and in it every corpus that has it: a large
+    corpus would else decide alone how an emotion sounds elsewhere."""
+    ids = {name: number for number, name in enumerate(dict.fromkeys(corpora))}
+    corpus = torch.tensor([ids[name] for name in corpora]) if ids else torch.zeros_like(labels)
+    counts = torch.zeros(int(labels.max()) + 1, max(len(ids), 1)).index_put_(
+        (labels, corpus), torch.ones(len(labels)), accumulate=True
+    )
+    shares = (counts > 0).sum(1)  # corpora that have the class
+    return len(labels) / ((shares > 0).sum() * shares[labels] * counts[labels, corpus])
+
+
+class EmbeddingCache:
+    """Embeds recordings with a model's backbone, through a folder that remembers what was computed.
+
+    Several processes share the work and the folder: each computes its part of the chunks and reads the others'.
+    """
+
+    def __init__(self, model: EdrlMeaForAudioClassification, folder: str | Path, processes=None):
+        """`processes`: an accelerate `PartialState` or `Accelerator`, where several share the work."""
+        self.model, self.processes = model, processes
+        self.folder = Path(folder) / fingerprint_of(model)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"{self.folder}: {error.strerror}. Give another folder as --embedding_cache.") from error
+
+    def embed(
+        self,
+        audio: Sequence,
+        condition: Callable | None = None,
+        keys: Sequence[str] | None = None,
+        title: str = "embedding",
+    ) -> torch.Tensor:
+        """Layer statistics (N, L+1, S') of recordings (paths, or dicts as `datasets` makes them); see [`chunks`]."""
+        return self.joined(self.chunks(audio, condition, keys, title))
+
+    def chunks(
+        self,
+        audio: Sequence,
+        condition: Callable | None = None,
+        keys: Sequence[str] | None = None,
+        title: str = "embedding",
+    ) -> list[Path]:
+        """Files of the cache that hold the recordings' statistics, computed where they were not there.
+
+        Args:
+            condition: a corruption or augmentation `(waveform, key) -> waveform` with a `fingerprint`.
+            keys: what the condition draws its randomness from; the file names by default.
+
+        Raises:
+            RecordingError: lists every recording that cannot be used, before anything is trained.
+            CacheError: the folder lacks some and cannot be written.
+        """
+        keys = keys or [_name_of(recording) for recording in audio]
+        starts = range(0, len(audio), CHUNK)
+        paths = [
+            self._chunk_path(audio[start : start + CHUNK], keys[start : start + CHUNK], condition) for start in starts
+        ]
+        n_processes = self.processes.num_processes if self.processes else 1
+        rank = self.processes.process_index if self.processes else 0
+        # Shares of all chunks, not of those missing: of these one process may see fewer, as another writes already.
+        missing = [i for i in range(rank, len(paths), n_processes) if not _is_whole(paths[i])]
+        if missing and not os.access(self.folder, os.W_OK):
+            raise CacheError(
+                f"{self.folder} lacks {len(missing)} of {len(paths)} parts of the {title} and cannot be written. Give "
+                "another folder as --embedding_cache."
+            )
+        errors: list[str] = []
+        for i in tqdm(missing, desc=title, unit_scale=CHUNK, unit="rec", disable=rank or not missing):
+            rows = slice(i * CHUNK, (i + 1) * CHUNK)
+            self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
+        if n_processes > 1:  # also waits for what the others write
+            errors = gather_object(errors)
+        if errors:
+            raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:{listed(errors)}")
+        return paths
+
+    def joined(self, chunks: list[Path]) -> torch.Tensor:
+        """The chunks as one tensor; beyond HELD_IN_MEMORY it lies in a file, of which the system keeps what fits."""
+        parts = [np.load(chunk, mmap_mode="r") for chunk in chunks]
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        if 4 * math.prod(shape) <= HELD_IN_MEMORY:
+            return torch.from_numpy(np.concatenate(parts))
+        name = hashlib.sha256("".join(chunk.stem for chunk in chunks).encode()).hexdigest()[:32]
+        path = self.folder / f"joined-{name}.f32"
+        if not path.exists() or path.stat().st_size != 4 * math.prod(shape):
+            with _clear_errors(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
+                for part in parts:
+                    part.tofile(file)
+        # Private pages: torch wants them writable, and nothing is written.
+        return torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))
+
+    def _embed_chunk(self, path: Path, audio, keys, condition, errors: list[str]) -> None:
+        waveforms = []
+        for recording, key in zip(audio, keys, strict=True):
+            try:
+                waveform = load_recording(recording)
+                waveforms.append(waveform if condition is None else condition(waveform, key))
+            except RecordingError as error:
+                errors.append(str(error))
+        if errors:  # go on only to find the others that are broken
+            return
+        by_length = np.argsort([len(waveform) for waveform in waveforms])  # little padding in a batch
+        statistics = self.model.embed_recordings([waveforms[i] for i in by_length]).numpy()
+        content = io.BytesIO()
+        np.save(content, statistics[np.argsort(by_length)])
+        with _clear_errors(path), atomic_write(path) as temporary:
+            temporary.write_bytes(content.getvalue() + _checksum(content.getbuffer()))
+
+    def _chunk_path(self, audio, keys, condition) -> Path:
+        digest = hashlib.sha256((condition.fingerprint if condition is not None else "clean").encode())
+        for recording, key in zip(audio, keys, strict=True):
+            digest.update(content_hash(recording))
+            digest.update(key.encode() if condition is not None else b"")
+        return self.folder / f"{digest.hexdigest()[:32]}.npy"
+
+
+def fingerprint_of(model: EdrlMeaForAudioClassification) -> str:
+    """16 hexadecimal digits that change with anything that changes layer statistics."""
+    config = model.config
+    settings = (
+        config.pooling,
+        config.normalize_waveform,
+        config.max_window_seconds,
+        config.window_overlap_seconds,
+    )
+    digest = hashlib.sha256(repr(settings).encode())
+    for part in (model.backbone, model.edrl_mea.pooling):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _name_of(recording) -> str:
+    if isinstance(recording, dict):
+        return str(recording.get("path") or hashlib.sha256(recording["bytes"]).hexdigest())
+    return Path(recording).name
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a chunk is there and ends with the checksum of the rest."""
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError:
+        return False
+    return len(content) > 4 and _checksum(content[:-4]) == content[-4:]
+
+
+def _checksum(content) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "little")
+
+
+@contextmanager
+def _clear_errors(path: Path):
+    """OSErrors as CacheErrors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{path}: {error.strerror or error}. Make room, or give another folder as --embedding_cache; what is "
+            "cached already is kept."
+        ) from error

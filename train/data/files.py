@@ -1,0 +1,81 @@
+"""Files that are there whole or not at all, at whatever moment the process that writes them is killed; and the hashes
+by which their content is known."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from uuid import uuid4
+
+from modeling_edrl_mea import RecordingError
+
+UNFINISHED = ".tmp"  # ends the names of files that are being written, so that no pattern for finished ones finds them
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Where to write a file that gets its name `path` when it is whole and on the disk.
+
+    `path` stays what it was where the block raises or the process dies. Several processes may write one file at a
+    time: each has a temporary file of its own beside it, and the last to finish wins.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:12]}{UNFINISHED}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what killed processes left in a folder (not below it) that no other process is writing to."""
+    for leftover in Path(folder).glob(f"*{UNFINISHED}"):
+        leftover.unlink(missing_ok=True)
+
+
+# --- hashes ---------------------------------------------------------------------------------------------------
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_hash(recording) -> bytes:
+    """SHA-256 of a recording's file; RecordingError where there is none."""
+    if isinstance(recording, dict):
+        if recording.get("bytes"):
+            return hashlib.sha256(recording["bytes"]).digest()
+        recording = recording["path"]
+    try:
+        status = os.stat(recording)
+    except OSError as error:
+        raise RecordingError(f"{recording}: {error.strerror}.") from error
+    return _file_hash(str(recording), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _file_hash(path: str, size: int, modified: int) -> bytes:
+    return bytes.fromhex(file_hash(path))
+
+
+def fingerprint_of_data(dataset) -> str:
+    """16 hexadecimal digits of the recordings' content, labels and speakers, in their order."""
+    digest = hashlib.sha256()
+    for recording, label, speaker in zip(dataset["audio"], dataset["label"], dataset["speaker"], strict=True):
+        digest.update(content_hash(recording) + f"{label} {speaker}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,29 @@
+"""The model that a run trains: new heads around a backbone, or a trained model to go on from."""
+
+from transformers import AutoConfig
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification
+
+
+def build_model(source: str, labels: list[str], config_args) -> EdrlMeaForAudioClassification:
+    """New heads around a WavLM, or an EDRL-MEA model with these labels; the backbone is frozen."""
+    settings = {name: value for name, value in vars(config_args).items() if value is not None}
+    id2label = dict(enumerate(labels))
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type == "edrl_mea":
+        model = EdrlMeaForAudioClassification.from_pretrained(
+            source, id2label=id2label, ignore_mismatched_sizes=True, **settings
+        )
+    else:
+        model = EdrlMeaForAudioClassification.from_backbone(source, id2label=id2label, **settings)
+    model.freeze_backbone()
+    return model
+
+
+def freeze(model: EdrlMeaForAudioClassification, args) -> None:
+    if args.freeze_backbone:
+        model.freeze_backbone(args.keep_last_n_layers)
+        return
+    model.requires_grad_(True)
+    if args.freeze_feature_encoder:
+        model.freeze_feature_encoder()
