@@ -130,7 +130,7 @@ def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
             found.append(
                 EvalResult(
                     task_type="audio-classification",
-                    task_name="SpeechDataset emotion recognition",
+                    task_name="Speech emotion recognition",
                     dataset_type=row["test"],
                     dataset_name=f"{titles.get(row['test'], row['test'])} ({condition_and_setting(row)})",
                     dataset_config=f"{row['protocol']}-{condition}",

@@ -8,7 +8,7 @@ good for seeing that training works, worth nothing for judging a model of human 
 
 Which way each emotion moves pitch, pitch range, rate, loudness and voice quality follows Burkhardt &
 Sendlmeier, "Verification of acoustical correlates of emotional speech using formant-synthesis" (ISCA Workshop
-on SpeechDataset and Emotion, 2000). How far is ours, and varies between speakers and utterances, so that the
+on Speech and Emotion, 2000). How far is ours, and varies between speakers and utterances, so that the
 emotions overlap.
 The same arguments give the same bytes on the same machine. Needs `pip install -e ".[demo]"`.
 """
@@ -178,7 +178,7 @@ def speak_one_speaker(corpus: DemoCorpus, variant: str, n_sentences: int, seed: 
 
 
 def tilted(speech: np.ndarray, db_per_octave: float) -> np.ndarray:
-    """SpeechDataset with its spectrum above 500 Hz tilted, as by a tense (up) or breathy (down) voice."""
+    """Speech with its spectrum above 500 Hz tilted, as by a tense (up) or breathy (down) voice."""
     spectrum = np.fft.rfft(speech)
     frequencies = np.fft.rfftfreq(len(speech), 1 / SAMPLING_RATE)
     octaves = np.log2(np.maximum(frequencies, 500) / 500)
@@ -186,13 +186,13 @@ def tilted(speech: np.ndarray, db_per_octave: float) -> np.ndarray:
 
 
 def at_level(speech: np.ndarray, level: float) -> np.ndarray:
-    """SpeechDataset at an RMS level in dB below full scale, lower where it would clip."""
+    """Speech at an RMS level in dB below full scale, lower where it would clip."""
     speech = speech * 10 ** (level / 20) / np.sqrt(np.mean(speech**2))
     return speech / max(1.0, np.abs(speech).max() / 0.99)
 
 
 def studio(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """SpeechDataset in a quiet room: noise at −70 dB, silence of up to 0.2 s before and after."""
+    """Speech in a quiet room: noise at −70 dB, silence of up to 0.2 s before and after."""
     before, after = rng.integers(0, SAMPLING_RATE // 5, 2)
     speech = np.pad(speech, (before, after))
     return speech + 10 ** (-70 / 20) * rng.standard_normal(len(speech))
@@ -208,7 +208,7 @@ def small_room(rng: np.random.Generator) -> np.ndarray:
 
 
 def cheap_microphone(speech: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """SpeechDataset in a room, by a microphone that hears 150 to 5500 Hz, with noise 20 to 35 dB below."""
+    """Speech in a room, by a microphone that hears 150 to 5500 Hz, with noise 20 to 35 dB below."""
     length = len(speech) + len(room) - 1
     spectrum = np.fft.rfft(speech, length) * np.fft.rfft(room, length)
     frequencies = np.fft.rfftfreq(length, 1 / SAMPLING_RATE)

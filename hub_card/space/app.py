@@ -68,11 +68,11 @@ def build(model, name: str) -> gr.Blocks:
         gr.Markdown(ABOUT.format(name=name))
         with gr.Row():
             with gr.Column():
-                recording = gr.Audio(sources=["upload", "microphone"], type="numpy", label="SpeechDataset")
+                recording = gr.Audio(sources=["upload", "microphone"], type="numpy", label="Speech")
                 button = gr.Button("Listen", variant="primary", elem_id="listen")
                 heard = gr.Label(label="As recorded", elem_id="heard")
             with gr.Column():
-                snr = gr.Slider(-10, 40, value=10, step=1, label="SpeechDataset above noise, dB", elem_id="snr")
+                snr = gr.Slider(-10, 40, value=10, step=1, label="Speech above noise, dB", elem_id="snr")
                 kind = gr.Dropdown(NOISES, value=NOISES[0], label="Noise")
                 said = gr.Markdown(elem_id="verdict")
                 noisy = gr.Label(label="With noise", elem_id="noisy")

@@ -62,7 +62,7 @@ def noise_segment(noise: np.ndarray, num_samples: int, rng: np.random.Generator)
 def mix_at_snr(
     speech: np.ndarray, noise: np.ndarray, snr_db: float, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """SpeechDataset with noise added at a signal-to-noise ratio in dB; the speech keeps its level.
+    """Speech with noise added at a signal-to-noise ratio in dB; the speech keeps its level.
 
     The ratio is that of the RMS of the whole recording to the RMS of the noise that is mixed in, which is
     what RobuSER does: pauses count. Noise of another length is cut or repeated from a start drawn from `rng`
@@ -81,7 +81,7 @@ def mix_at_snr(
 
 
 def add_gaussian(speech: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    """SpeechDataset with white Gaussian noise at an SNR in dB."""
+    """Speech with white Gaussian noise at an SNR in dB."""
     return mix_at_snr(speech, rng.standard_normal(len(speech)), snr_db)
 
 
@@ -89,7 +89,7 @@ def add_gaussian(speech: np.ndarray, snr_db: float, rng: np.random.Generator) ->
 
 
 def reverberate(speech: np.ndarray, impulse_response: np.ndarray) -> np.ndarray:
-    """SpeechDataset in a room: convolved, aligned to the direct sound, cut to its length, at its former RMS.
+    """Speech in a room: convolved, aligned to the direct sound, cut to its length, at its former RMS.
 
     `impulse_response`: `(m,)`, 16 kHz. Without the alignment a distant microphone would shift the speech, and
     without the level a large room would be recognised by its loudness.
@@ -105,7 +105,7 @@ def reverberate(speech: np.ndarray, impulse_response: np.ndarray) -> np.ndarray:
 
 
 def through_mp3(speech: np.ndarray, kbits: float) -> np.ndarray:
-    """SpeechDataset after LAME at a constant bit rate of 8–160 kbit/s and back; codec delay and padding are cut."""
+    """Speech after LAME at a constant bit rate of 8–160 kbit/s and back; codec delay and padding are cut."""
     level = np.clip((MP3_KBITS[1] - kbits) / (MP3_KBITS[1] - MP3_KBITS[0]), 0, 0.999)  # at 1 libsndfile fails
     decoded = _coded(speech, "MP3", "MPEG_LAYER_III", float(level), "CONSTANT")
     # Below about 32 kbit/s no frame has room for the header that tells the decoder what to cut.
@@ -113,13 +113,13 @@ def through_mp3(speech: np.ndarray, kbits: float) -> np.ndarray:
 
 
 def through_opus(speech: np.ndarray, kbits: float) -> np.ndarray:
-    """SpeechDataset after Opus at a mean bit rate of 6–256 kbit/s (its own; Ogg pages come on top) and back."""
+    """Speech after Opus at a mean bit rate of 6–256 kbit/s (its own; Ogg pages come on top) and back."""
     level = np.clip((OPUS_KBITS[1] - kbits) / (OPUS_KBITS[1] - OPUS_KBITS[0]), 0, 1)
     return _fitted(_coded(speech, "OGG", "OPUS", float(level), None), len(speech))
 
 
 def through_telephone(speech: np.ndarray, bits: int = 8) -> np.ndarray:
-    """SpeechDataset over a telephone: 300–3400 Hz at 8 kHz, μ-law (ITU-T G.711 has 8 bits), back at 16 kHz.
+    """Speech over a telephone: 300–3400 Hz at 8 kHz, μ-law (ITU-T G.711 has 8 bits), back at 16 kHz.
 
     The loudest sample is at the full scale of the quantiser. No delay: the band is cut with zero phase.
     """
@@ -136,7 +136,7 @@ def through_telephone(speech: np.ndarray, bits: int = 8) -> np.ndarray:
 
 
 def band_limit(speech: np.ndarray, low_hz: float, high_hz: float, order: int = 6) -> np.ndarray:
-    """SpeechDataset between two frequencies, Butterworth slopes of 6 × `order` dB per octave, zero phase."""
+    """Speech between two frequencies, Butterworth slopes of 6 × `order` dB per octave, zero phase."""
     padded = next_fast_len(len(speech) + SAMPLING_RATE // 10)  # 0.1 s, so that the end does not wrap
     frequency = np.fft.rfftfreq(padded, 1 / SAMPLING_RATE)
     high_pass = 1 / np.sqrt(1 + (low_hz / np.maximum(frequency, 1e-3)) ** (2 * order))
@@ -146,7 +146,7 @@ def band_limit(speech: np.ndarray, low_hz: float, high_hz: float, order: int = 6
 
 
 def lose_packets(speech: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """SpeechDataset of which a share of its 20 ms packets is silent, as without concealment.
+    """Speech of which a share of its 20 ms packets is silent, as without concealment.
 
     For one state of `rng`, the packets lost at a smaller share are lost at a larger one too.
     """
@@ -160,13 +160,13 @@ def lose_packets(speech: np.ndarray, share: float, rng: np.random.Generator) -> 
 
 
 def clip_percentile(speech: np.ndarray, percent: float) -> np.ndarray:
-    """SpeechDataset with `percent` % of its samples clipped, half above and half below."""
+    """Speech with `percent` % of its samples clipped, half above and half below."""
     low, high = np.percentile(speech, [percent / 2, 100 - percent / 2])
     return np.clip(speech, low, high).astype(np.float32)
 
 
 def gain_transition(speech: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator) -> np.ndarray:
-    """SpeechDataset whose gain moves between two random values in `[low_db, high_db]`.
+    """Speech whose gain moves between two random values in `[low_db, high_db]`.
 
     It moves linearly in dB, over 0.2 to 6 s from a random moment (the defaults of audiomentations'
     GainTransition, which RobuSER uses).
@@ -179,7 +179,7 @@ def gain_transition(speech: np.ndarray, low_db: float, high_db: float, rng: np.r
 
 
 def _coded(speech, container: str, codec: str, compression_level: float, bitrate_mode: str | None):
-    """SpeechDataset through an encoder and back, in memory, at a peak of 0.9, so that the encoder does not clip."""
+    """Speech through an encoder and back, in memory, at a peak of 0.9, so that the encoder does not clip."""
     peak = np.abs(speech).max(initial=0)
     if peak == 0:
         return speech
