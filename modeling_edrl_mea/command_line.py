@@ -1,0 +1,111 @@
+"""The console command `edrl-mea`: a model's daily work without writing Python."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .recordings import RecordingError, find_audio
+
+TIMELINE_FORMATS = {".json": "to_json", ".csv": "to_csv", ".txt": "to_audacity", ".textgrid": "to_textgrid"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.act(arguments)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edrl-mea", description="Speech emotion recognition with EDRL-MEA models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, act, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("model", help="folder of a model, or its id on the Hub")
+        sub.set_defaults(act=act)
+        return sub
+
+    predict = command("predict", _predict, "Every emotion of each recording with its probability.")
+    predict.add_argument("recordings", nargs="+", help="audio files or folders of them")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+
+    timeline = command("timeline", _timeline, "Emotions over time of one recording of any length.")
+    timeline.add_argument("recording")
+    timeline.add_argument("-o", "--output", help="file: .json, .csv, .txt (Audacity), .TextGrid (Praat), .png")
+    timeline.add_argument("--window_s", type=float, default=4, help="seconds in a window")
+    timeline.add_argument("--hop_s", type=float, default=1, help="seconds from one window to the next")
+    return parser
+
+
+def _model(source: str):
+    from transformers.utils import logging
+
+    from .modeling_edrl_mea import EdrlMeaForAudioClassification
+
+    logging.disable_progress_bar()
+    return EdrlMeaForAudioClassification.from_pretrained(source).eval()
+
+
+def _files(sources: Sequence[str]) -> list[Path]:
+    """The recordings named, and those in the folders named; every path is checked before a model is loaded."""
+    files: list[Path] = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise RecordingError(f"{source}: no such file or folder.")
+        found = find_audio(source) if source.is_dir() else [source]
+        if not found:
+            raise RecordingError(f"{source} holds no audio file.")
+        files += found
+    return files
+
+
+def _predict(arguments) -> None:
+    import torch
+
+    from .recordings import load_recording
+
+    files = _files(arguments.recordings)
+    model = _model(arguments.model)
+    extract, labels, failed = model.feature_extractor(), model.config.labels, 0
+    width = max(len(str(file)) for file in files)
+    for file in files:
+        try:
+            waveform = load_recording(file)
+        except RecordingError as error:  # the others are still worth an answer
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        inputs = extract([waveform], sampling_rate=extract.sampling_rate, return_tensors="pt")
+        with torch.inference_mode():
+            probabilities = model(**inputs).logits[0].float().softmax(-1).tolist()
+        scores = dict(sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1]))
+        if arguments.json:
+            print(json.dumps({"path": str(file), "label": next(iter(scores)), "scores": scores}))
+        else:
+            print(f"{file!s:<{width}}  " + "  ".join(f"{label} {score:.2f}" for label, score in scores.items()))
+    if failed:
+        raise SystemExit(f"error: {failed} of {len(files)} recordings could not be read.")
+
+
+def _timeline(arguments) -> None:
+    (file,) = _files([arguments.recording])
+    output = Path(arguments.output) if arguments.output else None
+    if output and output.suffix.lower() not in (*TIMELINE_FORMATS, ".png"):
+        raise ValueError(f"{output}: write to a file that ends in {', '.join(TIMELINE_FORMATS)} or .png.")
+    timeline = _model(arguments.model).predict_timeline(file, window_s=arguments.window_s, hop_s=arguments.hop_s)
+    if output is None:
+        print(timeline.to_csv(), end="")
+    elif output.suffix.lower() == ".png":
+        timeline.plot().figure.savefig(output, dpi=150)
+    else:
+        getattr(timeline, TIMELINE_FORMATS[output.suffix.lower()])(output)
+
+
+if __name__ == "__main__":
+    main()
