@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 
 from .feature_encoder import FeatureEncoder
 from .frames import frame_lengths, receptive_field
-from .prepared_weights import is_plain_inference, prepared, project
+from .prepared_weights import forget_changed_weights, is_plain_inference, prepared, project
 
 # At inference the attention mask is made for so many query-key pairs at once (64 MB in float32), but for no fewer
 # queries than the CPU's attention needs to work in its largest blocks.
@@ -63,9 +63,7 @@ class PositionalConv(WavLMPositionalConvEmbedding):
     def forward(self, x: Tensor) -> Tensor:
         if not (is_plain_inference(x) and hasattr(self.conv, "parametrizations")):
             return super().forward(x)
-        weight = self.conv.parametrizations.weight
-        parts = (weight.original0, weight.original1)
-        spectrum = prepared(self, parts, torch.float32, self.spectrum)  # (frequencies, groups, in, out)
+        spectrum = prepared(self, torch.float32, self.spectrum)  # (frequencies, groups, in, out)
         n_taps, n_groups = self.conv.kernel_size[0], self.conv.groups
         fft_size = self.fft_size
         x_padded = F.pad(x.float(), (0, 0, n_taps // 2, fft_size))  # to the right: zeros for the last block
@@ -280,8 +278,20 @@ class LengthAwareWavLM(WavLMModel):
         Raises ValueError where a recording is shorter than one frame or padded anywhere but on the right.
         """
         sample_lengths = self.check_lengths(input_values, attention_mask)
-        if sample_lengths is not None and is_plain_inference(input_values):
-            return self.forward_one_by_one(input_values, sample_lengths.tolist(), output_attentions)
+        if is_plain_inference(input_values):
+            forget_changed_weights(self)
+            if sample_lengths is not None:
+                return self.forward_one_by_one(input_values, sample_lengths.tolist(), output_attentions)
+        return self.forward_at_once(input_values, attention_mask, sample_lengths, output_attentions)
+
+    def forward_at_once(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None,
+        sample_lengths: Tensor | None,
+        output_attentions: bool,
+    ) -> BackboneOutput:
+        """A batch with its padding; `sample_lengths` (batch,) are None where nothing is padded."""
         frame_mask = None
         if sample_lengths is not None:
             input_values = input_values.masked_fill(~attention_mask.bool(), 0)
@@ -306,7 +316,7 @@ class LengthAwareWavLM(WavLMModel):
     ) -> BackboneOutput:
         """A padded batch, without the padding: a few cores gain nothing from a batch, and lose by padding."""
         rows = zip(waveforms, sample_lengths, strict=True)
-        outputs = [self.forward(row[None, :n], None, output_attentions) for row, n in rows]
+        outputs = [self.forward_at_once(row[None, :n], None, None, output_attentions) for row, n in rows]
         n_frames = frame_lengths(self.config, waveforms.shape[1])
         missing = [n_frames - output.frame_mask.shape[1] for output in outputs]
 
@@ -329,6 +339,11 @@ class LengthAwareWavLM(WavLMModel):
             raise ValueError(f"{input_values.shape[1]} samples are less than one frame; pad to {shortest} or more")
         if attention_mask is None:
             return None
+        if attention_mask.shape != input_values.shape:
+            raise ValueError(
+                f"attention_mask has the shape {tuple(attention_mask.shape)} and input_values "
+                f"{tuple(input_values.shape)}; they must be equal"
+            )
         attention_mask = attention_mask.bool()
         sample_lengths = attention_mask.sum(1)
         if torch.compiler.is_compiling():

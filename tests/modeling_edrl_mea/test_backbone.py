@@ -192,6 +192,20 @@ def test_changed_weights_are_never_stale(backbone):
     assert_close([after], [backbone(waveforms).hidden_states[1]])
 
 
+def test_one_weight_changed_behind_the_version_counter_is_heard(backbone):
+    waveforms = torch.randn(1, 6000)
+    layers = [
+        module for module in backbone.encoder.modules() if type(module) is torch.nn.Linear and module.out_features > 8
+    ]
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            before = backbone(waveforms).hidden_states[-1]
+            values = layer.weight.detach().numpy()
+            row, column = number % values.shape[0], (7 * number + 3) % values.shape[1]
+            values[row, column] += 1.0
+            assert not torch.equal(before, backbone(waveforms).hidden_states[-1]), number
+
+
 def test_gradient_checkpointing_changes_no_gradient(config):
     config = changed(config, mask_time_prob=0.3, mask_time_length=4, mask_feature_prob=0.2, layerdrop=0.3)
     config = changed(config, mask_feature_length=2)
@@ -247,6 +261,12 @@ def test_recordings_without_a_frame_are_refused(backbone):
         backbone(torch.randn(1, shortest - 1))
     with pytest.raises(ValueError, match="recording 1 of the batch"):
         backbone(*padded([torch.randn(6000), torch.randn(shortest - 1)]))
+
+
+@pytest.mark.parametrize("shape", [(2, 6001), (1, 6000), (6000,), (2, 6000, 1)])
+def test_a_mask_of_another_shape_is_refused(backbone, shape):
+    with pytest.raises(ValueError, match="attention_mask has the shape"):
+        backbone(torch.randn(2, 6000), torch.ones(shape))
 
 
 def test_padding_on_the_left_is_refused(backbone):
