@@ -158,7 +158,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         Args:
             input_values: (B, n) waveforms; attention_mask: (B, n), 1 on each recording's own samples.
             layer_statistics: (B, L+1, S') computed earlier by [`layer_statistics`], instead of waveforms.
-            labels: ids or rows of shares, as [`as_targets`] takes them; EDRL's losses need them.
+            labels: as [`as_targets`] takes them; EDRL's losses are computed where they are given.
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data.
         """
         frames = None
@@ -230,8 +230,9 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         if input_values.shape[1] <= limit:
             frames = self.backbone(input_values, attention_mask, output_attentions=output_attentions)
             return self.pooling.statistics(self.pooling.moments(frames.hidden_states, frames.frame_mask)), frames
-        lengths = self.backbone.check_lengths(input_values, attention_mask)
-        lengths = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
+        lengths = [input_values.shape[1]] * len(input_values)
+        if attention_mask is not None:
+            lengths = attention_mask.sum(1).tolist()
         # Recording by recording: windows then depend on its own length only, not on the batch it is in.
         rows = [self._window_moments(row[: int(n)], limit) for row, n in zip(input_values, lengths, strict=True)]
         return torch.cat([self.pooling.statistics(moments) for moments in rows]), None
