@@ -230,9 +230,8 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         if input_values.shape[1] <= limit:
             frames = self.backbone(input_values, attention_mask, output_attentions=output_attentions)
             return self.pooling.statistics(self.pooling.moments(frames.hidden_states, frames.frame_mask)), frames
-        lengths = [input_values.shape[1]] * len(input_values)
-        if attention_mask is not None:
-            lengths = attention_mask.sum(1).tolist()
+        lengths = self.backbone.check_lengths(input_values, attention_mask)
+        lengths = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
         # Recording by recording: windows then depend on its own length only, not on the batch it is in.
         rows = [self._window_moments(row[: int(n)], limit) for row, n in zip(input_values, lengths, strict=True)]
         return torch.cat([self.pooling.statistics(moments) for moments in rows]), None
