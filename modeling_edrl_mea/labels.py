@@ -39,8 +39,8 @@ def _are_rows(labels: torch.Tensor, n_classes: int) -> bool:
         return False
     if labels.dim() != 2 or labels.shape[1] != n_classes:
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)}: give ids (B,) or (B, 1), or rows (B, {n_classes}) of shares of the "
-            "classes."
+            f"labels of shape {tuple(labels.shape)}: give ids (B,) or (B, 1), or rows (B, {n_classes}) of shares "
+            "of the classes."
         )
     return True
 
@@ -69,8 +69,8 @@ def _one_hot(ids: torch.Tensor, n_classes: int) -> torch.Tensor:
     strange = (ids != IGNORED) & ((ids < 0) | (ids >= n_classes))
     if bool(strange.any()):
         raise ValueError(
-            f"labels: id {int(ids[strange][0])} is none of the model's {n_classes} classes, 0 to {n_classes - 1} (-100: "
-            "no label)."
+            f"labels: id {int(ids[strange][0])} is none of the model's {n_classes} classes, 0 to {n_classes - 1} "
+            "(-100: no label)."
         )
     targets = torch.zeros(len(ids), n_classes, device=ids.device)
     return targets.scatter(1, ids.clamp_min(0)[:, None], (ids != IGNORED).float()[:, None])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, WavLMConfig
 from transformers import initialization as init
@@ -159,7 +158,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         Args:
             input_values: (B, n) waveforms; attention_mask: (B, n), 1 on each recording's own samples.
             layer_statistics: (B, L+1, S') computed earlier by [`layer_statistics`], instead of waveforms.
-            labels: ids or rows of shares, as [`as_targets`] takes them; EDRL's losses are computed where they are given.
+            labels: as [`as_targets`] takes them, ids or rows of shares; EDRL's losses are computed where they are given.
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data.
         """
         frames = None
