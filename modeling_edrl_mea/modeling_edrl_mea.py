@@ -158,7 +158,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         Args:
             input_values: (B, n) waveforms; attention_mask: (B, n), 1 on each recording's own samples.
             layer_statistics: (B, L+1, S') computed earlier by [`layer_statistics`], instead of waveforms.
-            labels: as [`as_targets`] takes them, ids or rows of shares; EDRL's losses are computed where they are given.
+            labels: as [`as_targets`] takes them; EDRL's losses are computed where they are given.
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data.
         """
         frames = None

@@ -1,5 +1,6 @@
 """Emotion names and label schemes: one table that says what each emotion counts as under each scheme."""
 
+import unicodedata
 from difflib import get_close_matches
 
 # Arousal and valence are binary, as in cross-corpus work since Schuller, Vlasenko, Eyben, Rigoll & Wendemuth,
@@ -34,23 +35,180 @@ SCHEMES = {
 }
 LABEL_SCHEMES = ("native", *SCHEMES)
 
-# Other words and word forms people write for the emotions above.
+# Other words and word forms people write for the emotions above: English first, then German, Dutch, Swedish and Danish,
+# French, Spanish, Portuguese, Italian, Polish, Czech, Turkish, Russian, Chinese, Japanese, Korean, Arabic, Hindi,
+# Indonesian. Accents need not be written. A word that means two of them in two languages stands nowhere.
 ALIASES = {
-    "anger": ("angry", "ang", "mad", "hot anger", "furious"),
-    "happiness": ("happy", "hap", "joy", "joyful", "amusement", "amused"),
-    "neutral": ("neu", "neutrality", "normal"),
-    "sadness": ("sad",),
-    "fear": ("fearful", "fea", "afraid", "scared", "anxiety", "anxious", "anxiety fear"),
-    "disgust": ("disgusted", "dis"),
-    "surprise": ("surprised", "sur", "pleasant surprise", "ps"),
-    "boredom": ("bored",),
-    "calm": ("calmness", "relaxed"),
-    "excitement": ("excited", "exc"),
-    "frustration": ("frustrated", "fru"),
-    "contempt": ("contemptuous",),
+    "anger": (
+        *("angry", "ang", "mad", "hot anger", "furious", "rage", "ärger", "wut", "wütend", "zorn", "zornig", "boos"),
+        *("boosheid", "woede", "kwaad", "arg", "ilska", "vrede", "colère", "en colère", "enojo", "enojado", "enfado"),
+        *("enfadado", "ira", "raiva", "rabia", "rabbia", "arrabbiato", "collera", "złość", "gniew", "zły", "hněv"),
+        *("kızgın", "kızgınlık", "öfke", "öfkeli", "гнев", "злость", "злой", "愤怒", "憤怒", "生气", "怒り", "怒"),
+        *("분노", "화남", "غضب", "غاضب", "क्रोध", "गुस्सा", "marah"),
+    ),
+    "happiness": (
+        *(
+            "happy",
+            "hap",
+            "joy",
+            "joyful",
+            "joyfully",
+            "amusement",
+            "amused",
+            "cheerful",
+            "freude",
+            "fröhlich",
+            "glück",
+        ),
+        *(
+            "glücklich",
+            "blij",
+            "blijdschap",
+            "vreugde",
+            "glad",
+            "glädje",
+            "glæde",
+            "joie",
+            "joyeux",
+            "heureux",
+            "bonheur",
+        ),
+        *("alegría", "alegre", "feliz", "felicidad", "alegria", "felicidade", "gioia", "felicità", "felice", "radość"),
+        *(
+            "szczęście",
+            "szczęśliwy",
+            "radost",
+            "štěstí",
+            "mutlu",
+            "mutluluk",
+            "neşe",
+            "радость",
+            "счастье",
+            "радостный",
+        ),
+        *(
+            "高兴",
+            "快乐",
+            "开心",
+            "高興",
+            "快樂",
+            "喜び",
+            "喜",
+            "행복",
+            "기쁨",
+            "سعادة",
+            "سعيد",
+            "فرح",
+            "खुशी",
+            "senang",
+        ),
+        *("bahagia", "gembira"),
+    ),
+    "neutral": (
+        *(
+            "neu",
+            "neutrality",
+            "normal",
+            "neutraal",
+            "neutre",
+            "neutro",
+            "neutra",
+            "neutrale",
+            "neutralny",
+            "neutralna",
+        ),
+        *(
+            "neutrální",
+            "nötr",
+            "нейтральный",
+            "нейтрально",
+            "нейтральная",
+            "中性",
+            "中立",
+            "平静",
+            "平常",
+            "중립",
+            "محايد",
+        ),
+        *("तटस्थ", "netral"),
+    ),
+    "sadness": (
+        *(
+            "sad",
+            "trauer",
+            "traurig",
+            "traurigkeit",
+            "verdrietig",
+            "verdriet",
+            "droevig",
+            "ledsen",
+            "sorg",
+            "tristesse",
+        ),
+        *("triste", "tristeza", "tristezza", "smutek", "smutny", "smutný", "üzgün", "üzüntü", "грусть", "печаль"),
+        *("грустный", "悲伤", "悲傷", "伤心", "悲しみ", "悲", "슬픔", "حزن", "حزين", "दुख", "उदास", "sedih"),
+    ),
+    "fear": (
+        *("fearful", "fea", "afraid", "scared", "anxiety", "anxious", "anxiety fear", "angst", "ängstlich", "furcht"),
+        *("bang", "rädsla", "rädd", "frygt", "peur", "miedo", "temor", "medo", "paura", "strach", "korku", "korkmuş"),
+        *("страх", "恐惧", "恐懼", "害怕", "恐れ", "恐怖", "두려움", "공포", "خوف", "خائف", "डर", "भय", "takut"),
+    ),
+    "disgust": (
+        *("disgusted", "dis", "ekel", "walging", "afschuw", "avsky", "äckel", "afsky", "dégoût", "asco", "disgusto"),
+        *("nojo", "wstręt", "obrzydzenie", "znechucení", "tiksinti", "iğrenme", "отвращение", "厌恶", "厭惡", "恶心"),
+        *("嫌悪", "혐오", "اشمئزاز", "घृणा", "jijik"),
+    ),
+    "surprise": (
+        *("surprised", "sur", "pleasant surprise", "ps", "überraschung", "überrascht", "verrassing", "verrast"),
+        *("förvåning", "överraskning", "overraskelse", "sorpresa", "surpresa", "sorprendido", "zaskoczenie"),
+        *("zdziwienie", "překvapení", "şaşkın", "şaşkınlık", "удивление", "惊讶", "驚訝", "惊喜", "驚き", "놀람"),
+        *("مفاجأة", "دهشة", "आश्चर्य", "terkejut"),
+    ),
+    "boredom": (
+        *("bored", "langeweile", "gelangweilt", "verveling", "verveeld", "uttråkad", "kedsomhed", "ennui", "ennuyé"),
+        *("aburrimiento", "aburrido", "tédio", "noia", "nuda", "znudzenie", "sıkıntı", "sıkılmış", "скука", "无聊"),
+        *("無聊", "退屈", "지루함", "ملل", "ऊब", "bosan"),
+    ),
+    "calm": (
+        *("calmness", "relaxed", "ruhe", "ruhig", "gelassen", "kalm", "rustig", "lugn", "rolig", "calme", "calma"),
+        *("tranquilo", "calmo", "spokój", "spokojny", "klid", "sakin", "спокойствие", "спокойный", "冷静", "落ち着き"),
+        *("평온", "هدوء", "هادئ", "शांत", "tenang"),
+    ),
+    "excitement": (
+        *("excited", "exc", "aufregung", "aufgeregt", "begeisterung", "begeistert", "opwinding", "excitation"),
+        *("entusiasmo", "entuzjazm", "heyecan", "heyecanlı", "восторг", "兴奋", "興奮", "흥분"),
+    ),
+    "frustration": ("frustrated", "fru", "frustriert", "frustratie", "frustración", "frustração", "frustrazione"),
+    "contempt": (
+        *("contemptuous", "verachtung", "minachting", "mépris", "desprecio", "desprezo", "disprezzo", "pogarda"),
+        *("pohrdání", "küçümseme", "презрение", "蔑视", "輕蔑", "軽蔑", "경멸", "احتقار"),
+    ),
+    "other": (
+        "others",
+        "oth",
+        "andere",
+        "sonstige",
+        "autre",
+        "otro",
+        "outro",
+        "altro",
+        "inne",
+        "другое",
+        "其他",
+        "その他",
+    ),
 }
-_CANONICAL = {word: emotion for emotion, words in ALIASES.items() for word in (emotion, *words)}
-_CANONICAL["other"] = "other"
+
+
+def _key(word: str) -> str:
+    """A word without case, accents, and differences in spaces, hyphens and underscores."""
+    letters = unicodedata.normalize("NFKD", word.casefold())
+    return " ".join(
+        "".join(c for c in letters if not unicodedata.combining(c)).replace("_", " ").replace("-", " ").split()
+    )
+
+
+_CANONICAL = {_key(word): emotion for emotion, words in ALIASES.items() for word in (emotion, *words)}
 
 
 class LabelError(ValueError):
@@ -58,13 +216,14 @@ class LabelError(ValueError):
 
 
 def canonical_emotion(word: str) -> str | None:
-    """The emotion a word stands for ("Angry" → "anger"), or None where the word is not in the table."""
-    return _CANONICAL.get(" ".join(word.lower().replace("_", " ").replace("-", " ").split()))
+    """The emotion a word stands for ("Angry", "Wut" → "anger"), or None where the word is not in the table."""
+    return _CANONICAL.get(_key(word))
 
 
 def nearest_emotion(word: str) -> str | None:
     """The known emotion that is spelt, or has an alias spelt, most like `word`; None where none is near."""
-    close = get_close_matches(word.lower().strip(), _CANONICAL, n=1, cutoff=0.5)
+    # Two letters of a short word are another word, so that far less than this finds nonsense.
+    close = get_close_matches(_key(word), _CANONICAL, n=1, cutoff=0.75)
     return _CANONICAL[close[0]] if close else None
 
 
@@ -77,12 +236,13 @@ def check_scheme(label_scheme: str) -> None:
 def label_under_scheme(word: str, label_scheme: str) -> str | None:
     """The class of an emotion word under a scheme, or None where the scheme leaves that emotion out.
 
-    Under "native" a known word becomes its emotion's name and any other word stays a class of its own.
+    Under "native" a known word becomes its emotion's name, and any other a class of its own, whatever the case and
+    spaces that it is written with.
     Under the other schemes an unknown word raises LabelError, which names the nearest known emotion.
     """
     emotion = canonical_emotion(word)
     if label_scheme == "native":
-        return emotion or word.strip()
+        return emotion or " ".join(unicodedata.normalize("NFC", word).lower().split())
     if emotion is None:
         near = nearest_emotion(word)
         hint = f"did you mean {near!r}? " if near else ""
