@@ -21,8 +21,8 @@ class Corpus:
     """How to read one corpus as its authors ship it.
 
     Either `pattern`, a regular expression for the end of a file's path without extension, with the groups
-    `emotion`, `speaker` and optionally `text`; or `read`, called with the corpus's folder and an official
-    split or None, and returning utterances whose emotions are the corpus's own codes. `labels` maps those
+    `emotion`, `speaker` and optionally `text`; or `read`, called with the corpus's folder, and returning utterances
+    whose emotions are the corpus's own codes and whose splits are its official ones. `labels` maps those
     codes to emotion names, None meaning that the recording has no usable label. `licence` is the Hub's
     identifier ("other": its own terms, or on request; see the home page).
     """
@@ -36,9 +36,10 @@ class Corpus:
     pattern: str | None = None
     texts: dict[str, str] = field(default_factory=dict)  # what the text code stands for
     carrier: str | None = None  # for corpora whose text code is the word itself
-    read: Callable[[Path, str | None], list[Utterance]] | None = None
+    read: Callable[[Path], list[Utterance]] | None = None
     marker: str | None = None  # a file or folder (glob) that tells a corpus with a `read` by its layout
     splits: tuple[str, ...] = ()
+    session: str | None = None  # matches the start of speakers' names that those share who were recorded together
 
     def text(self, code: str | None) -> str | None:
         """The words behind a file name's text code, where they are known."""
@@ -71,7 +72,7 @@ def _complain_of_missing(name: str, folder: Path, found: list, missing: list[str
         logger.warning("%s: %d labelled recordings have no audio file, such as %s", name, len(missing), missing[0])
 
 
-def _read_iemocap(folder: Path, split: str | None) -> list[Utterance]:
+def _read_iemocap(folder: Path) -> list[Utterance]:
     """Session*/dialog/EmoEvaluation/*.txt: "[start - end] TAB turn TAB emotion TAB [V, A, D]" per turn."""
     audio = _by_stem(path for path in find_audio(folder) if "sentences" in path.parts)
     turn = re.compile(r"^\[[\d. -]+\]\t(Ses\d\d\w+_([FM])\d+)\t(\w+)\t", re.MULTILINE)
@@ -90,15 +91,14 @@ def _read_iemocap(folder: Path, split: str | None) -> list[Utterance]:
     return found
 
 
-def _read_msp_podcast(folder: Path, split: str | None) -> list[Utterance]:
+def _read_msp_podcast(folder: Path) -> list[Utterance]:
     """Labels/labels_consensus.csv (FileName, EmoClass, SpkrID, Split_Set) and the audio anywhere below."""
     rows = read_table(folder / "Labels" / "labels_consensus.csv")
     audio = _by_stem(find_audio(folder))
-    rows = [row for row in rows if split is None or row["Split_Set"].lower() == split.lower()]
     stems = [Path(row["FileName"]).stem for row in rows]
     # Its "Unknown" speakers stay one group: they may be anybody, so they must not fall on both sides.
     found = [
-        Utterance(str(audio[stem]), row["EmoClass"], row["SpkrID"])
+        Utterance(str(audio[stem]), row["EmoClass"], row["SpkrID"], split=row["Split_Set"])
         for stem, row in zip(stems, rows, strict=True)
         if stem in audio
     ]
@@ -106,11 +106,11 @@ def _read_msp_podcast(folder: Path, split: str | None) -> list[Utterance]:
     return found
 
 
-def _read_meld(folder: Path, split: str | None) -> list[Utterance]:
+def _read_meld(folder: Path) -> list[Utterance]:
     """{train,dev,test}_sent_emo.csv; audio dia<D>_utt<U> in folders whose names contain train, dev, test."""
     files = find_audio(folder)
     found, missing = [], []
-    for part in (split,) if split else ("train", "dev", "test"):
+    for part in ("train", "dev", "test"):
         tables = sorted(folder.rglob(f"{part}_sent_emo.csv"))
         if not tables:
             continue
@@ -119,7 +119,7 @@ def _read_meld(folder: Path, split: str | None) -> list[Utterance]:
         for row in read_table(tables[0]):
             stem = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
             if stem in audio:
-                found.append(Utterance(str(audio[stem]), row["Emotion"], row["Speaker"], None, row["Utterance"]))
+                found.append(Utterance(str(audio[stem]), row["Emotion"], row["Speaker"], None, row["Utterance"], part))
             else:
                 missing.append(f"{part}/{stem}")
     video = '. MELD ships video: for f in *.mp4; do ffmpeg -i "$f" -ac 1 -ar 16000 "${f%.mp4}.wav"; done'
@@ -294,6 +294,7 @@ _DECLARATIONS = (
         language="en",
         read=_read_iemocap,
         marker="Session*/dialog/EmoEvaluation",
+        session=r"Ses\d\d",  # two people who talk with one another
         labels={
             "ang": "anger",
             "dis": "disgust",

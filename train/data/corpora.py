@@ -10,17 +10,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
 from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, find_audio
 
+from .audformat import HEADER
 from .catalogue import CORPORA, Corpus
-from .emotions import SCHEMES, LabelError, check_scheme, label_under_scheme
+from .emotions import SCHEMES, LabelError, canonical_emotion, check_scheme, label_under_scheme
+from .given_splits import is_split
 from .hub import is_streamed, read_hub
-from .manifests import read_generic
-from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files
+from .manifests import METADATA_FILES, label_depth, read_generic, tables_of
+from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files, speaker_key
+from .segments import cut_segments
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +39,29 @@ def load_corpus(
     speaker_column: str | None = None,
     split: str | None = None,
     min_class_size: int = 2,
+    config_name: str | None = None,
+    revision: str | None = None,
+    skip_missing: bool = False,
 ) -> Dataset:
-    """Reads a corpus into columns audio, label (ClassLabel), speaker, corpus, language, text.
+    """Reads a corpus into columns audio, label (ClassLabel), speaker, corpus, language, text, split.
 
-    Audio is a path; a Hub dataset's recordings become files in `datasets`' cache, see hub.py.
+    Audio is a path; a Hub dataset's recordings, and parts of longer ones (columns start, end), become files in
+    `datasets`' cache, see hub.py and segments.py. `split` is the one that the corpus itself gives, or None. What is
+    converted, dropped or guessed is logged.
 
-    source: folder of a corpus in CORPORA as downloaded; folder of class folders, or with metadata.csv; a
-        CSV, TSV, JSON or JSONL manifest; the id of a Hub dataset, or a folder of its Parquet shards.
-        "name=path" also gives the corpus's name.
+    source: folder of a corpus in CORPORA as downloaded; folder of class folders, or with metadata.csv, also one a
+        split; a CSV, TSV, JSON or JSONL manifest; an audformat database; the id of a Hub dataset, a Parquet file, or a
+        folder of them or of `save_to_disk`. "name=path" also gives the corpus's name. What the user wrote (a name,
+        metadata.csv, class folders) wins over what file names look like.
     label_scheme: "native" (the emotions there are, sorted), "four_emotions", "arousal" or "valence". Rows
         whose emotion lies outside the scheme are dropped, and counted in the log. Class ids follow
         emotions.SCHEMES.
     corpus: the corpus's name; without it, recognised from the files, then from the folder's name.
     audio_column, label_column, speaker_column: for manifests and Hub datasets; usual names are found alone.
-    split: an official split (MELD, MSP-Podcast, a Hub dataset, or a sub-folder of that name).
+    split: an official split alone (of MELD, MSP-Podcast, a Hub dataset, a table's column, or a sub-folder).
     min_class_size: fewest recordings a class may have; one alone is in training or in a test, not in both.
+    config_name, revision: of a Hub dataset.
+    skip_missing: leave out, with a warning, recordings that a table lists and that are not there.
 
     Raises CorpusError (nothing there, no labels, columns or files missing, a class too small) and LabelError
     (scheme or emotion unknown), both ValueError.
@@ -59,12 +71,43 @@ def load_corpus(
     declaration = _declaration_of(source, corpus)
     if declaration is not None:
         name = declaration.name
-        utterances = _read_declared(declaration, Path(source), split)
+        utterances = _read_declared(declaration, Path(source))
     else:
         name = corpus or re.sub(r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1])
         columns = (audio_column, label_column, speaker_column)
-        utterances = (read_hub if is_streamed(source) else read_generic)(source, *columns, split)
+        if is_streamed(source):
+            utterances = read_hub(source, *columns, split, config_name, revision)
+        else:
+            utterances = read_generic(source, *columns, skip_missing)
+    utterances = _of_split(utterances, split, source)
+    utterances = _without_repeats(cut_segments(utterances, name, skip_missing), name)
     return _as_dataset(utterances, name, source, label_scheme, min_class_size)
+
+
+def _of_split(utterances: list[Utterance], split: str | None, source: str) -> list[Utterance]:
+    if split is None:
+        return utterances
+    found = [utterance for utterance in utterances if utterance.split and is_split(utterance.split, split)]
+    if not found:
+        names = ", ".join(dict.fromkeys(u.split for u in utterances if u.split))
+        has = f"its splits are {names}" if names else "it has no official splits"
+        raise CorpusError(f"split {split!r} of {source!r}: {has}; leave split out to split by speaker")
+    return found
+
+
+def _without_repeats(utterances: list[Utterance], name: str) -> list[Utterance]:
+    """Each file once. Raises CorpusError where one has two emotions."""
+    known: dict[str, Utterance] = {}
+    for utterance in utterances:
+        other = known.setdefault(utterance.audio, utterance)
+        if other.emotion != utterance.emotion:
+            raise CorpusError(
+                f"{name}: {utterance.audio} is listed as {other.emotion} and as {utterance.emotion}. Give each "
+                "recording one row, e.g. by what most listeners said; give parts of a file columns start and end"
+            )
+    if len(known) < len(utterances):
+        logger.info("%s: %d rows that repeat a recording left out", name, len(utterances) - len(known))
+    return list(known.values())
 
 
 def concatenate_corpora(parts: Iterable[Dataset]) -> Dataset:
@@ -89,7 +132,7 @@ def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
     if corpus is not None:
         return None if os.path.isfile(source) or is_streamed(source) else CORPORA.get(_plain(corpus))
     folder = Path(source)
-    if not folder.is_dir():
+    if not folder.is_dir() or (folder / HEADER).exists() or any((folder / name).exists() for name in METADATA_FILES):
         return None
     for declared in CORPORA.values():
         if declared.marker and any(folder.glob(declared.marker)):
@@ -101,7 +144,24 @@ def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
     named = _plain(folder.resolve().name)
     if counts.get(named):
         best = named
-    return CORPORA[best] if counts[best] and (best == named or counts[best] >= 0.9 * len(paths)) else None
+    if not counts[best] or (best != named and counts[best] < 0.9 * len(paths)):
+        return None
+    if tables_of(folder) or _folders_say_otherwise(CORPORA[best], folder, paths):
+        logger.info("%s: file names look like %s's; tables and folders win over them", folder.name, best)
+        return None
+    logger.info("%s: recognised by its file names as %s, which give emotions and speakers", folder.name, best)
+    return CORPORA[best]
+
+
+def _folders_say_otherwise(declared: Corpus, folder: Path, paths: list[Path]) -> bool:
+    """Whether folders name emotions, and not those that file names do."""
+    parents = [path.parts[1:-1] for path in paths]
+    depth = label_depth(parents) if all(parents) else None
+    if depth is None or not any(canonical_emotion(parts[depth]) for parts in parents):
+        return False
+    matches = [(declared.match(path), parts[depth]) for path, parts in zip(paths, parents, strict=True)]
+    codes = {code.lower(): emotion for code, emotion in declared.labels.items()}
+    return any(match is None or codes[match["emotion"].lower()] != canonical_emotion(name) for match, name in matches)
 
 
 def _plain(name: str) -> str:
@@ -112,14 +172,11 @@ def _path_with_root(folder: Path, path: Path) -> Path:
     return folder.resolve().name / path.relative_to(folder)
 
 
-def _read_declared(declared: Corpus, folder: Path, split: str | None) -> list[Utterance]:
-    if split is not None and split not in declared.splits:
-        has = f"its splits are {', '.join(declared.splits)}" if declared.splits else "it has no official splits"
-        raise CorpusError(f"split {split!r} of {declared.name}: {has}; leave split out to split by speaker")
+def _read_declared(declared: Corpus, folder: Path) -> list[Utterance]:
     if declared.read is not None:
         if not folder.is_dir():
             raise CorpusError(f"folder {str(folder)!r} does not exist; give the path the corpus was unpacked to")
-        found = declared.read(folder, split)
+        found = declared.read(folder)
     else:
         found = _read_file_names(declared, folder)
     codes = {code.lower(): emotion for code, emotion in declared.labels.items()}
@@ -132,7 +189,7 @@ def _read_declared(declared: Corpus, folder: Path, split: str | None) -> list[Ut
     if unlabelled:
         logger.info("%s: %d recordings without an agreed emotion left out", declared.name, unlabelled)
     return [
-        Utterance(u.audio, codes[u.emotion.lower()], u.speaker, u.language or declared.language, u.text)
+        replace(u, emotion=codes[u.emotion.lower()], language=u.language or declared.language)
         for u in found
         if codes[u.emotion.lower()] is not None
     ]
@@ -164,6 +221,7 @@ def _read_file_names(declared: Corpus, folder: Path) -> list[Utterance]:
 
 def _as_dataset(utterances: list[Utterance], name: str, source: str, label_scheme: str, min_class_size: int) -> Dataset:
     labels = [label_under_scheme(utterance.emotion, label_scheme) for utterance in utterances]
+    _say_what_words_became(utterances, labels, name)
     dropped = Counter(u.emotion for u, label in zip(utterances, labels, strict=True) if label is None)
     if dropped:
         logger.info("%s: %d recordings outside %s dropped: %s", name, dropped.total(), label_scheme, dict(dropped))
@@ -173,7 +231,9 @@ def _as_dataset(utterances: list[Utterance], name: str, source: str, label_schem
     _check_class_sizes(kept, name, min_class_size)
     names = list(SCHEMES.get(label_scheme, sorted({label for _, label in kept})))
     text = Value("string")
-    features = Features(audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text)
+    features = Features(
+        audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text, split=text
+    )
     utterances = [utterance for utterance, _ in kept]
     columns = {
         "audio": [u.audio for u in utterances],
@@ -182,8 +242,16 @@ def _as_dataset(utterances: list[Utterance], name: str, source: str, label_schem
         "corpus": [name] * len(utterances),
         "language": [u.language for u in utterances],
         "text": [u.text for u in utterances],
+        "split": [u.split for u in utterances],
     }
     return Dataset.from_dict(columns, features=features)
+
+
+def _say_what_words_became(utterances: list[Utterance], labels: list[str | None], name: str) -> None:
+    became = Counter((u.emotion, label) for u, label in zip(utterances, labels, strict=True) if label)
+    changed = [f"{word} → {label} ({n})" for (word, label), n in became.items() if word != label]
+    if changed:
+        logger.info("%s: emotions read as: %s", name, ", ".join(changed))
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:
@@ -204,12 +272,15 @@ def _speakers(utterances: list[Utterance], name: str) -> list[str]:
             "and a speaker-independent split is impossible",
             name,
         )
-    speakers = []
+    speakers, written = [], {}
     for utterance in utterances:
-        speaker = utterance.speaker
+        speaker = utterance.speaker and written.setdefault(speaker_key(utterance.speaker), utterance.speaker.strip())
         if speaker is None:
             speaker = f"{UNKNOWN_SPEAKER}{utterance.audio}"
         speakers.append(speaker if speaker.startswith(f"{name}_") else f"{name}_{speaker}")
+    merged = {u.speaker for u in utterances if u.speaker} - set(written.values())
+    if merged:
+        logger.info("%s: speakers that differ in case or spaces taken for one: %s", name, ", ".join(sorted(merged)))
     return speakers
 
 

@@ -125,7 +125,6 @@ ALIASES = {
             "нейтральная",
             "中性",
             "中立",
-            "平静",
             "平常",
             "중립",
             "محايد",
@@ -150,7 +149,7 @@ ALIASES = {
     ),
     "fear": (
         *("fearful", "fea", "afraid", "scared", "anxiety", "anxious", "anxiety fear", "angst", "ängstlich", "furcht"),
-        *("bang", "rädsla", "rädd", "frygt", "peur", "miedo", "temor", "medo", "paura", "strach", "korku", "korkmuş"),
+        *("rädsla", "rädd", "frygt", "peur", "miedo", "temor", "medo", "paura", "strach", "korku", "korkmuş"),
         *("страх", "恐惧", "恐懼", "害怕", "恐れ", "恐怖", "두려움", "공포", "خوف", "خائف", "डर", "भय", "takut"),
     ),
     "disgust": (
@@ -170,7 +169,7 @@ ALIASES = {
         *("無聊", "退屈", "지루함", "ملل", "ऊब", "bosan"),
     ),
     "calm": (
-        *("calmness", "relaxed", "ruhe", "ruhig", "gelassen", "kalm", "rustig", "lugn", "rolig", "calme", "calma"),
+        *("calmness", "relaxed", "ruhe", "ruhig", "gelassen", "rustig", "lugn", "calme", "calma"),
         *("tranquilo", "calmo", "spokój", "spokojny", "klid", "sakin", "спокойствие", "спокойный", "冷静", "落ち着き"),
         *("평온", "هدوء", "هادئ", "शांत", "tenang"),
     ),

@@ -1,4 +1,4 @@
-"""Datasets of the Hub, or folders of their Parquet shards, as recordings on disk.
+"""Datasets of the Hub, Parquet files or folders of them, and what `save_to_disk` wrote, as recordings on disk.
 
 A dataset is streamed once: each recording's encoded bytes go into a file of their own, and of the rest labels, speakers
 and texts are kept. So memory holds no audio whatever the size, disk holds each recording once (what `load_dataset`
@@ -11,21 +11,23 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-import datasets.config
 import fsspec
-from datasets import Audio, load_dataset_builder
+from datasets import Audio, DatasetDict, load_dataset_builder, load_from_disk
 
 from modeling_edrl_mea.recordings import find_audio
 
+from .audformat import HEADER
 from .files import atomic_write
-from .manifests import find_columns, text_of
-from .recordings import CorpusError, Utterance
+from .given_splits import is_split
+from .manifests import emotion_of, find_columns, find_times, text_of, times_of
+from .recordings import CorpusError, Utterance, recordings_folder
 
 logger = logging.getLogger(__name__)
 
+FILES = {".parquet": "parquet", ".arrow": "arrow"}  # what `datasets` reads a file by
 HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 
 
@@ -36,11 +38,20 @@ def is_hub_id(source: str) -> bool:
 
 
 def is_streamed(source: str) -> bool:
-    """Whether a source is the id of a Hub dataset, or a folder that holds Parquet shards and no audio files."""
+    """Whether a source is the id of a Hub dataset, a file of `datasets`' own formats, or a folder of those files (from
+    `save_to_disk` too) that holds no audio files."""
     path = Path(source)
     if not path.exists():
         return is_hub_id(source)
-    return path.is_dir() and any(path.rglob("*.parquet")) and not find_audio(path)
+    if path.is_file():
+        return path.suffix.lower() in FILES
+    if _is_saved(path):
+        return True
+    return any(path.rglob("*.parquet")) and not (path / HEADER).exists() and not find_audio(path)
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def read_hub(
@@ -49,22 +60,24 @@ def read_hub(
     label_column: str | None = None,
     speaker_column: str | None = None,
     split: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
 ) -> list[Utterance]:
     """A Hub dataset's utterances, their audio in files below `datasets`' own cache (HF_DATASETS_CACHE/recordings).
 
     What was read once is not streamed again unless the dataset, the split or the columns asked for are others; files
-    that a killed process had written are kept. Without a split all splits are read.
+    that a killed process had written are kept. Without a split all splits are read; each utterance names its own.
 
     Raises:
         CorpusError: it cannot be loaded, or lacks a column, a label or a recording.
     """
     columns, folder = (audio_column, label_column, speaker_column), recordings_folder() / re.sub(r"\W+", "_", source)
-    asked = json.dumps([split, *columns])
+    asked = json.dumps([split, config_name, revision, *columns])
     try:
-        builder = load_dataset_builder(source)
-        index = folder / f"index-{_hash(builder.cache_dir + asked)}.json"  # whose name changes with the dataset
+        version, open_parts = _opened(source, config_name, revision)
+        index = folder / f"index-{_hash(version + asked)}.json"  # whose name changes with the dataset
         if not index.exists():
-            _stream(builder, source, split, columns, folder, index, asked)
+            _stream(open_parts, source, split, columns, folder, index, asked)
     except CorpusError:
         raise
     except Exception as error:  # network, no such repository, no such split, full disk: one message serves
@@ -83,36 +96,55 @@ def _earlier_index(folder: Path, asked: str) -> Path | None:
     return max(known, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def recordings_folder() -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / "recordings"
+def _opened(source: str, config_name: str | None, revision: str | None) -> tuple[str, Callable[[], Mapping]]:
+    """(what changes with the dataset's content, a function that gives its splits by name)."""
+    if _is_saved(Path(source)):
+        saved = load_from_disk(source)
+        parts = dict(saved) if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
+        return "".join(part._fingerprint for part in parts.values()), lambda: parts
+    if Path(source).is_file():
+        builder = load_dataset_builder(FILES[Path(source).suffix.lower()], data_files=str(Path(source).resolve()))
+    else:
+        builder = load_dataset_builder(source, config_name, revision=revision)
+    return builder.cache_dir, builder.as_streaming_dataset
 
 
-def _stream(builder, source: str, split: str | None, columns: tuple, folder: Path, index: Path, asked: str) -> None:
+def _stream(open_parts, source: str, split: str | None, columns: tuple, folder: Path, index: Path, asked: str) -> None:
     """One pass over the dataset: its recordings into files of `folder`, all else into `index`, written last."""
-    parts = builder.as_streaming_dataset(split=split)
-    if split is None:
-        logger.info("%s: all its splits are read: %s", source, ", ".join(parts))
+    parts = open_parts()
+    chosen = [name for name in parts if split is None or is_split(name, split)]
+    if not chosen:
+        raise CorpusError(f"split {split!r} of {source!r}: its splits are {', '.join(parts)}")
     rows = []
-    for part in parts.values() if split is None else [parts]:
-        rows += _read_part(part, source, columns, folder, first=len(rows))
+    for name in chosen:
+        rows += _read_part(parts[name], name, source, columns, folder, first=len(rows))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(index) as temporary:
         temporary.write_text(json.dumps({"asked": asked, "rows": rows}))
 
 
-def _read_part(part, source: str, columns: tuple, folder: Path, first: int) -> Iterable[list]:
+def _read_part(part, split: str, source: str, columns: tuple, folder: Path, first: int) -> Iterable[list]:
     names = part.column_names or list(next(iter(part)))
     audio, label, *others = find_columns(names, columns, source)
-    classes = getattr((part.features or {}).get(label), "names", None)
-    wanted = [column for column in (audio, label, *others) if column]
+    times = find_times(names)
+    classes = _classes((part.features or {}).get(label))
+    wanted = [column for column in (audio, label, *others, *times) if column]
     # Not decoded, for which datasets needs torchcodec and FFmpeg's libraries.
     part = part.select_columns(wanted).cast_column(audio, Audio(decode=False))
     for number, row in enumerate(part, start=first):
-        if row[label] in (None, "") or (classes and row[label] < 0):
-            raise CorpusError(f"row {number} of {source!r} has no {label}; choose a labelled split")
-        emotion = classes[row[label]] if classes else str(row[label])
-        name = _write_recording(row[audio], folder, f"row {number} of {source!r}")
-        yield [name, emotion, *(text_of(row, column) for column in others)]
+        where = f"row {number} of {source!r}"
+        if row[label] in (None, "", []) or (classes and row[label] == -1):
+            raise CorpusError(f"{where} has no {label}; choose a labelled split")
+        value = row[label][0] if isinstance(row[label], list) and len(row[label]) == 1 else row[label]
+        emotion = classes[value] if classes and isinstance(value, int) else emotion_of(value, where)
+        name = _write_recording(row[audio], folder, where)
+        about = (text_of(row, column) for column in others)
+        yield [name, emotion, *about, split, *times_of(row, times, where)]
+
+
+def _classes(feature) -> list[str] | None:
+    """Names of a class label's ids, also of one in a list."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _write_recording(recording: dict | None, folder: Path, what: str) -> str:

@@ -1,22 +1,33 @@
-"""Anybody's recordings: class folders, metadata.csv, a CSV, TSV, JSON or JSONL manifest."""
+"""Anybody's recordings: class folders, metadata.csv, a CSV, TSV, JSON or JSONL manifest, an audformat database."""
 
 import csv
 import json
+import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from modeling_edrl_mea.recordings import find_audio
+from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, find_audio
 
+from .audformat import HEADER, read_database
 from .emotions import canonical_emotion
+from .given_splits import role_of_split
 from .recordings import CorpusError, Utterance, first_files, read_table
+from .segments import seconds_of
+
+logger = logging.getLogger(__name__)
 
 AUDIO_COLUMNS = ("file_name", "audio", "path", "file", "filename", "audio_path", "wav")
 LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "category", "class")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "spk", "spk_id", "speakers", "actor", "actor_id", "client_id")
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "raw_text", "normalized_text")
+START_COLUMNS = ("start", "start_time", "start_s", "begin", "onset", "offset")
+END_COLUMNS = ("end", "end_time", "end_s", "stop")
+DURATION_COLUMNS = ("duration", "duration_s", "dur")  # counts with a start and without an end
+SPLIT_COLUMNS = ("split", "split_set", "subset", "partition", "set")
 METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json")
-SPLIT_FOLDERS = {"train", "training", "dev", "validation", "valid", "val", "test"}
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
 
 
 def read_generic(
@@ -24,36 +35,48 @@ def read_generic(
     audio_column: str = "audio",
     label_column: str | None = None,
     speaker_column: str | None = None,
-    split: str | None = None,
+    skip_missing: bool = False,
 ) -> list[Utterance]:
-    """The utterances of class folders, of a folder with metadata, or of a manifest file.
+    """The utterances of class folders, of a folder with metadata, of a manifest file, or of an audformat database.
 
-    Paths in a manifest are relative to its folder. Columns not named are found by their usual names.
+    Paths in a manifest are relative to its folder. Columns not named are found by their usual names. A folder may have
+    a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it.
     Raises CorpusError for a missing source, column, label or audio file.
     """
     columns = (audio_column, label_column, speaker_column)
     path = Path(source)
     if path.is_file():
-        return _with_split(_read_manifest(path), path, columns, split)
+        return _as_utterances(_read_manifest(path), path, columns, skip_missing)
     if not path.is_dir():
         raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
-    if split is not None and (path / split).is_dir():
-        path, split = path / split, None
+    if (path / HEADER).is_file():
+        return _as_utterances(read_database(path, label_column), path / HEADER, columns, skip_missing)
+    tables = tables_of(path)
+    if not tables:
+        return _read_class_folders(path)
+    found = [u for table in tables for u in _as_utterances(_read_manifest(table), table, columns, skip_missing, path)]
+    unlisted = {str(file) for file in find_audio(path)} - {os.path.normpath(u.audio) for u in found}
+    if unlisted:
+        logger.info("%s: %d audio files that no table lists left out", path.name, len(unlisted))
+    return found
+
+
+def tables_of(folder: Path) -> list[Path]:
+    """The folder's own metadata file; else those of its sub-folders; else tables named by splits (train.csv)."""
     for name in METADATA_FILES:
-        if (path / name).is_file():
-            return _with_split(_read_manifest(path / name), path / name, columns, split)
-    if split is not None:
-        raise CorpusError(f"split {split!r}: no folder of that name in {str(path)!r}; leave split out to read all")
-    return _read_class_folders(path)
+        if (folder / name).is_file():
+            return [folder / name]
+    below = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
+    return below or sorted(path for path in folder.iterdir() if path.suffix in TABLES and role_of_split(path.stem))
 
 
 def _read_manifest(path: Path) -> list[dict]:
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".json", ".jsonl"):
+    if suffix not in (*TABLES, ".txt"):
         raise CorpusError(f"{str(path)!r} is no manifest: use .csv, .tsv, .json (a list of rows) or .jsonl")
     try:
-        if suffix in (".csv", ".tsv"):
-            return read_table(path, delimiter="\t" if suffix == ".tsv" else ",")
+        if suffix in (".csv", ".tsv", ".txt"):
+            return read_table(path)
         lines = path.read_text(encoding="utf-8-sig")
         rows = json.loads(lines) if suffix == ".json" else [json.loads(x) for x in lines.splitlines() if x.strip()]
     except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -63,30 +86,96 @@ def _read_manifest(path: Path) -> list[dict]:
     return rows
 
 
-def _with_split(rows: list[dict], path: Path, columns: tuple, split: str | None) -> list[Utterance]:
-    if split is not None:
-        if not rows or "split" not in rows[0]:
-            raise CorpusError(f"split {split!r}: {str(path)!r} has no column 'split'; leave split out to read all")
-        rows = [row for row in rows if row["split"] == split]
+def _as_utterances(rows: list[dict], path: Path, columns: tuple, skip_missing: bool, root: Path | None = None):
+    """The utterances that a table's rows list; `root`: the corpus's folder, where the table lies in one for a split."""
     if not rows:
-        raise CorpusError(f"{str(path)!r} lists no recording" + (f" in split {split!r}" if split else ""))
-    audio, label, *others = find_columns(list(rows[0]), columns, str(path))
+        raise CorpusError(f"{str(path)!r} lists no recording")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    audio, label, speaker, language, text = find_columns(names, columns, str(path))
+    times = find_times(names)
+    split = next((name for name in names if name.lower() in SPLIT_COLUMNS), None)
+    _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split})
     found, missing = [], []
     for number, row in enumerate(rows, start=1):
         if row.get(audio) in (None, "") or row.get(label) in (None, ""):
             empty = audio if row.get(audio) in (None, "") else label
             raise CorpusError(f"row {number} of {str(path)!r} has no {empty}: {row}; fill it in or take the row out")
-        recording = path.parent / str(row[audio])
+        recording = _file_of(path.parent / str(row[audio]))
         if not recording.is_file():
             missing.append(str(row[audio]))
-        found.append(Utterance(str(recording), str(row[label]), *(text_of(row, column) for column in others)))
-    if missing:
-        raise CorpusError(
-            f"{len(missing)} of {len(rows)} recordings in {str(path)!r} do not exist, "
-            f"such as {missing[0]!r}; "
-            f"paths are relative to {str(path.parent)!r}"
-        )
+            continue
+        about = [text_of(row, column) for column in (speaker, language, text)]
+        given = text_of(row, split) or _split_of_place(recording, path, root)
+        where = times_of(row, times, f"row {number} of {str(path)!r}")
+        emotion = emotion_of(row[label], f"row {number} of {str(path)!r}")
+        found.append(Utterance(str(recording), emotion, *about, given, *where))
+    _complain_of_missing(missing, len(rows), path, skip_missing)
     return found
+
+
+def _say_what_is_not_used(path: Path, names: list[str], used: set) -> None:
+    unused = [name for name in names if name and name not in used]
+    if unused:
+        logger.info("%s: columns not used: %s", path.name, ", ".join(unused))
+
+
+def _file_of(path: Path) -> Path:
+    """The path, or the audio file of that name where the table leaves the extension out."""
+    if path.is_file():
+        return path
+    return next((at for ext in AUDIO_EXTENSIONS if (at := path.with_name(path.name + ext)).is_file()), path)
+
+
+def _split_of_place(recording: Path, table: Path, root: Path | None) -> str | None:
+    """The split that a row is in by where its table lies or is called, or else by its recording's folder."""
+    root = root or table.parent
+    parts = (*table.relative_to(root).parts[:-1], table.stem)
+    parts += tuple(Path(os.path.relpath(recording, root)).parts[:-1])
+    return next((part for part in parts if role_of_split(part)), None)
+
+
+def _complain_of_missing(missing: list[str], n_rows: int, path: Path, skip_missing: bool) -> None:
+    if not missing:
+        return
+    what = f"{len(missing)} of {n_rows} recordings in {str(path)!r} do not exist, such as {missing[0]!r}"
+    if not skip_missing or len(missing) == n_rows:
+        raise CorpusError(f"{what}; paths are relative to {str(path.parent)!r}. --on_bad_audio skip leaves some out")
+    logger.warning("%s: left out", what)
+
+
+def find_times(names: list[str]) -> tuple[str | None, ...]:
+    """Names of the columns with start, end and duration of a part of a file; a duration counts with a start alone."""
+    by_name = {name.lower(): name for name in names}
+    found = [next((by_name[name] for name in usual if name in by_name), None) for usual in (START_COLUMNS, END_COLUMNS)]
+    duration = next((by_name[name] for name in DURATION_COLUMNS if name in by_name), None)
+    if not any(found):
+        return (None, None, None)
+    return (*found, duration if found[0] and not found[1] else None)
+
+
+def times_of(row: Mapping, columns: tuple, where: str) -> tuple[float | None, float | None]:
+    """(start, end) in seconds of a row's part of its file. Raises CorpusError."""
+    start, end, duration = (seconds_of(row.get(name), f"{where}, {name}") if name else None for name in columns)
+    if end is None and duration is not None:
+        end = (start or 0.0) + duration
+    return start, end
+
+
+def emotion_of(value, where: str) -> str:
+    """One emotion of what a label column holds: a word, a list of one, or shares by emotion: the largest counts.
+
+    Raises CorpusError for several at once, and for numbers that no names belong to.
+    """
+    if isinstance(value, Mapping):
+        shares = {name: float(share or 0) for name, share in value.items()}
+        return max(shares, key=shares.get)
+    if isinstance(value, (list, tuple)):
+        if len(value) == 1:
+            return str(value[0])
+        raise CorpusError(
+            f"{where} has the labels {value}: give each recording one, or shares by name, {{anger: 0.7, …}}"
+        )
+    return str(value)
 
 
 def text_of(row: Mapping, column: str | None) -> str | None:
@@ -109,9 +198,12 @@ def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | No
 
 
 def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str, where: str, required: bool = True):
-    for name in (wanted,) if wanted else usual:
-        if name in names:
-            return name
+    if wanted in names:
+        return wanted
+    by_name = {} if wanted else {name.lower(): name for name in reversed(names)}
+    for name in usual:
+        if name in by_name:
+            return by_name[name]
     if not (required or wanted):
         return None
     looked = repr(wanted) if wanted else " or ".join(map(repr, usual))
@@ -134,21 +226,36 @@ def _read_class_folders(root: Path) -> list[Utterance]:
             f"{len(loose)} recordings in {str(root)!r} have no label, such as {loose[0]}: put them into "
             "folders named by emotion, or add metadata.csv with file_name, emotion and speaker"
         )
-    depth = _label_depth(parents)
+    depth = label_depth(parents)
+    if depth is None:
+        raise CorpusError(
+            f"which folders of {str(root)!r} are emotions? {'/'.join(parents[0])} has no known one at any level that "
+            "all files share. Put recordings into folders named by emotion only, or add metadata.csv with file_name, "
+            "emotion and speaker"
+        )
     utterances = []
     for path, parts in zip(files, parents, strict=True):
-        label = parts[depth]
-        beside = [part for part in parts if part != label and part.lower() not in SPLIT_FOLDERS]
-        utterances.append(Utterance(str(path), label, beside[0] if len(beside) == 1 else None))
+        beside = [part for place, part in enumerate(parts) if place != len(parts) + depth and not role_of_split(part)]
+        split = next((part for part in parts if role_of_split(part)), None)
+        speaker = beside[0] if len(beside) == 1 else None
+        utterances.append(Utterance(str(path), parts[depth], speaker, split=split))
+    named = f", speakers by the folder {'above' if depth == -1 else 'below'}" if utterances[0].speaker else ""
+    logger.info("%s: emotions read from folders such as %s%s", root.name, utterances[0].emotion, named)
     return utterances
 
 
-def _label_depth(parents: list[tuple[str, ...]]) -> int:
-    """Which folder names the emotion: from the file up, the first level with known emotions only, or -1.
+def label_depth(parents: list[tuple[str, ...]]) -> int | None:
+    """Which folder, counted from the file up (-1), names the emotion: the level with most names that are known ones.
 
-    So both anger/anna/01.wav and anna/anger/01.wav are understood, the other folder being the speaker.
+    So anger/anna/01.wav and anna/anger/01.wav are understood, the other folder being the speaker, and folders of
+    unknown words, where they are the only level that names no split. None: it cannot be told.
     """
+    levels = {}
     for depth in range(-1, -1 - min(map(len, parents)), -1):
-        if all(canonical_emotion(parts[depth]) for parts in parents):
-            return depth
-    return -1
+        names = {parts[depth] for parts in parents}
+        if not all(map(role_of_split, names)):
+            levels[depth] = sum(canonical_emotion(name) is not None for name in names) / len(names)
+    if not levels:
+        return None
+    best = max(levels, key=levels.get)
+    return best if levels[best] > 0 or len(levels) == 1 else None

@@ -1,18 +1,26 @@
 """Recordings on disk before their labels are put under a scheme: what every corpus reader gives and uses."""
 
+import codecs
 import csv
+import io
+import logging
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets.config
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from modeling_edrl_mea import RecordingError, load_recording
 
 from .files import content_hash
+
+logger = logging.getLogger(__name__)
 
 # Where nothing says who speaks, each recording counts as its own speaker under this mark; splits refuse it.
 UNKNOWN_SPEAKER = "file:"
@@ -25,13 +33,25 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and its emotion, in any wording. `audio`: its path, or what to call it in messages."""
+    """One recording and its emotion, in any wording. `audio`: its path, or what to call it in messages.
+
+    split: the one that whoever made the corpus put it in, in their words. start, end: seconds, of a recording that is a
+    part of its file; see segments.py.
+    """
 
     audio: str
     emotion: str
     speaker: str | None = None
     language: str | None = None
     text: str | None = None
+    split: str | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+def speaker_key(name: str) -> str:
+    """The same for "Anna", "anna" and "Anna "."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def first_files(folder: Path, count: int = 3) -> str:
@@ -45,11 +65,44 @@ def listed(problems: Sequence[str]) -> str:
     return "".join(f"\n  {problem}" for problem in problems[:MAX_LISTED]) + "\n  …" * (len(problems) > MAX_LISTED)
 
 
-def read_table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
-    """The rows of a CSV table with a header line."""
-    # MELD's tables have a few bytes that are not UTF-8, in the text only.
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as table:
-        return list(csv.DictReader(table, delimiter=delimiter))
+def recordings_folder() -> Path:
+    """Where recordings are kept that no corpus on the disk has as a file of its own: below `datasets`' cache."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "recordings"
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table with a header line, all of them text, so that 001 stays 001.
+
+    Columns are separated by what the header has most of: comma, semicolon, tab or |. Lines that are not UTF-8 are read
+    as Windows-1252 (Latin-1), one by one, as a few in MELD's tables are.
+    """
+    text = _decoded(path)
+    header = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    delimiter = max(",;\t|", key=header.count)
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
+    crowded = next((number for number, row in enumerate(rows, start=1) if None in row), None)
+    if crowded:
+        raise CorpusError(f"{str(path)!r}: row {crowded} has more columns than the header: put quotes around text.")
+    return [{(name or "").strip(): value for name, value in row.items()} for row in rows]
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
+        return content.decode("utf-16")
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    decoded = [_line(line) for line in lines]
+    strange = sum(not is_utf8 for _, is_utf8 in decoded)
+    if strange:
+        logger.info("%s: %d of %d lines are not UTF-8 and read as Windows-1252", path.name, strange, len(lines))
+    return "\n".join(line for line, _ in decoded)
+
+
+def _line(line: bytes) -> tuple[str, bool]:
+    try:
+        return line.decode("utf-8"), True
+    except UnicodeDecodeError:
+        return line.decode("cp1252", errors="replace"), False
 
 
 # --- checked recordings ---

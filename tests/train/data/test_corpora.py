@@ -49,7 +49,8 @@ def test_a_split_that_a_corpus_does_not_have_is_an_error(tmp_path):
     with pytest.raises(CorpusError, match="no official splits"):
         load(tmp_path, split="test")
     with pytest.raises(CorpusError, match="train, dev, test"):
-        load(make_meld(tmp_path / "meld"), split="Train")
+        load(make_meld(tmp_path / "meld"), split="gold")
+    assert len(load(tmp_path / "meld", split="Train")) == 1
 
 
 def test_a_link_back_up_does_not_go_round_for_ever(tmp_path):

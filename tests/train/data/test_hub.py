@@ -107,7 +107,7 @@ def test_a_stream_that_broke_off_is_no_corpus_and_its_files_are_kept(shards, cac
 def test_the_same_recordings_are_used_where_the_hub_no_longer_answers(shards, monkeypatch, caplog):
     before = load(shards)["audio"][:]
 
-    def offline(source):
+    def offline(*_, **__):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(hub_recordings, "load_dataset_builder", offline)
@@ -158,7 +158,7 @@ def test_corpora_on_disk_and_from_the_hub_can_be_joined(tmp_path, shards):
 LOAD = """
 import sys
 from pathlib import Path
-from train.corpora import load_corpus
+from train.data.corpora import load_corpus
 for path in load_corpus("org/emotions", min_class_size=1)["audio"]:
     print(Path(path).read_bytes().hex())
 """
