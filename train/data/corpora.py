@@ -20,7 +20,7 @@ from .catalogue import CORPORA, Corpus
 from .emotions import SCHEMES, LabelError, check_scheme, label_under_scheme
 from .hub import is_streamed, read_hub
 from .manifests import read_generic
-from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files
+from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files, listed
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +175,7 @@ def _as_dataset(utterances: list[Utterance], name: str, source: str, label_schem
     text = Value("string")
     features = Features(audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text)
     utterances = [utterance for utterance, _ in kept]
+    _check_names(utterances, name)
     columns = {
         "audio": [u.audio for u in utterances],
         "label": [label for _, label in kept],
@@ -184,6 +185,20 @@ def _as_dataset(utterances: list[Utterance], name: str, source: str, label_schem
         "text": [u.text for u in utterances],
     }
     return Dataset.from_dict(columns, features=features)
+
+
+def _check_names(utterances: list[Utterance], name: str) -> None:
+    """A table of recordings holds text, which a file's name need not be."""
+    strange = [ascii(u.audio) for u in utterances if not u.audio.isascii() and _is_no_text(u.audio)]
+    if strange:
+        raise CorpusError(
+            f"{len(strange)} recordings of {name} have names that are no UTF-8:{listed(strange)}\nRename them, e.g. "
+            "`convmv -r -f latin1 -t utf8 --notest FOLDER`."
+        )
+
+
+def _is_no_text(name: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:
