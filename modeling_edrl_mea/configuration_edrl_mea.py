@@ -187,6 +187,11 @@ class EdrlMeaConfig(PreTrainedConfig):
             )
 
     def _check_choices(self):
+        if self.problem_type not in (None, "single_label_classification"):  # transformers would go by it in silence
+            raise ValueError(
+                f"problem_type={self.problem_type!r}: this model gives every recording one emotion. Leave problem_type "
+                "out, and turn several labels or numbers into one emotion, or into shares that add up to 1."
+            )
         for name in ("pooling", "layer_combination", "arrangement"):
             _check_choice(name, getattr(self, name), get_args(type(self).__annotations__[name]))
         for target in self.alignment_target:

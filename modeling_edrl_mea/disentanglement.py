@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .global_batch import GlobalBatch
+from .labels import as_targets
 
 
 @dataclass
@@ -58,11 +59,13 @@ class EmotionDisentanglement(nn.Module):
         self.classifier = nn.Linear((n_classes + 1) * block, n_classes)
 
     def forward(self, u: torch.Tensor, labels: torch.Tensor | None = None, sample_weights: torch.Tensor | None = None):
-        """`labels` (B,) int or (B, C) soft; `sample_weights` (B,), of mean 1 over the training data."""
+        """`labels` as [`as_targets`] takes them; `sample_weights` (B,), of mean 1 over the training data."""
         u = u.to(self.classifier.weight.dtype)
         if labels is None:
             return self._disentangle(u)
-        targets = as_targets(labels, self.classifier.out_features).to(u)
+        targets, sample_weights = (
+            part.to(u) for part in as_targets(labels, self.classifier.out_features, sample_weights)
+        )
         if not self.training:
             return self._with_losses(u, u, targets, sample_weights)
         batch = GlobalBatch(len(u), u.device)
@@ -115,12 +118,11 @@ class EmotionDisentanglement(nn.Module):
             return u, targets, sample_weights
         share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((len(u), 1)).to(u)
         other = torch.randperm(len(u), device=u.device)
-        if sample_weights is not None:
-            sample_weights = torch.lerp(sample_weights[other], sample_weights, share[:, 0].to(sample_weights))
-        return torch.lerp(u[other], u, share), torch.lerp(targets[other], targets, share), sample_weights
+        mixed = (torch.lerp(part[other], part, share) for part in (u, targets, sample_weights[:, None]))
+        u, targets, sample_weights = mixed
+        return u, targets, sample_weights[:, 0]
 
-    def _losses(self, result: Disentanglement, u, targets, sample_weights) -> dict[str, torch.Tensor]:
-        weights = torch.ones_like(targets[:, 0]) if sample_weights is None else sample_weights.to(u)
+    def _losses(self, result: Disentanglement, u, targets, weights) -> dict[str, torch.Tensor]:
         values = {
             "classification": cross_entropy(result.logits, targets, weights),
             "intra_class": cross_entropy(self.score(result.intra_class_embeddings)[..., 0], targets, weights),
@@ -148,13 +150,8 @@ def init_class_wise(module: ClassWiseLinear, init) -> None:
     init.zeros_(module.bias)
 
 
-def as_targets(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Class ids (B,) as one-hot rows (B, C); rows of probabilities as they are."""
-    return F.one_hot(labels.long(), n_classes) if labels.dim() == 1 else labels
-
-
 def cross_entropy(logits, targets, weights) -> torch.Tensor:
-    return (F.cross_entropy(logits, targets, reduction="none") * weights).mean()
+    return (F.cross_entropy(logits, targets.to(logits), reduction="none") * weights.to(logits)).mean()
 
 
 def reconstruction_error(decoder, result: Disentanglement, u, targets, weights) -> torch.Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, WavLMConfig
 from transformers import initialization as init
@@ -18,7 +17,6 @@ from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import (
     ClassWiseLinear,
     EmotionDisentanglement,
-    as_targets,
     cross_entropy,
     init_class_wise,
     init_linear,
@@ -26,6 +24,7 @@ from .disentanglement import (
 from .explanation import explain
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .frames import iter_windows, receptive_field
+from .labels import as_targets
 from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
 from .timeline import Timeline
@@ -159,7 +158,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         Args:
             input_values: (B, n) waveforms; attention_mask: (B, n), 1 on each recording's own samples.
             layer_statistics: (B, L+1, S') computed earlier by [`layer_statistics`], instead of waveforms.
-            labels: (B,) ids or (B, C) probabilities; EDRL's losses are computed where they are given.
+            labels: as [`as_targets`] takes them, ids or rows of shares; EDRL's losses are computed where they are given.
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data.
         """
         frames = None
@@ -217,7 +216,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         targets = {
             "own_speech": lambda: u,
             "clean_original": lambda: clean,
-            "labels": lambda: F.one_hot(labels.long(), self.config.num_labels).to(u),
+            "labels": lambda: as_targets(labels, self.config.num_labels)[0].to(u),
         }
         y = torch.cat([targets[target]() for target in self.config.alignment_target], dim=-1)
         return self.alignment_blocks(u, disentangled), y
@@ -351,12 +350,12 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
                 features = output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
             output.logits = self.classifier(features.to(self.classifier.weight.dtype))
             if labels is not None:
-                targets = as_targets(labels, self.config.num_labels).to(output.logits)
-                weights = targets.new_ones(len(targets)) if sample_weights is None else sample_weights
-                losses["aligned_classification"] = cross_entropy(output.logits, targets, weights)
+                targets = as_targets(labels, self.config.num_labels, sample_weights)
+                losses["aligned_classification"] = cross_entropy(output.logits, *targets)
         if labels is not None:
             if not self.training:
-                losses = {"classification": F.cross_entropy(output.logits, labels)}
+                targets = as_targets(labels, self.config.num_labels)
+                losses = {"classification": cross_entropy(output.logits, *targets)}
             output.loss, output.losses = sum(losses.values()), losses
         return output if return_dict else output.to_tuple()
 

@@ -9,7 +9,7 @@ Notation: n rows, B blocks of p_b columns, P = p_1 + ... + p_B, q target columns
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from .held_rows import HeldRows
 from .kernel_pls import kernel_pls
 from .moments import JointMoments
 from .streamed_statistics import NO_FOLD, StreamedStatistics, as_blocks, as_matrix
+
+logger = logging.getLogger(__name__)
 
 # Wide enough data has this many columns a component for one pass over the rows per component to cost less
 # than X'X; measured with 1280 columns.
@@ -138,7 +140,7 @@ class MultiblockPLS:
         if groups is None and self.n_components * COLUMNS_PER_COMPONENT <= sum(widths):
             self.statistics.block_sizes = widths
             self._learn(HeldRows(columns, self.dtype), self.n_components)
-            self._warn_if_fewer(self.n_components)
+            self._say_if_fewer(self.n_components)
         elif groups is None:
             self.partial_fit(blocks, y).solve()
         else:
@@ -156,23 +158,22 @@ class MultiblockPLS:
         Raises:
             ValueError: fewer than two rows, nothing in X covaries with Y (all-constant Y, say), or squares of the
                 values overflow.
-        Warns:
-            UserWarning: fewer components found than asked for.
         """
         asked = n_components or self.n_components
         if accelerator is None or accelerator.num_processes == 1:
             self._learn(self.statistics.total(), asked)
         else:
             self._learn_from_first(asked, accelerator)
-        self._warn_if_fewer(asked)
+        self._say_if_fewer(asked)
         return self
 
-    def _warn_if_fewer(self, asked: int) -> None:
+    def _say_if_fewer(self, asked: int) -> None:
+        """No warning: little data has few directions, and all of them are used."""
         if self.n_components_ < asked:
-            warnings.warn(
-                f"The cross-covariance of blocks and target was used up after {self.n_components_} "
-                f"components; {asked} were asked for.",
-                stacklevel=3,
+            logger.info(
+                "The cross-covariance of blocks and target was used up after %d components; %d were asked for.",
+                self.n_components_,
+                asked,
             )
 
     def _learn(self, moments: JointMoments | HeldRows, n_components: int) -> None:

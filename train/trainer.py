@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
+from modeling_edrl_mea.labels import IGNORED, as_ids
 from train.data.dataset import SpeechDataset, WaveformCollator, epoch_loader
 from train.data.embeddings import EmbeddingCache, Embeddings
 from train.evaluation.metrics import scores
@@ -267,7 +268,8 @@ class Interruption(TrainerCallback):
 class AlignmentCallback(TrainerCallback):
     """Gives the stock `Trainer` stage 2: standardisation before training, MEA and its classifier after it.
 
-    The training set must yield `input_values`, `attention_mask` and `labels`; batches carry no speakers, so the
+    The training set must yield `input_values`, `attention_mask` and `labels` (ids, or shares of the classes, of which
+    stage 2 takes the largest; -100: left out); batches carry no speakers, so the
     classifier's regularisation is not cross-validated, and `choose_n_components` is refused.
     """
 
@@ -302,18 +304,20 @@ def embed_dataloader(model: EdrlMeaForAudioClassification, dataloader) -> Embedd
     for batch in dataloader:
         batch = {name: tensor.to(model.device) for name, tensor in batch.items() if hasattr(tensor, "to")}
         statistics.append(model.edrl_mea.layer_statistics(batch["input_values"], batch.get("attention_mask")).cpu())
-        labels.append(batch["labels"].cpu())
+        labels.append(as_ids(batch["labels"], model.config.num_labels).cpu())
     statistics, labels = torch.cat(statistics), torch.cat(labels)
     if dist.is_initialized():  # each process had its share of the batches
         shares = [None] * dist.get_world_size()
         dist.all_gather_object(shares, (statistics, labels))
         statistics, labels = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    statistics, labels = statistics[labels != IGNORED], labels[labels != IGNORED]
     return Embeddings(statistics, labels, [""] * len(labels), torch.arange(len(labels)))
 
 
 def uar_of_predictions(prediction) -> dict[str, float]:
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    found = scores(prediction.label_ids, logits.argmax(-1))
+    labels = as_ids(torch.as_tensor(prediction.label_ids), logits.shape[-1]).numpy()
+    found = scores(labels[labels != IGNORED], logits.argmax(-1)[labels != IGNORED])
     return {name: found[name] for name in ("uar", "wa", "macro_f1")}
 
 
