@@ -15,7 +15,6 @@ Columns: index (place in the listing), path, seconds, label, scores (by label), 
 """
 
 import argparse
-import hashlib
 import os
 import sys
 from collections import defaultdict
@@ -37,6 +36,7 @@ from corpus_shards import RunError, ShardStore  # noqa: E402
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording  # noqa: E402
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
+from train.data.files import fingerprint_of_weights  # noqa: E402
 from train.data.manifests import AUDIO_COLUMNS  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
 
@@ -229,14 +229,6 @@ def read_manifest(path: Path, audio_column: str) -> list[bytes]:
     return [os.fsencode(str(name)) for name in rows[column]]
 
 
-def fingerprint_of(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model directory or Hub id")
@@ -274,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     state = PartialState(cpu=on_cpu, **({"timeout": BARRIER_LIMIT} if several else {}))
     model, embeddings = load_model(args, args.device or state.device)
     rows = open_dataset(args)
-    store = open_store(args, state, fingerprint_of(model), embeddings, rows)
+    store = open_store(args, state, fingerprint_of_weights(model), embeddings, rows)
     shards = store.missing()[state.process_index :: state.num_processes]
     state.wait_for_everyone()  # all have looked before any shard is added: they agree who does what
     rate, source = model.config.sampling_rate, Path(args.input)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
-from .files import atomic_write, content_hash
+from .files import atomic_write, content_hash, fingerprint, fingerprint_of_weights
 from .recordings import listed
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
@@ -157,7 +157,7 @@ class EmbeddingCache:
         shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
         if 4 * math.prod(shape) <= HELD_IN_MEMORY:
             return torch.from_numpy(np.concatenate(parts))
-        name = hashlib.sha256("".join(chunk.stem for chunk in chunks).encode()).hexdigest()[:32]
+        name = fingerprint("".join(chunk.stem for chunk in chunks), 32)
         path = self.folder / f"joined-{name}.f32"
         if not path.exists() or path.stat().st_size != 4 * math.prod(shape):
             with _clear_errors(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
@@ -200,17 +200,12 @@ def fingerprint_of(model: EdrlMeaForAudioClassification) -> str:
         config.max_window_seconds,
         config.window_overlap_seconds,
     )
-    digest = hashlib.sha256(repr(settings).encode())
-    for part in (model.backbone, model.edrl_mea.pooling):
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return fingerprint_of_weights(model.backbone, model.edrl_mea.pooling, settings=repr(settings))
 
 
 def _name_of(recording) -> str:
     if isinstance(recording, dict):
-        return str(recording.get("path") or hashlib.sha256(recording["bytes"]).hexdigest())
+        return str(recording.get("path") or fingerprint(recording["bytes"], 64))
     return Path(recording).name
 
 

@@ -1,16 +1,21 @@
 """Files that are there whole or not at all, at whatever moment the process that writes them is killed; and the hashes
 by which their content is known."""
 
+import ast
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from modulefinder import ModuleFinder
 from pathlib import Path
 from uuid import uuid4
 
 from modeling_edrl_mea import RecordingError
 
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("modeling_edrl_mea", "train")  # whose code decides what a model predicts
 UNFINISHED = ".tmp"  # ends the names of files that are being written, so that no pattern for finished ones finds them
 
 
@@ -46,6 +51,13 @@ def remove_unfinished(folder: str | Path) -> None:
 # --- hashes ---------------------------------------------------------------------------------------------------
 
 
+def fingerprint(content, digits: int = 16) -> str:
+    """Hexadecimal digits of SHA-256 that change with text, bytes, or settings that JSON can hold."""
+    if not isinstance(content, (str, bytes)):
+        content = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:digits]
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -79,3 +91,47 @@ def fingerprint_of_data(dataset) -> str:
     for recording, label, speaker in zip(dataset["audio"], dataset["label"], dataset["speaker"], strict=True):
         digest.update(content_hash(recording) + f"{label} {speaker}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_of_weights(*modules, settings: str = "") -> str:
+    """16 hexadecimal digits of torch modules' parameters and buffers, and of what else decides their output."""
+    digest = hashlib.sha256(settings.encode())
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of_code(module: str, root: Path = ROOT) -> str:
+    """16 hexadecimal digits of a module's code and of all that it imports from [`PACKAGES`]; comments and docstrings
+    do not count."""
+    digest = hashlib.sha256()
+    for name, path in sorted(imported_files(module, root).items()):
+        digest.update(f"{name} {ast.dump(_without_docstrings(path))}".encode())
+    return digest.hexdigest()[:16]
+
+
+def imported_files(module: str, root: Path = ROOT) -> dict[str, Path]:
+    """The files of a module and of all that it imports, at any depth, from [`PACKAGES`] under `root`, by name."""
+    finder = _OwnImports([str(root)])
+    finder.import_hook(module)
+    return {name: Path(found.__file__) for name, found in finder.modules.items() if found.__file__}
+
+
+class _OwnImports(ModuleFinder):
+    """Follows imports inside [`PACKAGES`] alone; libraries are known by their versions."""
+
+    def find_module(self, name, path, parent=None):
+        if path is None and name not in PACKAGES:
+            raise ImportError(name)
+        return super().find_module(name, path, parent)
+
+
+def _without_docstrings(path: Path) -> ast.Module:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        match getattr(node, "body", None):
+            case [ast.Expr(value=ast.Constant()), *_]:
+                node.body.pop(0)
+    return tree

@@ -7,7 +7,6 @@ prepares lies there twice, as downloaded and as Arrow), and all that reads recor
 need no disk, and download the whole dataset once for each of them.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -20,7 +19,7 @@ from datasets import Audio, load_dataset_builder
 
 from modeling_edrl_mea.recordings import find_audio
 
-from .files import atomic_write
+from .files import atomic_write, fingerprint
 from .manifests import find_columns, text_of
 from .recordings import CorpusError, Utterance
 
@@ -62,7 +61,8 @@ def read_hub(
     asked = json.dumps([split, *columns])
     try:
         builder = load_dataset_builder(source)
-        index = folder / f"index-{_hash(builder.cache_dir + asked)}.json"  # whose name changes with the dataset
+        asked_of = fingerprint(builder.cache_dir + asked, 32)  # which changes with the dataset
+        index = folder / f"index-{asked_of}.json"
         if not index.exists():
             _stream(builder, source, split, columns, folder, index, asked)
     except CorpusError:
@@ -125,13 +125,9 @@ def _write_recording(recording: dict | None, folder: Path, what: str) -> str:
         with fsspec.open(path, "rb") as file:
             content = file.read()
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(path or "").name)[-100:]
-    place = f"{_hash(content)}/{name if name.strip('.') else 'recording'}"
+    place = f"{fingerprint(content, 32)}/{name if name.strip('.') else 'recording'}"
     if not (folder / place).exists():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / place) as temporary:
             temporary.write_bytes(content)
     return place
-
-
-def _hash(content: str | bytes) -> str:
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:32]

@@ -1,12 +1,18 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from train.data.files import atomic_write, remove_unfinished
+from train.data.files import PACKAGES, ROOT, atomic_write, fingerprint_of_code, imported_files, remove_unfinished
+
+RECIPES = "train.benchmark.recipes"
 
 
 def test_a_file_gets_its_name_only_when_it_is_whole(tmp_path):
@@ -78,3 +84,34 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
         temporary.write_text("")
     plain, whole = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "whole"))
     assert whole == plain
+
+
+@pytest.fixture(scope="module")
+def copied_code(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("code")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def test_code_is_known_by_every_file_that_importing_it_runs():
+    listing = f"import sys, {RECIPES}; print(*(m for m in sys.modules if m.split('.')[0] in {PACKAGES}))"
+    imported = subprocess.run([sys.executable, "-c", listing], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(imported.stdout.split()) <= set(imported_files(RECIPES))
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["train/closed_form.py", "train/degradation/effects.py", "train/data/dataset.py", "modeling_edrl_mea/frames.py"],
+)
+def test_code_has_another_fingerprint_where_a_file_it_imports_changes(copied_code, file):
+    before, path = fingerprint_of_code(RECIPES, copied_code), copied_code / file
+    path.write_text(path.read_text() + "\nADDED = 1\n")
+    assert fingerprint_of_code(RECIPES, copied_code) != before
+
+
+def test_comments_docstrings_and_files_not_imported_leave_the_fingerprint_of_code(copied_code):
+    before, path = fingerprint_of_code(RECIPES, copied_code), copied_code / "train" / "trainer.py"
+    path.write_text('"""Another docstring."""\n' + path.read_text().split('"""', 2)[2] + "\n# a comment\n")
+    (copied_code / "train" / "run.py").write_text("ADDED = 1")
+    assert fingerprint_of_code(RECIPES, copied_code) == before
