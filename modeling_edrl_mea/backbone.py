@@ -1,371 +1,79 @@
-"""WavLM made length-aware: the same hidden states alone, in any batch, with any padding.
+"""The backbone: any speech encoder of transformers, behind one interface.
 
-Weights and names are those of `transformers.WavLMModel`; only the computation differs.
-
-- Feature encoder (`feature_encoder.py`). Time runs before channels, so a convolution is one matrix product.
-  Where a group norm follows the first, mean and variance over a recording's *own* samples come from the
-  covariance of waveform windows: no pass over the activations, and nothing padded counts.
-- Transformer. Attention by `scaled_dot_product_attention`, whose mask is the gated relative position bias
-  (Chen et al. 2022, WavLM, arXiv 2110.13900) and -inf at padded keys.
+A backbone is an `nn.Module` that takes waveforms (batch, samples), padded on the right, with their attention mask, and
+returns a [`BackboneOutput`]: hidden states of every layer, and which frames lie within the recordings. What it says of a
+recording depends on that recording alone. It has `config`, its `layers`, and `freeze_feature_encoder()`. Its frames
+follow from its config (`frames.py`).
 """
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
-from transformers.models.wavlm.modeling_wavlm import (
-    WavLMAttention,
-    WavLMEncoder,
-    WavLMEncoderLayer,
-    WavLMEncoderLayerStableLayerNorm,
-    WavLMEncoderStableLayerNorm,
-    WavLMFeedForward,
-    WavLMPositionalConvEmbedding,
-)
-from transformers.utils import ModelOutput
+from torch import nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
 
-from .feature_encoder import FeatureEncoder
-from .frames import frame_lengths, receptive_field
-from .prepared_weights import forget_changed_weights, is_plain_inference, prepared, project
+from .frames import CONVOLUTIONAL_TYPES, LOG_MEL_STEPS
+from .log_mel_encoders import Wav2Vec2BertBackbone, WhisperBackbone
+from .stock_encoders import StockEncoder
+from .wavlm import LengthAwareWavLM
 
-# At inference the attention mask is made for so many query-key pairs at once (64 MB in float32), but for no fewer
-# queries than the CPU's attention needs to work in its largest blocks.
-MAX_MASK_ELEMENTS = 2**24
-MIN_QUERIES = 768
+BACKBONES: dict[str, type[nn.Module]] = {
+    **dict.fromkeys(CONVOLUTIONAL_TYPES, StockEncoder),
+    "wavlm": LengthAwareWavLM,
+    "whisper": WhisperBackbone,
+    "wav2vec2-bert": Wav2Vec2BertBackbone,
+}
+LOG_MEL_SETTINGS = {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160}  # what `log_mel_encoders.py` computes
 
 
-@dataclass
-class BackboneOutput(ModelOutput):
-    """What the backbone says about a batch.
+def build_backbone(config: PreTrainedConfig) -> nn.Module:
+    """The backbone of a config, with random weights."""
+    return BACKBONES[config.model_type](config)
 
-    hidden_states: L+1 tensors (batch, frames, hidden): the input of the first layer, then each layer's
-        output. With `do_stable_layer_norm` the last one is after the encoder's final layer norm, so it always
-        equals the `last_hidden_state` of transformers. Frames outside `frame_mask` hold no meaning.
-    frame_mask: (batch, frames) bool, True where a frame lies within its recording.
-    attentions: L tensors (batch, heads, frames, frames), each head's own weights; None unless asked for.
+
+def load_backbone(checkpoint: str | os.PathLike) -> nn.Module:
+    """The encoder of a published checkpoint, in float32 and evaluation mode; of Whisper without its decoder.
+
+    Raises ValueError where the checkpoint is of another architecture, or lacks weights of the encoder.
     """
-
-    hidden_states: tuple[Tensor, ...] | None = None
-    frame_mask: Tensor | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class PositionalConv(WavLMPositionalConvEmbedding):
-    """The wide grouped convolution that tells frames their place; expects zeros at padded frames.
-
-    On the CPU at inference it multiplies spectra instead (overlap-save), with a third of the arithmetic.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (is_plain_inference(x) and hasattr(self.conv, "parametrizations")):
-            return super().forward(x)
-        spectrum = prepared(self, torch.float32, self.spectrum)  # (frequencies, groups, in, out)
-        n_taps, n_groups = self.conv.kernel_size[0], self.conv.groups
-        fft_size = self.fft_size
-        x_padded = F.pad(x.float(), (0, 0, n_taps // 2, fft_size))  # to the right: zeros for the last block
-        step = fft_size - n_taps + 1
-        n_blocks = -(-x.shape[1] // step)
-        blocks = x_padded[:, : (n_blocks - 1) * step + fft_size].unfold(1, fft_size, step)
-        blocks = torch.fft.rfft(blocks).permute(3, 0, 1, 2)  # (frequencies, batch, blocks, hidden)
-        blocks = blocks.flatten(1, 2).unflatten(2, (n_groups, -1)).transpose(1, 2)
-        blocks = (blocks @ spectrum).transpose(1, 2).flatten(2)  # (frequencies, batch · blocks, hidden)
-        y = torch.fft.irfft(blocks.permute(1, 2, 0), n=fft_size)[..., :step]
-        y = y.unflatten(0, (len(x), n_blocks)).transpose(2, 3).flatten(1, 2)[:, : x.shape[1]]
-        return self.activation((y + self.conv.bias.float()).to(x.dtype))
-
-    @property
-    def fft_size(self) -> int:
-        """Twice the filter: half of each block is new, and spectra are no larger than the filter needs."""
-        return 2 * self.conv.kernel_size[0]
-
-    def spectrum(self) -> Tensor:
-        weight = self.conv.weight.detach().float()  # (out, in / groups, taps)
-        spectrum = torch.fft.rfft(weight, n=self.fft_size).conj().unflatten(0, (self.conv.groups, -1))
-        return spectrum.permute(3, 0, 2, 1).resolve_conj().contiguous()
+    config = AutoConfig.from_pretrained(checkpoint)
+    check_architecture(config, checkpoint)
+    config.dtype = None  # that of the file; the model's own decides
+    backbone = build_backbone(config)
+    loader = LengthAwareWavLM if config.model_type == "wavlm" else AutoModel
+    pretrained, report = loader.from_pretrained(checkpoint, dtype="float32", output_loading_info=True)
+    weights = pretrained.state_dict()
+    if config.model_type != "wavlm":
+        place = "" if config.model_type == "whisper" else "model."
+        weights = {place + name: value for name, value in weights.items()}
+    wanted = backbone.state_dict().keys()
+    lacking = [name for name in report["missing_keys"] if name in wanted and not name.endswith("masked_spec_embed")]
+    if lacking or not wanted <= weights.keys():
+        raise ValueError(f"{checkpoint} is no whole {config.model_type} checkpoint: it lacks {lacking[:3]} …")
+    backbone.load_state_dict({name: weights[name] for name in wanted})
+    return backbone.eval()
 
 
-class GatedAttention(WavLMAttention):
-    """Self-attention with the gated relative position bias."""
-
-    def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
-        super().__init__(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.attention_dropout,
-            config.num_buckets,
-            config.max_bucket_distance,
-            has_relative_position_bias,
-        )
-
-    def forward(
-        self, x: Tensor, bias: Tensor, key_bias: Tensor | None = None, output_attentions: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """x (batch, frames, hidden); bias (heads, frames, frames) and key_bias (batch, 1, 1, frames), whose
-        keys run backwards in time (see `Transformer.position_bias`)."""
-        query, key, value = (self.heads(project(part, x)) for part in (self.q_proj, self.k_proj, self.v_proj))
-        key, value = key.flip(2), value.flip(2)
-        gate, bias = self.gate(self.heads(x)).to(query.dtype), bias.to(query.dtype)
-        if output_attentions:
-            scores = query @ key.transpose(2, 3) * self.scaling + gated_bias(gate, bias, key_bias)
-            weights = scores.softmax(-1)
-            attended = F.dropout(weights, self.dropout, self.training) @ value
-            weights = weights.flip(3)
-        else:
-            weights, attended = None, self.attend(query, key, value, gate, bias, key_bias)
-        return project(self.out_proj, attended.transpose(1, 2).flatten(2)), weights
-
-    def heads(self, x: Tensor) -> Tensor:
-        """(batch, frames, hidden) → (batch, heads, frames, hidden / heads)."""
-        return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
-
-    def gate(self, x: Tensor) -> Tensor:
-        """How much of the position bias each query sees: (batch, heads, frames, head) → (…, frames, 1)."""
-        update, reset = self.gru_rel_pos_linear(x).unflatten(3, (2, 4)).sum(4).sigmoid().split(1, dim=3)
-        return update * (reset * self.gru_rel_pos_const - 1) + 2
-
-    def attend(self, query, key, value, gate, bias, key_bias):
-        dropout = self.dropout if self.training else 0.0
-        n_queries = query.shape[2]
-        step = n_queries
-        if not (torch.compiler.is_compiling() or torch.is_grad_enabled()):
-            step = max(MIN_QUERIES, MAX_MASK_ELEMENTS // (query.shape[0] * self.num_heads * n_queries))
-        if step >= n_queries:
-            mask = gated_bias(gate, bias, key_bias)
-            return F.scaled_dot_product_attention(query, key, value, mask, dropout)
-        attended = torch.empty_like(query)
-        for i in range(0, n_queries, step):
-            rows = slice(i, i + step)
-            mask = gated_bias(gate[:, :, rows], bias[:, rows], key_bias)
-            attended[:, :, rows] = F.scaled_dot_product_attention(query[:, :, rows], key, value, mask, dropout)
-        return attended
+def check_architecture(config: PreTrainedConfig, name: str | os.PathLike) -> None:
+    if config.model_type not in BACKBONES:
+        raise ValueError(f"{name} is a {config.model_type} model; the backbone must be one of {sorted(BACKBONES)}.")
 
 
-def gated_bias(gate: Tensor, bias: Tensor, key_bias: Tensor | None) -> Tensor:
-    """Attention mask (batch, heads, queries, keys) in one pass, from (batch, heads, queries, 1) and
-    (heads, queries, keys)."""
-    return gate * bias if key_bias is None else torch.addcmul(key_bias.to(gate.dtype), gate, bias)
-
-
-def feed_forward(block: WavLMFeedForward, x: Tensor) -> Tensor:
-    x = project(block.intermediate_dense, x, block.intermediate_act_fn)
-    return block.output_dropout(project(block.output_dense, block.intermediate_dropout(x)))
-
-
-class EncoderLayer(WavLMEncoderLayer):
-    """Transformer layer that normalises after its residual sums (WavLM base, base-plus)."""
-
-    def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
-        super().__init__(config, has_relative_position_bias)
-        self.attention = GatedAttention(config, has_relative_position_bias)
-
-    def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(x, *attention_arguments)
-        x = self.layer_norm(x + self.dropout(attended))
-        return self.final_layer_norm(x + feed_forward(self.feed_forward, x)), weights
-
-
-class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
-    """Transformer layer that normalises before attention and feed-forward (WavLM large)."""
-
-    def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
-        super().__init__(config, has_relative_position_bias)
-        self.attention = GatedAttention(config, has_relative_position_bias)
-
-    def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(self.layer_norm(x), *attention_arguments)
-        x = x + self.dropout(attended)
-        return x + feed_forward(self.feed_forward, self.final_layer_norm(x)), weights
-
-
-class TransformerMixin:
-    """Positional convolution and layers; what WavLM's two encoders have in common."""
-
-    layer_class: type[nn.Module]
-
-    def __init__(self, config: WavLMConfig):
-        super().__init__(config)
-        self.pos_conv_embed = PositionalConv(config)
-        self.layers = nn.ModuleList(self.layer_class(config, i == 0) for i in range(config.num_hidden_layers))
-
-    def position_bias(self, n_frames: int) -> Tensor:
-        """Bias (heads, queries, keys) for a number of frames, with the keys backwards in time.
-
-        It depends on the distance alone. With keys backwards, entry (i, j) is entry i + j of one vector: a
-        view that takes no memory, in place of a frames² table.
-        """
-        attention = self.layers[0].attention
-        distance = torch.arange(n_frames - 1, -n_frames, -1, device=attention.rel_attn_embed.weight.device)
-        values = attention.rel_attn_embed(attention._relative_positions_bucket(distance))
-        if torch.compiler.is_exporting():  # an exported view would keep the example's number of frames
-            place = torch.arange(n_frames, device=distance.device)
-            return values.T[:, place[:, None] + place]
-        return values.T.contiguous().unfold(1, n_frames, 1)
-
-    def is_dropped(self, index: int) -> bool:
-        """LayerDrop (Fan et al. 2019, arXiv 1909.11556), which spares the first layer."""
-        if not self.training or index == 0 or self.config.layerdrop <= 0:
-            return False
-        return bool(torch.rand([]) < self.config.layerdrop)
-
-    def forward(self, x: Tensor, frame_mask: Tensor | None, output_attentions: bool):
-        """Hidden states, a list of L+1 tensors, and attention weights, a list of L tensors or Nones."""
-        key_bias = None
-        if frame_mask is not None:
-            x = x.masked_fill(~frame_mask[..., None], 0)
-            key_bias = torch.zeros_like(frame_mask, dtype=x.dtype)
-            key_bias = key_bias.masked_fill(~frame_mask, -torch.inf).flip(1)[:, None, None]
-        x = self.embed_positions(x)
-        bias = self.position_bias(x.shape[1])
-        hidden_states, attentions = [x], []
-        for i, layer in enumerate(self.layers):
-            weights = None
-            if not self.is_dropped(i):
-                x, weights = layer(x, bias, key_bias, output_attentions)
-            hidden_states.append(x)
-            attentions.append(weights)
-        return self.finish(hidden_states), attentions
-
-
-class Transformer(TransformerMixin, WavLMEncoder):
-    layer_class = EncoderLayer
-
-    def embed_positions(self, x: Tensor) -> Tensor:
-        return self.dropout(self.layer_norm(x + self.pos_conv_embed(x)))
-
-    def finish(self, hidden_states: list[Tensor]) -> list[Tensor]:
-        return hidden_states
-
-
-class StableTransformer(TransformerMixin, WavLMEncoderStableLayerNorm):
-    layer_class = StableEncoderLayer
-
-    def embed_positions(self, x: Tensor) -> Tensor:
-        return self.dropout(x + self.pos_conv_embed(x))
-
-    def finish(self, hidden_states: list[Tensor]) -> list[Tensor]:
-        return [*hidden_states[:-1], self.layer_norm(hidden_states[-1])]
-
-
-class LengthAwareWavLM(WavLMModel):
-    """WavLM whose hidden states for a recording depend on that recording alone.
-
-    Loads and saves the weights of published WavLM checkpoints. An adapter (`config.add_adapter`) is kept, but
-    not applied: its output is no layer's hidden state.
-    """
-
-    _supports_sdpa = True
-
-    def __init__(self, config: WavLMConfig):
-        if not hasattr(config, "mask_feature_min_masks"):
-            config.mask_feature_min_masks = 0  # WavLMModel reads it in training, WavLMConfig lacks it
-        super().__init__(config)
-        self.feature_extractor = FeatureEncoder(config)
-        self.encoder = (StableTransformer if config.do_stable_layer_norm else Transformer)(config)
-        self.post_init()
-
-    def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False
-    ) -> BackboneOutput:
-        """
-        input_values: (batch, samples) waveforms at 16 kHz, padded on the right.
-        attention_mask: (batch, samples), 1 within a recording, 0 in its padding; None where there is none.
-        output_attentions: also return attention weights; slower, with the same hidden states.
-
-        Raises ValueError where a recording is shorter than one frame or padded anywhere but on the right.
-        """
-        sample_lengths = self.check_lengths(input_values, attention_mask)
-        if is_plain_inference(input_values):
-            forget_changed_weights(self)
-            if sample_lengths is not None:
-                return self.forward_one_by_one(input_values, sample_lengths.tolist(), output_attentions)
-        return self.forward_at_once(input_values, attention_mask, sample_lengths, output_attentions)
-
-    def forward_at_once(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None,
-        sample_lengths: Tensor | None,
-        output_attentions: bool,
-    ) -> BackboneOutput:
-        """A batch with its padding; `sample_lengths` (batch,) are None where nothing is padded."""
-        frame_mask = None
-        if sample_lengths is not None:
-            input_values = input_values.masked_fill(~attention_mask.bool(), 0)
-        x = self.feature_extractor(input_values, sample_lengths)
-        if sample_lengths is not None:
-            time = torch.arange(x.shape[1], device=x.device)
-            frame_mask = time < frame_lengths(self.config, sample_lengths)[:, None]
-        x, _ = self.feature_projection(x)
-        if self.training and x.shape[1] >= self.config.mask_time_length:
-            x = self._mask_hidden_states(x, attention_mask=frame_mask)
-        hidden_states, attentions = self.encoder(x, frame_mask, output_attentions)
-        if frame_mask is None:
-            frame_mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        return BackboneOutput(
-            hidden_states=tuple(hidden_states),
-            frame_mask=frame_mask,
-            attentions=tuple(attentions) if output_attentions else None,
-        )
-
-    def forward_one_by_one(
-        self, waveforms: Tensor, sample_lengths: list[int], output_attentions: bool
-    ) -> BackboneOutput:
-        """A padded batch, without the padding: a few cores gain nothing from a batch, and lose by padding."""
-        rows = zip(waveforms, sample_lengths, strict=True)
-        outputs = [self.forward_at_once(row[None, :n], None, None, output_attentions) for row, n in rows]
-        n_frames = frame_lengths(self.config, waveforms.shape[1])
-        missing = [n_frames - output.frame_mask.shape[1] for output in outputs]
-
-        def padded(rows: Iterable[Tensor], n_axes: int) -> Tensor:
-            pairs = zip(rows, missing, strict=True)
-            return torch.cat([F.pad(row, (0, 0) * (n_axes == 1) + (0, n) * n_axes) for row, n in pairs])
-
-        return BackboneOutput(
-            hidden_states=tuple(padded(rows, 1) for rows in zip(*(o.hidden_states for o in outputs), strict=True)),
-            frame_mask=torch.cat([F.pad(o.frame_mask, (0, n)) for o, n in zip(outputs, missing, strict=True)]),
-            attentions=tuple(padded(rows, 2) for rows in zip(*(o.attentions for o in outputs), strict=True))
-            if output_attentions
-            else None,
-        )
-
-    def check_lengths(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """Samples in each recording (batch,), or None where nothing is padded."""
-        shortest = receptive_field(self.config)
-        if input_values.shape[1] < shortest:
-            raise ValueError(f"{input_values.shape[1]} samples are less than one frame; pad to {shortest} or more")
-        if attention_mask is None:
-            return None
-        if attention_mask.shape != input_values.shape:
-            raise ValueError(
-                f"attention_mask has the shape {tuple(attention_mask.shape)} and input_values "
-                f"{tuple(input_values.shape)}; they must be equal"
-            )
-        attention_mask = attention_mask.bool()
-        sample_lengths = attention_mask.sum(1)
-        if torch.compiler.is_compiling():
-            return sample_lengths
-        if attention_mask.all():
-            return None
-        if sample_lengths.min() < shortest:
-            raise ValueError(
-                f"recording {int(sample_lengths.argmin())} of the batch has {int(sample_lengths.min())} "
-                f"samples, less than one frame; pad it to {shortest} or more and say so in attention_mask"
-            )
-        if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
-            raise ValueError("attention_mask must be 1 within a recording and 0 after its end (right padding)")
-        return sample_lengths
-
-
-def normalization_of(checkpoint: str | os.PathLike) -> bool:
-    """Whether a published backbone was trained on normalised waveforms. ValueError where it does not say."""
+def input_settings(checkpoint: str | os.PathLike, config: PreTrainedConfig) -> dict:
+    """`sampling_rate`, and whether a published backbone was trained on normalized waveforms (`normalize_waveform`), by
+    its preprocessor config. ValueError where it does not say, or says what cannot be done."""
+    hears_log_mel = config.model_type in LOG_MEL_STEPS
     try:
-        return bool(AutoFeatureExtractor.from_pretrained(checkpoint).do_normalize)
+        extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+        if not hears_log_mel:
+            return {"sampling_rate": extractor.sampling_rate, "normalize_waveform": bool(extractor.do_normalize)}
     except (OSError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{checkpoint} has no preprocessor_config.json that says whether the backbone was trained on normalised "
-            "waveforms. Pass normalize_waveform=True (WavLM-large) or False (WavLM-base, base-plus)."
-        ) from error
+        if not hears_log_mel:
+            raise ValueError(
+                f"{checkpoint} has no preprocessor_config.json that says whether the backbone was trained on normalized "
+                "waveforms. Pass normalize_waveform=True (WavLM-large) or False (WavLM-base, base-plus)."
+            ) from error
+        return {"normalize_waveform": False}
+    for name, value in LOG_MEL_SETTINGS.items():
+        if getattr(extractor, name, value) != value:
+            raise ValueError(f"{checkpoint} was trained with {name}={getattr(extractor, name)}; only {value} is known.")
+    return {"normalize_waveform": False}

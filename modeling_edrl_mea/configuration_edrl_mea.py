@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from transformers import PreTrainedConfig, WavLMConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WavLMConfig
 
-from .frames import iter_windows
+from .frames import BACKBONE_TYPES, iter_windows, longest_input
 
 Arrangement = Literal["linear", "edrl", "mea", "edrl_mea", "mea_edrl"]
 AlignmentTarget = Literal["own_speech", "clean_original", "labels"]
@@ -36,7 +36,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     """
 
     model_type = "edrl_mea"
-    sub_configs = {"backbone_config": WavLMConfig}
+    sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [
         "losses",
         "speech_embedding",
@@ -48,11 +48,12 @@ class EdrlMeaConfig(PreTrainedConfig):
     ]
 
     # The backbone
-    backbone_config: WavLMConfig | dict | None = None  # None: WavLM-base's shape
+    # of any encoder that `backbone.py` knows; None: WavLM-base's shape
+    backbone_config: PreTrainedConfig | dict | None = None
     normalize_waveform: bool = (
         False  # zero mean, unit variance a recording; as the backbone was pretrained (base: no, large: yes)
     )
-    sampling_rate: int = 16_000  # Hz; every published WavLM
+    sampling_rate: int = 16_000  # Hz; every published encoder
     max_window_seconds: float = (
         20.0  # longer audio goes through the backbone in windows: attention is quadratic in length
     )
@@ -117,8 +118,10 @@ class EdrlMeaConfig(PreTrainedConfig):
         if self.backbone_config is None:
             self.backbone_config = WavLMConfig()
         elif isinstance(self.backbone_config, dict):
-            _check_choice("backbone_config.model_type", self.backbone_config.get("model_type", "wavlm"), ["wavlm"])
-            self.backbone_config = WavLMConfig(**self.backbone_config)
+            model_type = self.backbone_config.get("model_type", "wavlm")
+            _check_choice("backbone_config.model_type", model_type, BACKBONE_TYPES)
+            self.backbone_config = CONFIG_MAPPING[model_type](**self.backbone_config)
+        _check_choice("backbone_config.model_type", self.backbone_config.model_type, BACKBONE_TYPES)
         if self.id2label is None and self.label2id:
             self.id2label = {i: label for label, i in self.label2id.items()}
         if self.id2label is not None and not isinstance(self.id2label, Mapping):
@@ -215,6 +218,12 @@ class EdrlMeaConfig(PreTrainedConfig):
         window, overlap = (
             int(seconds * self.sampling_rate) for seconds in (self.max_window_seconds, self.window_overlap_seconds)
         )
+        longest = longest_input(self.backbone_config)
+        if longest is not None and window > longest:
+            raise ValueError(
+                f"max_window_seconds={self.max_window_seconds}: this backbone takes at most "
+                f"{longest / self.sampling_rate:g} s at once."
+            )
         try:
             if overlap < 0:
                 raise ValueError

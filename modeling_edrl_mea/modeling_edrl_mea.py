@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, WavLMConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .alignment import EmbeddingAlignment
-from .backbone import LengthAwareWavLM, normalization_of
+from .backbone import build_backbone, check_architecture, input_settings, load_backbone
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import (
     ClassWiseLinear,
@@ -23,7 +23,7 @@ from .disentanglement import (
 )
 from .explanation import explain
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
-from .frames import iter_windows, receptive_field
+from .frames import iter_windows, own_samples, receptive_field
 from .labels import as_targets
 from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
@@ -133,7 +133,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
 
     def __init__(self, config: EdrlMeaConfig):
         super().__init__(config)
-        self.backbone = LengthAwareWavLM(config.backbone_config)
+        self.backbone = build_backbone(config.backbone_config)
         self.pooling = StatisticsPooling(config.pooling, config.backbone_config.hidden_size)
         self.speech_embedding = SpeechEmbedding(config)
         self.disentanglement = EmotionDisentanglement(config) if config.uses_disentanglement else None
@@ -230,7 +230,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         if input_values.shape[1] <= limit:
             frames = self.backbone(input_values, attention_mask, output_attentions=output_attentions)
             return self.pooling.statistics(self.pooling.moments(frames.hidden_states, frames.frame_mask)), frames
-        lengths = self.backbone.check_lengths(input_values, attention_mask)
+        lengths = own_samples(self.config.backbone_config, input_values, attention_mask)
         lengths = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
         # Recording by recording: windows then depend on its own length only, not on the batch it is in.
         rows = [self._window_moments(row[: int(n)], limit) for row, n in zip(input_values, lengths, strict=True)]
@@ -271,32 +271,35 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, backbone: str | os.PathLike | WavLMConfig, id2label: dict[int, str] | None = None, **kwargs):
-        """A model with new heads around a pretrained WavLM.
+    def from_backbone(
+        cls, backbone: str | os.PathLike | PreTrainedConfig, id2label: dict[int, str] | None = None, **kwargs
+    ):
+        """A model with new heads around a pretrained speech encoder.
 
         Args:
-            backbone: Hub id or directory of any WavLM checkpoint; a `WavLMConfig` gives random weights.
+            backbone: Hub id or directory of any checkpoint of WavLM, wav2vec 2.0, HuBERT, data2vec-audio, UniSpeech,
+                UniSpeech-SAT, Wav2Vec2-Conformer, Wav2Vec2-BERT or Whisper (whose encoder is taken); a config of one
+                of them gives random weights.
             id2label: emotion names in the order of the logits.
             kwargs: fields of [`EdrlMeaConfig`].
 
         Raises:
-            ValueError: a checkpoint that does not say whether it was trained on normalised waveforms, where
+            ValueError: a checkpoint that does not say whether it was trained on normalized waveforms, where
                 `normalize_waveform` is not given either; a checkpoint of another architecture.
         """
-        if isinstance(backbone, WavLMConfig):
+        if isinstance(backbone, PreTrainedConfig):
             return cls(EdrlMeaConfig(backbone_config=backbone, id2label=id2label, **kwargs))
-        architecture = AutoConfig.from_pretrained(backbone).model_type
-        if architecture != "wavlm":  # transformers would load it with a warning and random weights
-            raise ValueError(f"{backbone} is a {architecture} checkpoint; the backbone must be a WavLM.")
+        backbone_config = AutoConfig.from_pretrained(backbone)
+        check_architecture(backbone_config, backbone)
         if "normalize_waveform" not in kwargs:
-            kwargs["normalize_waveform"] = normalization_of(backbone)
-        pretrained = LengthAwareWavLM.from_pretrained(backbone)
+            kwargs = input_settings(backbone, backbone_config) | kwargs
+        pretrained = load_backbone(backbone)
         model = cls(EdrlMeaConfig(backbone_config=pretrained.config.to_dict(), id2label=id2label, **kwargs))
         model.backbone.load_state_dict(pretrained.state_dict())
         return model
 
     @property
-    def backbone(self) -> LengthAwareWavLM:
+    def backbone(self) -> nn.Module:
         return self.edrl_mea.backbone
 
     @property
@@ -364,7 +367,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
 
     def freeze_backbone(self, keep_last_n_layers: int = 0) -> None:
         """No gradients for the backbone, but for its last `keep_last_n_layers` transformer layers."""
-        layers = self.backbone.encoder.layers
+        layers = self.backbone.layers
         if not 0 <= keep_last_n_layers <= len(layers):
             raise ValueError(
                 f"keep_last_n_layers={keep_last_n_layers}: the backbone has {len(layers)} transformer layers."

@@ -1,4 +1,4 @@
-"""The backbone: equal to stock WavLM, and to itself whatever else is in the batch."""
+"""The WavLM backbone: equal to stock WavLM, and to itself whatever else is in the batch."""
 
 import copy
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import WavLMConfig, WavLMForCTC, WavLMModel
 
-from modeling_edrl_mea.backbone import LengthAwareWavLM
 from modeling_edrl_mea.frames import receptive_field, samples_per_frame
+from modeling_edrl_mea.wavlm import LengthAwareWavLM
 
 KINDS = [("group", False), ("layer", False), ("layer", True), ("group", True)]
 
@@ -107,7 +107,7 @@ def test_attentions_are_those_of_stock_and_do_not_change_the_hidden_states(stock
 @pytest.mark.parametrize("way", ["training", "inference", "inference in one batch"])
 def test_hidden_states_do_not_depend_on_padding_or_company(backbone, way, monkeypatch):
     if way == "inference in one batch":  # as on a GPU
-        monkeypatch.setattr("modeling_edrl_mea.backbone.is_plain_inference", lambda x: False)
+        monkeypatch.setattr("modeling_edrl_mea.wavlm.is_plain_inference", lambda x: False)
     waveforms = recordings(backbone.config, 1, 2, 3, 9, 17, 40)
     with torch.set_grad_enabled(way == "training"):
         alone = [backbone(w[None]).hidden_states for w in waveforms]
@@ -133,9 +133,9 @@ def test_attention_weights_ignore_padding(backbone):
 def test_long_recordings_in_pieces_equal_one_pass(stock, backbone, monkeypatch):
     """Feature encoder and attention work piece by piece where memory would be large."""
     monkeypatch.setattr("modeling_edrl_mea.feature_encoder.ENCODER_SAMPLES", 4000)
-    monkeypatch.setattr("modeling_edrl_mea.backbone.is_plain_inference", lambda x: False)
-    monkeypatch.setattr("modeling_edrl_mea.backbone.MIN_QUERIES", 1)
-    monkeypatch.setattr("modeling_edrl_mea.backbone.MAX_MASK_ELEMENTS", 1000)
+    monkeypatch.setattr("modeling_edrl_mea.wavlm.is_plain_inference", lambda x: False)
+    monkeypatch.setattr("modeling_edrl_mea.wavlm.MIN_QUERIES", 1)
+    monkeypatch.setattr("modeling_edrl_mea.wavlm.MAX_MASK_ELEMENTS", 1000)
     waveforms = recordings(backbone.config, 71, 50)
     with torch.no_grad():
         assert_close(backbone(waveforms[0][None]).hidden_states, stock_hidden_states(stock, waveforms[0][None]))
