@@ -111,13 +111,16 @@ def _newton_step(logits, weights, wanted) -> np.ndarray | None:
     if np.abs(missing).max() <= TOLERANCE * total:
         return None
     # The ones take away the direction that changes nothing: the same bias for every class.
-    curvature = np.diag(weighted.sum(0)) - weighted.T @ predicted + total * (1 / len(wanted) + 1e-9 * np.eye(len(wanted)))
+    curvature = (
+        np.diag(weighted.sum(0)) - weighted.T @ predicted + total * (1 / len(wanted) + 1e-9 * np.eye(len(wanted)))
+    )
     step = np.linalg.solve(curvature, missing)
     return step * min(1, LARGEST_STEP / np.abs(step).max())
 
 
 def _descended(biases, step, rows, weights, wanted) -> np.ndarray:
     """One step down, halved until it is one."""
+
     def objective(at):
         return weights @ _log_sum_exp(rows + at) - wanted @ at
 
