@@ -96,10 +96,12 @@ def _of_split(utterances: list[Utterance], split: str | None, source: str) -> li
 
 
 def _without_repeats(utterances: list[Utterance], name: str) -> list[Utterance]:
-    """Each file once. Raises CorpusError where one has two emotions."""
-    known: dict[str, Utterance] = {}
+    """Each file once in each split. Raises CorpusError where one has two emotions."""
+    known: dict[tuple, Utterance] = {}
+    emotions: dict[str, Utterance] = {}
     for utterance in utterances:
-        other = known.setdefault(utterance.audio, utterance)
+        known.setdefault((utterance.audio, utterance.split), utterance)
+        other = emotions.setdefault(utterance.audio, utterance)
         if other.emotion != utterance.emotion:
             raise CorpusError(
                 f"{name}: {utterance.audio} is listed as {other.emotion} and as {utterance.emotion}. Give each "

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import datasets.config
 import numpy as np
 import pyarrow as pa
@@ -218,3 +219,44 @@ def test_training_on_a_stream_larger_than_memory_takes_bounded_memory(tmp_path, 
     assert sizes["large"] > 350 and peaks["large"] - peaks["small"] < 150
     report = json.loads((tmp_path / "large-out" / "report.json").read_text())
     assert sum(corpus["recordings"] for corpus in report["training"]["corpora"]) > 500
+
+
+def test_splits_keep_their_names(shards):
+    assert list(load(shards)["split"]) == ["train"] * 5 + ["test"] * 2
+
+
+@pytest.mark.parametrize("kind", ["parquet file", "save_to_disk", "save_to_disk with splits"])
+def test_what_datasets_writes_is_read(kind, shards, tmp_path):
+    file = shards / "data" / "train-00000-of-00002.parquet"
+    saved = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "arrow"))
+    place = tmp_path / "saved"
+    if kind == "parquet file":
+        place = file
+    elif kind == "save_to_disk":
+        saved.save_to_disk(place)
+    else:
+        datasets.DatasetDict(train=saved, test=saved.select([0])).save_to_disk(place)
+    dataset = load(place)
+    assert labels_of(dataset)[:3] == ["anger", "sadness", "happiness"]
+    assert Path(dataset["audio"][0]).read_bytes() == rows_of("x")[0]["audio"]
+    if "splits" in kind:
+        assert list(dataset["split"]) == ["train"] * 3 + ["test"]
+
+
+def test_shares_of_emotions_count_as_the_largest_and_several_labels_are_refused(tmp_path):
+    audio = {"bytes": rows_of("x")[0]["audio"], "path": "0.wav"}
+    soft = datasets.Dataset.from_list([{"audio": audio, "emotion": {"anger": 0.2, "fear": 0.8}}])
+    soft.cast_column("audio", Audio(decode=False)).save_to_disk(tmp_path / "soft")
+    assert labels_of(load(tmp_path / "soft")) == ["fear"]
+    several = datasets.Dataset.from_list([{"audio": audio, "emotion": ["anger", "fear"]}])
+    several.save_to_disk(tmp_path / "several")
+    with pytest.raises(CorpusError, match="give each recording one"):
+        load(tmp_path / "several")
+
+
+def test_the_config_and_revision_asked_for_are_loaded(shards, monkeypatch):
+    asked = []
+    build = hub_recordings.load_dataset_builder
+    monkeypatch.setattr(hub_recordings, "load_dataset_builder", lambda *a, **k: asked.append((a[1:], k)) or build(a[0]))
+    load(shards, config_name="german", revision="v2")
+    assert asked == [(("german",), {"revision": "v2"})]
