@@ -3,6 +3,7 @@ error."""
 
 import io
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -66,8 +67,8 @@ def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "reco
 def _decode(source, name: str) -> tuple[np.ndarray, int]:
     if soundfile is None:
         raise ImportError("Reading audio files needs soundfile: pip install soundfile")
-    if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise RecordingError(f"{name}: no such file.")
+    if not isinstance(source, bytes):
+        check_file(source)
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     elif os.name == "posix":
@@ -79,6 +80,19 @@ def _decode(source, name: str) -> tuple[np.ndarray, int]:
             f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read; convert it, "
             f"e.g. `ffmpeg -i {name} -ac 1 -ar {SAMPLING_RATE} out.wav`."
         ) from error
+
+
+def check_file(path: str | os.PathLike) -> os.stat_result:
+    """What the system knows of a file that can be read to its end; a pipe would be waited for, and a device fill the
+    memory. Raises `RecordingError` for what is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = "no such file" if isinstance(error, (FileNotFoundError, ValueError)) else error.strerror
+        raise RecordingError(f"{path}: {reason}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise RecordingError(f"{path}: a folder, pipe or device, and no file. Take it out of the recordings.")
+    return status
 
 
 def as_list_of_recordings(raw_speech) -> list:

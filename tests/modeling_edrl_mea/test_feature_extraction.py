@@ -1,6 +1,7 @@
 """Recordings in: every usual form is understood, and what cannot be a recording is named."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -215,7 +216,9 @@ def write_nan(path):
         ("nan.wav", write_nan, "NaN or infinite"),
         ("many.wav", lambda path: soundfile.write(path, np.zeros((800, 9)), RATE), "channels"),
         ("missing.wav", lambda path: None, "no such file"),
-        ("folder.wav", lambda path: path.mkdir(), "no such file"),
+        ("folder.wav", lambda path: path.mkdir(), "and no file"),
+        ("pipe.wav", lambda path: os.mkfifo(path), "pipe or device"),
+        ("zero.wav", lambda path: path.symlink_to("/dev/zero"), "pipe or device"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, name, write, wrong):

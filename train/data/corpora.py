@@ -23,7 +23,7 @@ from .emotions import SCHEMES, LabelError, canonical_emotion, check_scheme, labe
 from .given_splits import is_split
 from .hub import is_streamed, read_hub
 from .manifests import METADATA_FILES, label_depth, read_generic, tables_of
-from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files, speaker_key
+from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files, listed, speaker_key
 from .segments import cut_segments
 
 logger = logging.getLogger(__name__)
@@ -235,6 +235,7 @@ def _as_dataset(utterances: list[Utterance], name: str, source: str, label_schem
         audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text, split=text
     )
     utterances = [utterance for utterance, _ in kept]
+    _check_names(utterances, name)
     columns = {
         "audio": [u.audio for u in utterances],
         "label": [label for _, label in kept],
@@ -252,6 +253,20 @@ def _say_what_words_became(utterances: list[Utterance], labels: list[str | None]
     changed = [f"{word} → {label} ({n})" for (word, label), n in became.items() if word != label]
     if changed:
         logger.info("%s: emotions read as: %s", name, ", ".join(changed))
+
+
+def _check_names(utterances: list[Utterance], name: str) -> None:
+    """A table of recordings holds text, which a file's name need not be."""
+    strange = [ascii(u.audio) for u in utterances if not u.audio.isascii() and _is_no_text(u.audio)]
+    if strange:
+        raise CorpusError(
+            f"{len(strange)} recordings of {name} have names that are no UTF-8:{listed(strange)}\nRename them, e.g. "
+            "`convmv -r -f latin1 -t utf8 --notest FOLDER`."
+        )
+
+
+def _is_no_text(name: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:

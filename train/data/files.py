@@ -12,7 +12,7 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 from uuid import uuid4
 
-from modeling_edrl_mea import RecordingError
+from modeling_edrl_mea.recordings import check_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("modeling_edrl_mea", "train")  # whose code decides what a model predicts
@@ -73,10 +73,7 @@ def content_hash(recording) -> bytes:
         if recording.get("bytes"):
             return hashlib.sha256(recording["bytes"]).digest()
         recording = recording["path"]
-    try:
-        status = os.stat(recording)
-    except OSError as error:
-        raise RecordingError(f"{recording}: {error.strerror}.") from error
+    status = check_file(recording)
     return _file_hash(str(recording), status.st_size, status.st_mtime_ns)
 
 

@@ -1,5 +1,6 @@
 """What is wrong with a corpus is named, and several corpora are united."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_an_empty_corpus_says_what_was_expected_and_what_is_there(tmp_path):
     with pytest.raises(CorpusError, match=r"no recording of emodb.*expected names like.*docs/erkennung\.txt"):
         load_corpus(f"emodb={tmp_path}")
     with pytest.raises(CorpusError, match=r"no audio in .*class folders.*docs/erkennung\.txt"):
+        load_corpus(str(tmp_path))
+
+
+def test_names_that_are_no_text_are_listed(tmp_path):
+    touch(tmp_path, "anger/1.wav", "anger/2.wav")
+    os.rename(tmp_path / "anger" / "1.wav", os.fsencode(tmp_path) + b"/anger/caf\xe9.wav")
+    with pytest.raises(CorpusError, match=r"1 recordings .* no UTF-8:\n.*caf\\udce9.wav'\nRename"):
         load_corpus(str(tmp_path))
 
 
