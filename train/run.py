@@ -54,6 +54,9 @@ def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, config_args, training_args = arguments = parse_arguments(argv)
     push, training_args.push_to_hub = training_args.push_to_hub, False  # once, whole, at the end
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(training_args.output_dir) / "tensorboard"))
+    folder = RunFolder(training_args.output_dir)
+    if training_args.process_index == 0:
+        folder.lock()
     transformers.utils.logging.set_verbosity_warning()
     set_seed(training_args.seed)
     cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
@@ -177,7 +180,7 @@ def build_trainer(model, training: SpeechDataset, validation: SpeechDataset, arg
         backbone_learning_rate=model_args.backbone_learning_rate,
     )
     trainer.add_callback(LogFile(training_args.output_dir))
-    trainer.stop_on_sigterm()
+    trainer.stop_on_signals()
     return trainer
 
 
@@ -278,5 +281,7 @@ if __name__ == "__main__":
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped by Ctrl-C. Run the same command again to go on.") from None
     except (CacheError, CorpusError, PublishError, RecordingError, RunError, SplitError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -1,22 +1,28 @@
 """What a run leaves on disk so that it can be killed at any moment and go on: what it was asked for, which steps are
 done, and checkpoints of stage 1 that are whole."""
 
+import hashlib
 import json
 import logging
 import platform
+import re
 import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from train.data.files import atomic_write, file_hash, remove_unfinished, sync
+from train.data.files import atomic_write, file_hash, fingerprint, remove_unfinished, sync
 
 logger = logging.getLogger(__name__)
 
+LOCK = ".lock"
+BEFORE_A_RUN = (LOCK, "embeddings", "tensorboard", "run.json")  # what there may be of a run that was killed at once
+OURS = ("run.json", "steps.safetensors", "report.json", "report.md")  # written whole, so that a kill may leave a part
 SEAL = "whole.json"  # lists the files of a checkpoint with their hashes; written last
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "audiomentations", "soundfile")
 
@@ -30,7 +36,30 @@ class RunFolder:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.steps_file = self.folder / "steps.safetensors"
+        self.steps_file, self.run_file = self.folder / "steps.safetensors", self.folder / "run.json"
+        self._lock = FileLock(self.folder / LOCK)
+
+    def lock(self) -> None:
+        """Make the folder this process's own, until it ends. One process of a run calls it, before anything else.
+
+        Raises:
+            RunError: the folder holds something else, cannot be written, or another run is writing to it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(BEFORE_A_RUN))
+            self._lock.acquire(timeout=6)  # a killed run's loaders of data end within five seconds
+        except Timeout as error:
+            raise RunError(
+                f"Another run is writing to {self.folder}. Wait for it, or give another --output_dir."
+            ) from error
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written ({error.strerror}). Give another --output_dir.") from error
+        if foreign and not self.run_file.exists():
+            raise RunError(
+                f"{self.folder} holds something else ({', '.join(foreign[:3])}) and no run of this. Give a new or "
+                "empty folder as --output_dir."
+            )
 
     def open(self, settings: dict, about: dict) -> None:
         """Claim the folder for a run with these settings (all that decides its result), or find them to be those of
@@ -40,11 +69,9 @@ class RunFolder:
             RunError: it holds another run; names the settings that differ.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.folder)
-        path = self.folder / "run.json"
         settings = json.loads(json.dumps(settings))
-        if path.exists():
-            held = json.loads(path.read_text())["settings"]
+        if self.run_file.exists():
+            held = self._held_settings()
             changed = sorted(name for name in held.keys() | settings.keys() if held.get(name) != settings.get(name))
             if changed:
                 listed = ", ".join(f"{name} {held.get(name)!r} → {settings.get(name)!r}" for name in changed)
@@ -52,29 +79,52 @@ class RunFolder:
                     f"{self.folder} holds a run with other settings ({listed}). Give another --output_dir, or remove "
                     "this one."
                 )
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"settings": settings, **about}, indent=2))
+        for name in OURS:
+            remove_unfinished(self.folder, name)
+        with atomic_write(self.run_file) as temporary:
+            temporary.write_text(
+                json.dumps({"settings": settings, "checksum": fingerprint(settings), **about}, indent=2)
+            )
+
+    def _held_settings(self) -> dict:
+        try:
+            held = json.loads(self.run_file.read_bytes())
+            if held["checksum"] != fingerprint(held["settings"]):
+                raise ValueError("its checksum is another")
+            return held["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{self.run_file} is damaged ({error}), so nobody knows which run the folder holds. Remove the folder, "
+                "or give another --output_dir."
+            ) from error
 
     def completed_steps(self) -> list[str]:
         """Names of the steps of training that are done, in their order."""
-        if not self.steps_file.exists():
-            return []
-        try:
-            with safe_open(self.steps_file, "pt") as file:
-                return json.loads(file.metadata()["steps"])
-        except (SafetensorError, KeyError, OSError) as error:
-            logger.warning("%s is damaged (%s): its steps are repeated.", self.steps_file, error)
-            return []
+        return self._read_steps()[0]
 
     def load_steps(self) -> dict[str, torch.Tensor]:
         """The state of the model after the completed steps."""
-        with safe_open(self.steps_file, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return self._read_steps()[1]
+
+    def _read_steps(self) -> tuple[list[str], dict[str, torch.Tensor]]:
+        if not self.steps_file.exists():
+            return [], {}
+        try:
+            with safe_open(self.steps_file, "pt") as file:
+                metadata = file.metadata()
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["checksum"] != _checksum(metadata["steps"], state):
+                raise ValueError("its checksum is another")
+            return json.loads(metadata["steps"]), state
+        except (SafetensorError, KeyError, TypeError, OSError, ValueError) as error:
+            logger.warning("%s is damaged (%s): its steps are repeated.", self.steps_file, error)
+            return [], {}
 
     def record_steps(self, steps: list[str], state: dict[str, torch.Tensor]) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        named = json.dumps(steps)
         with atomic_write(self.steps_file) as temporary:
-            save_file(state, temporary, {"steps": json.dumps(steps)})
+            save_file(state, temporary, {"steps": named, "checksum": _checksum(named, state)})
 
     def seal(self, checkpoint: Path) -> None:
         """Mark a checkpoint as whole, once all its files are written."""
@@ -90,7 +140,8 @@ class RunFolder:
 
         repair: remove them (in one process), so that training writes them anew.
         """
-        found = sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        ours = [path for path in self.folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+        found = sorted(ours, key=lambda path: int(path.name.rpartition("-")[2]))
         for checkpoint in reversed(found):
             wrong = whats_wrong(checkpoint)
             if wrong is None:
@@ -104,14 +155,25 @@ class RunFolder:
 def whats_wrong(checkpoint: Path) -> str | None:
     """What a sealed checkpoint lacks; None if it is whole."""
     try:
-        hashes = json.loads((checkpoint / SEAL).read_text())
-    except (OSError, ValueError):
+        hashes = json.loads((checkpoint / SEAL).read_bytes())
+        named = hashes.items()
+    except (OSError, ValueError, AttributeError):
         return "writing it was cut short"
-    for name, digest in hashes.items():
+    if "model.safetensors" not in hashes:
+        return f"{SEAL} is damaged"
+    for name, digest in named:
         path = checkpoint / name
         if not path.is_file() or file_hash(path) != digest:
             return f"{name} is damaged"
     return None
+
+
+def _checksum(steps: str, state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(steps.encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def about_this_run(command: str, n_processes: int) -> dict:

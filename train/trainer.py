@@ -109,10 +109,13 @@ class EdrlMeaTrainer(Trainer):
         if checkpoint is True:
             with self.accelerator.main_process_first():
                 checkpoint = self.folder.newest_checkpoint(repair=self.is_world_process_zero())
+        if checkpoint and KeepBest.had_stopped(Path(checkpoint), self.best.patience):
+            self._load_from_checkpoint(checkpoint)
+            self.best.restore(self.model)
+            return
         super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if self.interruption is not None and self.interruption.requested:
-            logger.warning("Stopped by SIGTERM. Run the same command again to go on.")
-            raise SystemExit(128 + signal.SIGTERM)
+        if self.interruption is not None:
+            self.interruption.end_if_requested()
 
     def fit_alignment(self) -> None:
         pls = closed_form.fit_alignment(self.model, self.training_embeddings(), self.accelerator)
@@ -134,8 +137,8 @@ class EdrlMeaTrainer(Trainer):
         """Of the backbone as it is now."""
         return EmbeddingCache(model or self.model, self.embedding_cache, PartialState())
 
-    def stop_on_sigterm(self) -> None:
-        """From now on SIGTERM saves a checkpoint and exits with 143, so that the same command can go on."""
+    def stop_on_signals(self) -> None:
+        """From now on SIGTERM and Ctrl-C save a checkpoint and end, so that the same command can go on."""
         self.interruption = Interruption()
         self.add_callback(self.interruption)
 
@@ -195,10 +198,14 @@ class EdrlMeaTrainer(Trainer):
 
 
 class KeepBest(TrainerCallback):
-    """Early stopping on validation UAR that keeps the weights of the best epoch, in memory and in checkpoints."""
+    """Early stopping on validation UAR that keeps the weights of the best epoch, in memory and in checkpoints.
+
+    The checkpoint of an epoch's last step is written after the epoch's validation, never before it: what it holds is
+    then a function of seed and step, whatever it was written for.
+    """
 
     def __init__(self, patience: int):
-        self.patience = patience
+        self.patience, self.saves_later = patience, False
         self._start()
 
     def _start(self):
@@ -207,6 +214,14 @@ class KeepBest(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:  # else the checkpoint brought them
             self._start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if is_at_epochs_end(state):
+            self.saves_later, control.should_save = control.should_save, False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self.saves_later
+        self.saves_later = False
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         score = (metrics or {}).get("eval_uar")
@@ -219,6 +234,9 @@ class KeepBest(TrainerCallback):
             control.should_training_stop |= self.waited >= self.patience
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.restore(model)
+
+    def restore(self, model) -> None:
         if self.weights is not None:
             model.load_state_dict(self.weights, strict=False)
 
@@ -233,33 +251,55 @@ class KeepBest(TrainerCallback):
                 self.score, self.waited = float(file.metadata()["score"]), int(file.metadata()["waited"])
             self.weights = load_file(checkpoint / BEST)
 
+    @classmethod
+    def had_stopped(cls, checkpoint: Path, patience: int) -> bool:
+        """Whether training was over, for want of better epochs, when a checkpoint was written."""
+        kept = cls(patience)
+        kept.load(checkpoint)
+        return kept.waited >= patience
+
+
+def is_at_epochs_end(state) -> bool:
+    """Whether the step just made was the last one of an epoch, or of the training."""
+    return float(state.epoch).is_integer() or state.global_step >= state.max_steps
+
 
 class Interruption(TrainerCallback):
-    """SIGTERM: within stage 1 a checkpoint and an end, elsewhere an end at once, since all else is written whole."""
+    """SIGTERM and Ctrl-C: within stage 1 a checkpoint and an end; elsewhere, and the second time, an end at once, since
+    all else is written whole."""
 
     def __init__(self):
-        self.requested = self.in_stage_one = False
-        signal.signal(signal.SIGTERM, self._on_signal)
+        self.requested, self.in_stage_one = 0, False  # the signal's number
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
 
-    def _on_signal(self, *_):
-        self.requested = True
-        if not self.in_stage_one:
-            raise SystemExit(128 + signal.SIGTERM)
+    def _on_signal(self, number, _):
+        again, self.requested = self.requested, int(number)
+        if again or not self.in_stage_one:
+            self.end_if_requested()
+
+    def end_if_requested(self) -> None:
+        if self.requested:
+            logger.warning("Stopped by %s. Run the same command again to go on.", signal.Signals(self.requested).name)
+            raise SystemExit(128 + self.requested)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.in_stage_one = True
 
     def on_step_end(self, args, state, control, **kwargs):
         if dist.is_initialized():  # the signal may reach one process a step before another
-            requested = torch.tensor(float(self.requested), device=args.device)
+            requested = torch.tensor(self.requested, device=args.device)
             dist.all_reduce(requested, dist.ReduceOp.MAX)
-            self.requested = bool(requested)
+            self.requested = int(requested)
         if self.requested:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = not is_at_epochs_end(state)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.requested:  # this epoch is not at its end
-            control.should_save = control.should_evaluate = control.should_log = False
+        if self.requested:  # within an epoch its checkpoint is written, and it is not to be judged
+            control.should_save = is_at_epochs_end(state)
+            control.should_evaluate &= control.should_save
+            control.should_log &= control.should_save
 
     def on_train_end(self, args, state, control, **kwargs):
         self.in_stage_one = False

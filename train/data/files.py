@@ -42,9 +42,10 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove what killed processes left in a folder (not below it) that no other process is writing to."""
-    for leftover in Path(folder).glob(f"*{UNFINISHED}"):
+def remove_unfinished(folder: str | Path, name: str = "*") -> None:
+    """Remove what killed writers of files of this name left in a folder (not below it) that no other process is writing
+    to; nobody else's files end like that."""
+    for leftover in Path(folder).glob(f"{name}.{'[0-9a-f]' * 12}{UNFINISHED}"):
         leftover.unlink(missing_ok=True)
 
 
