@@ -2,10 +2,11 @@
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
-from .alignment import EmbeddingAlignment, MultiblockPLS
+from .alignment import EmbeddingAlignment
 from .configuration_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
+from .multiblock_pls import MultiblockPLS
 from .recordings import RecordingError, load_recording
 from .timeline import Segment, Timeline
 from .timeline_stream import TimelineStream

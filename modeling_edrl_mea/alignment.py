@@ -11,10 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .multiblock_pls import MultiblockPLS
-
-__all__ = ["EmbeddingAlignment", "MultiblockPLS"]
-
 STARTS_AT_ONE = ("scales", "target_scale", "score_scales")  # buffers that divide; the others start at zero
 
 
@@ -82,7 +78,7 @@ class EmbeddingAlignment(nn.Module):
         self._is_fitted = not self.rotations.is_meta and bool(self.rotations.any())
 
     @torch.no_grad()
-    def load_solution(self, pls: MultiblockPLS) -> None:
+    def load_solution(self, pls) -> None:
         """Copy a solved `MultiblockPLS` into the buffers.
 
         Raises:

@@ -23,7 +23,7 @@ PAPER_FAITHFUL = {
 }
 
 
-COUNTS = ("sampling_rate", "block_size", "encoder_hidden_size", "whitening_size", "n_components")
+COUNTS = ("sampling_rate", "block_size", "encoder_hidden_size", "n_components")
 
 
 class EdrlMeaConfig(PreTrainedConfig):
@@ -69,7 +69,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     # concatenate: every layer side by side; better for a small backbone, but a (L+1)²-fold covariance for a large one.
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0  # in standard deviations; one broken recording must not dominate a covariance
-    whitening_size: int | None = None  # PCA-whiten u to this width (S); None: leave it as it is
     adaptation_prior: float = 3.0  # recordings that the training statistics count for when `adapt` re-estimates them
 
     # How the rooms follow one another, and which logits count:
@@ -99,11 +98,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     n_components: int = 128  # k; of a small corpus, as many as there are directions
     # Y, side by side; what labels would add, the classifier learns from them directly.
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
-    # n_components is then the most, of which cross-validation over training speakers keeps the fewest that do as well
-    # (one-standard-error rule); the rest of the aligned embedding is zero.
-    choose_n_components: bool = False
-    # Share of X's mean variance added to each column's, which shrinks directions of little variance; 0: exact PLS.
-    alignment_ridge: float = 0.0
     # How much directions in which noisy copies stray from their clean originals are shrunk in u before PLS, by
     # √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where EDRL's blocks are aligned.
     noise_shrinkage: float = 10.0
@@ -111,7 +105,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     # trusts the first components most.
     standardize_components: bool = False
     align_speech_embedding: bool = False  # u itself as one more block beside EDRL's
-    scale_blocks: bool = True  # each block counts 1/√width, so that no block wins by its width alone
 
     def __post_init__(self, **kwargs):
         _check_spelling(kwargs, type(self).__annotations__)
@@ -174,7 +167,6 @@ class EdrlMeaConfig(PreTrainedConfig):
             "mixup_alpha",
             "embedding_noise",
             "adaptation_prior",
-            "alignment_ridge",
             "noise_shrinkage",
         ):
             if not getattr(self, name) >= 0:
@@ -183,11 +175,6 @@ class EdrlMeaConfig(PreTrainedConfig):
             raise ValueError(f"Nothing to train EDRL by: {', '.join(weights)} are all 0.")
         if not 0 <= self.disentanglement_dropout < 1:
             raise ValueError(f"disentanglement_dropout={self.disentanglement_dropout} must be in [0, 1).")
-        if self.whitening_size is not None and self.whitening_size > self.statistics_size * self.n_layers:
-            raise ValueError(
-                f"whitening_size={self.whitening_size} is wider than what it whitens, "
-                f"{self.statistics_size * self.n_layers}."
-            )
 
     def _check_choices(self):
         if self.problem_type not in (None, "single_label_classification"):  # transformers would go by it in silence
@@ -202,11 +189,6 @@ class EdrlMeaConfig(PreTrainedConfig):
         if self.uses_alignment and not self.alignment_target:
             raise ValueError(
                 f"arrangement={self.arrangement!r} needs an alignment_target: any of {list(get_args(AlignmentTarget))}."
-            )
-        if self.whitening_size is not None and self.layer_combination == "weighted_sum":
-            raise ValueError(
-                "whitening_size is fitted once, before training, but layer_combination='weighted_sum' changes u during "
-                "training. Use layer_combination='concatenate', or whitening_size=None."
             )
         if self.align_speech_embedding and self.arrangement != "edrl_mea":
             raise ValueError(
@@ -271,8 +253,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     @property
     def speech_embedding_size(self) -> int:
         """S, the width of the speech embedding u."""
-        if self.whitening_size is not None:
-            return self.whitening_size
         return self.statistics_size * (self.n_layers if self.layer_combination == "concatenate" else 1)
 
     @property

@@ -115,7 +115,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
         """Also writes the feature extractor, so that any saved directory works with `pipeline`."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            # Also where this code was itself loaded by `trust_remote_code`: the copy shall work as the original did.
+            # Also where this code was itself loaded by `trust_remote_code`: the copy works as the original did.
             EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
             self.feature_extractor().save_pretrained(save_directory)
             _offer_auto_model(save_directory)
@@ -199,27 +199,6 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         if self.config.arrangement != "edrl_mea":
             return [u]
         return disentangled.blocks + [u] * self.config.align_speech_embedding
-
-    @torch.no_grad()
-    def alignment_inputs(
-        self, layer_statistics, clean_layer_statistics, labels, metric=None
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """X-blocks and Y of MEA for a batch of recordings, as the config arranges them.
-
-        `clean_layer_statistics` (B, L+1, S') are those of each recording's clean original, which for a recording that
-        is no noisy copy is itself. `metric`: coordinates to put speech embeddings into (`train.noise_metric`).
-        """
-        u, clean = self.speech_embedding(layer_statistics), self.speech_embedding(clean_layer_statistics)
-        if metric is not None:
-            u, clean = metric.apply(u), metric.apply(clean)
-        disentangled = self.disentanglement(u) if self.config.arrangement == "edrl_mea" else None
-        targets = {
-            "own_speech": lambda: u,
-            "clean_original": lambda: clean,
-            "labels": lambda: as_targets(labels, self.config.num_labels)[0].to(u),
-        }
-        y = torch.cat([targets[target]() for target in self.config.alignment_target], dim=-1)
-        return self.alignment_blocks(u, disentangled), y
 
     def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""

@@ -78,7 +78,7 @@ class StatisticsPooling(nn.Module):
 class SpeechEmbedding(nn.Module):
     """Pooled statistics of all layers → speech embedding u.
 
-    Standardisation (and whitening) is fitted in closed form by [`fit`]; until then u is not standardised. Its buffers
+    Standardization is fitted in closed form by [`fit`]; until then u is not standardised. Its buffers
     stay float32 whatever the model is cast to.
     """
 
@@ -91,15 +91,11 @@ class SpeechEmbedding(nn.Module):
         self.register_buffer("scale", torch.ones(n_layers, size))
         self.register_buffer("n_recordings", torch.zeros(()))  # behind mean and scale; 0: not fitted
         self.layer_logits = None if self.concatenate else nn.Parameter(torch.zeros(n_layers))
-        self.whiten = config.whitening_size is not None
-        if self.whiten:
-            self.register_buffer("whitening", torch.eye(n_layers * size, config.whitening_size))
 
     def forward(self, layer_statistics: torch.Tensor) -> torch.Tensor:
         """(B, L+1, S') → u (B, S), float32."""
         with torch.autocast(layer_statistics.device.type, enabled=False):
-            combined = self.combine(self.standardize(layer_statistics))
-            return combined @ self.whitening if self.whiten else combined
+            return self.combine(self.standardize(layer_statistics))
 
     def standardize(self, layer_statistics: torch.Tensor) -> torch.Tensor:
         return ((layer_statistics.float() - self.mean) / self.scale).clamp(-self.clip, self.clip)
@@ -121,27 +117,11 @@ class SpeechEmbedding(nn.Module):
         init.zeros_(self.n_recordings)
         if self.layer_logits is not None:
             init.zeros_(self.layer_logits)
-        if self.whiten:
-            init.eye_(self.whitening)
 
     @torch.no_grad()
     def fit(self, layer_statistics: torch.Tensor) -> None:
-        """Standardise, and whiten, by these statistics (N, L+1, S') of the training recordings, on whatever device."""
-        n_rows = len(layer_statistics)
-        self.set_standardization(*mean_and_scale(layer_statistics), n_rows)
-        if not self.whiten:
-            return
-        n_found = min(self.whitening.shape[1], n_rows - 1)
-        covariance = 0
-        for part in layer_statistics.split(ROWS):
-            rows = self.standardize(part.to(self.mean.device)).flatten(1).double()
-            covariance = covariance + rows.T @ rows / n_rows
-        variances, directions = torch.linalg.eigh(covariance)
-        variances, directions = variances.flip(0)[:n_found], directions.flip(1)[:, :n_found]
-        # Directions of almost no variance hold rounding noise, which dividing by it would blow up.
-        kept = variances > variances[0] * 1e-9
-        self.whitening.zero_()
-        self.whitening[:, :n_found] = torch.where(kept, directions / variances.clamp_min(1e-30).sqrt(), 0.0).float()
+        """Standardize by these statistics (N, L+1, S') of the training recordings, on whatever device."""
+        self.set_standardization(*mean_and_scale(layer_statistics), len(layer_statistics))
 
     @torch.no_grad()
     def adapt(self, layer_statistics: torch.Tensor, prior: float) -> None:

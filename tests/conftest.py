@@ -103,9 +103,12 @@ def tiny_model(tiny_backbone_config):
         statistics = known[kind]
         model.edrl_mea.speech_embedding.fit(statistics)
         if fitted and model.alignment is not None:
-            pls = MultiblockPLS(model.config.n_components)
-            pls.partial_fit(*model.edrl_mea.alignment_inputs(statistics, statistics, labels))
-            pls.solve()
+            heads = model.edrl_mea
+            u, disentanglement = heads.speech_embedding(statistics), heads.disentanglement
+            disentangled = disentanglement(u) if model.config.arrangement == "edrl_mea" else None
+            target = {"labels": torch.eye(len(model.config.labels))[labels]}
+            y = torch.cat([target.get(name, u) for name in model.config.alignment_target], dim=-1)
+            pls = MultiblockPLS(model.config.n_components).fit(heads.alignment_blocks(u, disentangled), y)
             model.alignment.load_solution(pls)
         return model
 

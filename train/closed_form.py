@@ -1,4 +1,4 @@
-"""The closed-form steps of training: standardisation, MEA, and the classifier on aligned embeddings."""
+"""The closed-form steps of training: standardization, MEA, and the classifier on aligned embeddings."""
 
 import logging
 from collections.abc import Sequence
@@ -9,55 +9,62 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from torch import Tensor
 from torch.linalg import solve_triangular
+from torch.nn.functional import one_hot
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
-from modeling_edrl_mea.component_choice import assign_folds
 from train.data.embeddings import ROWS, Embeddings
 
 logger = logging.getLogger(__name__)
 
-INVERSE_REGULARIZATION = [
-    0.0001,
-    0.001,
-    0.01,
-    0.1,
-]  # C of the logistic regression, on embeddings of unit variance
+INVERSE_REGULARIZATION = [0.0001, 0.001, 0.01, 0.1]  # C of the logistic regression, on embeddings of unit variance
 N_FOLDS = 4
 
 
 def fit_speech_embedding(model: EdrlMeaForAudioClassification, data: Embeddings) -> None:
-    """Standardise, and whiten, by the clean originals and their noisy copies alike."""
+    """Standardize by the clean originals and their noisy copies alike."""
     model.edrl_mea.speech_embedding.fit(data.layer_statistics)
 
 
 def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> MultiblockPLS:
-    """MEA in one pass over the recordings, shared among processes; EDRL's weights stay as they are.
-
-    Raises:
-        ValueError: the number of components is to be chosen, and there are fewer than two speakers.
-    """
+    """MEA in one pass over the recordings, shared among processes; EDRL's weights stay as they are."""
     model.eval()
     config = model.config
     metric = fit_noise_metric(model, data, accelerator) if config.shrinks_noise else None
-    scale_blocks, standardize = config.scale_blocks and not metric, not metric  # the metric is a scaling
-    pls = MultiblockPLS(config.n_components, scale_blocks, standardize, ridge=config.alignment_ridge)
-    folds = assign_folds(data.speakers) if config.choose_n_components else None
+    scales = metric is None  # the metric is a scaling
+    pls = MultiblockPLS(config.n_components, scale_blocks=scales, standardize=scales)
     rank, n_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     for rows in torch.arange(len(data))[rank::n_processes].split(ROWS):
-        clean = data.layer_statistics[data.clean_rows[rows]].to(model.device)
-        own, labels = data.layer_statistics[rows].to(model.device), data.labels[rows].to(model.device)
-        inputs = model.edrl_mea.alignment_inputs(own, clean, labels, metric)
-        pls.partial_fit(*inputs, folds=None if folds is None else folds[rows])
+        pls.partial_fit(*alignment_inputs(model, data, rows, metric))
     if n_processes > 1:
         pls.reduce(accelerator)
-    chosen = None if folds is None else pls.select_n_components()
-    pls.solve(chosen, accelerator=accelerator if n_processes > 1 else None)
+    pls.solve(accelerator)
     if metric:
         metric.undo(pls, config.alignment_target)
     if not config.standardize_components:
         pls.score_scales_ = pls.score_scales_.square().mean().sqrt().expand_as(pls.score_scales_)
     model.alignment.load_solution(pls)
     return pls
+
+
+@torch.no_grad()
+def alignment_inputs(
+    model: EdrlMeaForAudioClassification, data: Embeddings, rows: Tensor, metric: "NoiseMetric | None" = None
+) -> tuple[list[Tensor], Tensor]:
+    """X-blocks and Y of MEA for some rows of the data, as the config arranges them.
+
+    `metric`: coordinates to put speech embeddings into.
+    """
+    heads, config = model.edrl_mea, model.config
+    u, clean = (
+        heads.speech_embedding(data.layer_statistics[which].to(model.device)) for which in (rows, data.clean_rows[rows])
+    )
+    if metric is not None:
+        u, clean = metric.apply(u), metric.apply(clean)
+    disentangled = heads.disentanglement(u) if config.arrangement == "edrl_mea" else None
+    labels = one_hot(data.labels[rows].long(), config.num_labels).to(u)
+    targets = {"own_speech": u, "clean_original": clean, "labels": labels}
+    y = torch.cat([targets[target] for target in config.alignment_target], dim=-1)
+    return heads.alignment_blocks(u, disentangled), y
 
 
 def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:

@@ -41,7 +41,7 @@ class EdrlMeaTrainer(Trainer):
     waveforms, and stage 2 embeds the recordings again with the backbone that it left.
 
     Args:
-        model: an `EdrlMeaForAudioClassification`, its backbone frozen as far as it shall be.
+        model: an `EdrlMeaForAudioClassification`, its backbone frozen as far as wanted.
         args: `TrainingArguments`, for stage 1.
         train_dataset: [`SpeechDataset`], or its [`Embeddings`].
         eval_dataset: the same of other speakers; with it stage 1 keeps the weights of its best epoch and stops after
@@ -309,13 +309,11 @@ class AlignmentCallback(TrainerCallback):
     """Gives the stock `Trainer` stage 2: standardisation before training, MEA and its classifier after it.
 
     The training set must yield `input_values`, `attention_mask` and `labels` (ids, or shares of the classes, of which
-    stage 2 takes the largest; -100: left out); batches carry no speakers, so the
-    classifier's regularisation is not cross-validated, and `choose_n_components` is refused.
+    stage 2 takes the largest; -100: left out). Batches carry no speakers, so the classifier's regularization is not
+    cross-validated.
     """
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        if model.config.uses_alignment and model.config.choose_n_components:
-            raise ValueError("choose_n_components needs speakers, which batches lack: train by EdrlMeaTrainer.")
         aligns = model.config.arrangement == "mea_edrl" and not model.alignment.is_fitted
         standardizes = not model.edrl_mea.speech_embedding.is_fitted
         data = embed_dataloader(model, train_dataloader) if aligns or standardizes else None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from modeling_edrl_mea.alignment import EmbeddingAlignment, MultiblockPLS
+from modeling_edrl_mea import EmbeddingAlignment, MultiblockPLS
 
 SIZES, Q, K = (8, 5, 9), 6, 7
 

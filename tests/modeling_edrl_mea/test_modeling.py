@@ -123,8 +123,8 @@ def test_a_saved_model_comes_back_bit_for_bit(tiny_model, tmp_path, recordings, 
     assert weights == ["model.safetensors"]
 
 
-def test_whitening_survives_saving(tiny_model, tmp_path, recordings):
-    model = tiny_model("linear", layer_combination="concatenate", whitening_size=6)
+def test_layers_side_by_side_survive_saving(tiny_model, tmp_path, recordings):
+    model = tiny_model("linear", layer_combination="concatenate")
     model.save_pretrained(tmp_path)
     loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path)
     inputs = inputs_of(model, recordings)

@@ -1,4 +1,4 @@
-"""From frames to the speech embedding: pooling, standardisation, whitening, adaptation."""
+"""From frames to the speech embedding: pooling, standardization, adaptation."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,6 @@ def speech_embedding(**settings) -> SpeechEmbedding:
         "statistics_size": WIDTH,
         "standardization_clip": 6.0,
         "layer_combination": "weighted_sum",
-        "whitening_size": None,
     }
     return SpeechEmbedding(SimpleNamespace(**(defaults | settings)))
 
@@ -85,23 +84,8 @@ def test_layers_start_equal_and_their_weights_learn():
     assert module.layer_logits.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("count", [200, 10])
-def test_whitened_embeddings_are_uncorrelated(count):
-    module = speech_embedding(layer_combination="concatenate", whitening_size=6, standardization_clip=100.0)
-    rows = statistics(count)
-    module.fit(rows)
-    torch.testing.assert_close(torch.cov(module(rows).T, correction=0), torch.eye(6), atol=1e-3, rtol=0)
-
-
-def test_whitening_leaves_directions_that_few_recordings_lack_at_zero():
-    module = speech_embedding(layer_combination="concatenate", whitening_size=6)
-    rows = statistics(4)
-    module.fit(rows)
-    assert module(rows)[:, 3:].abs().max() == 0 and module(rows).isfinite().all()
-
-
 def test_the_embedding_stays_exact_under_autocast_and_casts():
-    module = speech_embedding(layer_combination="concatenate", whitening_size=6)
+    module = speech_embedding(layer_combination="concatenate")
     rows = statistics()
     module.fit(rows)
     expected = module(rows)

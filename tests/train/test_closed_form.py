@@ -2,7 +2,6 @@
 
 from itertools import chain, combinations
 
-import numpy as np
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -10,7 +9,6 @@ from transformers import Trainer, TrainingArguments
 from modeling_edrl_mea import MultiblockPLS
 from tests.conftest import noise_recordings
 from train import closed_form
-from train.arguments import parse_arguments
 from train.data.embeddings import Embeddings
 from train.trainer import AlignmentCallback
 
@@ -85,45 +83,6 @@ def test_alignment_from_audio_is_that_from_cached_embeddings(tiny_model, tmp_pat
 
 def slice_of(data: Embeddings, n: int) -> Embeddings:
     return Embeddings(data.layer_statistics[:n], data.labels[:n], data.speakers[:n], data.clean_rows[:n])
-
-
-def test_cross_validation_over_speakers_chooses_how_many_components_the_model_gets(tiny_model):
-    model = tiny_model(**PLAIN, choose_n_components=True, n_components=12, alignment_target=["labels"])
-    data = embeddings(model)
-    factors = torch.randn(48, 2)
-    data.layer_statistics = 0.3 * torch.randn_like(data.layer_statistics)
-    data.layer_statistics += torch.einsum("nf,flp->nlp", factors, torch.randn(2, *data.layer_statistics.shape[1:]))
-    data.labels = (factors[:, 0] > 0).long() + 2 * (factors[:, 1] > 0).long()
-    model.edrl_mea.speech_embedding.fit(data.layer_statistics)
-    pls = closed_form.fit_alignment(model, data)
-    assert pls.cv_errors_.shape == (4, 13)  # four speakers
-    assert 2 <= pls.n_components_ < 12
-    assert model.alignment.rotations.any(dim=0).sum() == pls.n_components_
-    aligned = model.edrl_mea(layer_statistics=data.layer_statistics).aligned_embedding
-    assert aligned.shape == (48, 12) and not aligned[:, pls.n_components_ :].any()
-
-
-def test_choosing_components_without_speakers_is_refused_before_time_is_spent(tiny_model):
-    model = tiny_model(**PLAIN, choose_n_components=True)
-    with pytest.raises(ValueError, match="at least two groups .speakers."):
-        closed_form.fit_alignment(model, embeddings(model, n_speakers=1))
-    with pytest.raises(ValueError, match="choose_n_components needs speakers"):
-        AlignmentCallback().on_train_begin(None, None, None, model=model, train_dataloader=[])
-
-
-def test_ridge_of_the_config_shrinks_what_the_alignment_explains(tiny_model):
-    explained = []
-    for ridge in (0.0, 0.5):
-        model = tiny_model(**PLAIN, alignment_ridge=ridge, n_components=3)
-        explained.append(float(closed_form.fit_alignment(model, embeddings(model)).explained_variance_y_.sum()))
-    assert np.diff(explained) < 0
-    with pytest.raises(ValueError, match="alignment_ridge=-1.0 must not be negative"):
-        tiny_model(**PLAIN, alignment_ridge=-1.0)
-
-
-def test_both_are_flags_of_the_run():
-    _, _, config, *_ = parse_arguments(["--choose_n_components", "True", "--alignment_ridge", "0.01"])
-    assert config.choose_n_components is True and config.alignment_ridge == 0.01
 
 
 @pytest.mark.parametrize("arrangement", ["edrl", "mea_edrl"])

@@ -31,7 +31,7 @@ def kernel_pls(
     # What rounding leaves of cross-products that are used up, by numpy's convention for the rank of a matrix.
     noise = max(cross.shape) * torch.finfo(cross.dtype).eps
     floor = noise * float(torch.linalg.matrix_norm(cross))
-    smallest_score = noise * float(x_squares.max())
+    least_score = noise * float(x_squares.max())
     n_components = min(n_components, len(cross))
     weights, rotations, loadings = (cross.new_zeros(n_components, len(cross)).T for _ in range(3))
     y_loadings, score_squares = cross.new_zeros(cross.shape[1], n_components), cross.new_zeros(n_components)
@@ -46,7 +46,7 @@ def kernel_pls(
             rotation -= rotations[:, :found] @ (loadings[:, :found].T @ rotation)
         score_products = x_times(rotation)
         score_square = float(rotation @ score_products)
-        if score_square <= smallest_score:
+        if score_square <= least_score:
             break
         y_loading = cross.T @ rotation / score_square
         loading = score_products / score_square
@@ -82,7 +82,7 @@ def _dominant_eigenvector(matrix: Tensor, start: Tensor | None) -> tuple[Tensor,
         return torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -1], None
     if start is None:
         start = matrix[matrix.square().sum(1).argmax()]
-    # A little of everything, lest the start be orthogonal to the vector sought.
+    # A little of everything, so that the start is never orthogonal to the vector sought.
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(start), generator=generator, dtype=torch.float64).to(matrix)
     start = start / torch.linalg.vector_norm(start) + 0.1 * noise / torch.linalg.vector_norm(noise)
@@ -95,7 +95,7 @@ def _dominant_eigenvector(matrix: Tensor, start: Tensor | None) -> tuple[Tensor,
 
 
 def _lanczos(matrix: Tensor, start: Tensor) -> tuple[Tensor, bool]:
-    """Lanczos with full reorthogonalisation on matrix' matrix (Golub & Van Loan, Matrix Computations, 10.3).
+    """Lanczos with full reorthogonalization on matrix' matrix (Golub & Van Loan, Matrix Computations, 10.3).
 
     Returns:
         (n, 2) estimates of the two dominant eigenvectors, and whether the first has converged to rounding.
