@@ -35,8 +35,8 @@ def cells(corpora=("a", "b"), models=("linear", "ours")):
 
 def report_of(given) -> dict:
     rows = [
-        result_row(c.model, EMOTIONS, c.predictions, test=c.test, train=c.train, protocol=c.protocol, condition=c.condition,
-                   level=c.level, setting=c.setting, resamples=20)
+        result_row(c.model, EMOTIONS, c.predictions, test=c.test, train=c.train, protocol=c.protocol,
+                   condition=c.condition, level=c.level, setting=c.setting, resamples=20)
         for c in given
     ]  # fmt: skip
     models = [model_entry(name, EMOTIONS, source="x") for name in dict.fromkeys(c.model for c in given)]
