@@ -6,8 +6,7 @@ from pathlib import Path
 
 from .fingerprint import weights_fingerprint
 from .machine_traces import without_machine_traces
-
-SCHEMA = "edrl-mea-report/1"
+from .schema import SCHEMA
 
 
 class PublishError(ValueError):

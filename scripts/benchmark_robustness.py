@@ -40,11 +40,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         help="further rows for each that can adapt to unlabelled recordings: all of a test, or each speaker's",
     )
-    add(
-        "--ceiling",
-        action="store_true",
-        help="a further row for each recipe, trained on the tests' corruptions too: what knowing them would gain",
-    )
     add("--label_scheme", default="four_emotions", help="four_emotions, arousal or valence")
     add(
         "--label_map", nargs="+", default=[], metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words"
@@ -63,7 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--max_recordings", type=int, help="at most so many a corpus, spread over speakers and emotions")
     add("--jobs", type=int, default=1, help="trainings at once, each on one core (not with a GPU)")
-    add("--cache", type=Path, help="folder of embeddings and answers, may be shared; default: OUTPUT/cache")
+    add("--cache", type=Path, help="folder of embeddings and predictions, may be shared; default: OUTPUT/cache")
     add("--seed", type=int, default=0, help="of folds, corruptions and noisy copies")
     add("--device", help="default: cuda where there is one")
     add("--trust_remote_code", action="store_true", help="run code that a model on the Hub brings")
@@ -118,15 +113,11 @@ def prepare(options):
     unknown = set(protocols) - set(PROTOCOLS)
     if unknown:
         raise ValueError(f"No protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}.")
-    if options.ceiling and not (options.recipe and "corruption" in protocols):
-        raise ValueError(
-            "--ceiling trains on the tests' corruptions: it needs a --recipe, and corruption as a protocol."
-        )
     cache = options.cache or options.output / "cache"
     corpora, classes = read_corpora(options, cache)
     contenders = make_contenders(options, classes, cache)
     names = [contender.name for contender in contenders]
-    rows = [name + SUFFIXES[way] for name in names for way in ("plain", *options.adapt)]
+    rows = [name + SUFFIXES[mode] for name in names for mode in ("plain", *options.adapt)]
     if options.baseline and options.baseline not in rows:
         raise ValueError(f"--baseline {options.baseline} is no row; there are {', '.join(names)}.")
     given = {name: read_folds(folder, corpora[name]) for name, folder in pairs(options.emobox_folds, corpora)}
@@ -139,7 +130,7 @@ def prepare(options):
         chosen = tuple(options.corruptions) if options.corruptions else None
         conditions = corruptions(options.noise, options.rir, chosen, tuple(options.levels), options.seed)
     augmentation = None
-    if any(getattr(contender, "noisy_copies", 0) for contender in contenders):
+    if any(contender.noisy_copies for contender in contenders):
         # No babble: a fold's training voices would be another fold's test voices.
         augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
     jobs = options.jobs if options.device == "cpu" else 1
@@ -189,10 +180,7 @@ def make_contenders(options, classes: list[str], cache: Path) -> list:
         contenders.append(HubModel(name, path, classes, options.label_scheme, own, **settings))
     for source in options.recipe:
         name, path = named(source)
-        settings = classes, options.label_scheme, cache / "embeddings", options.device
-        contenders.append(Recipe(name, path, *settings))
-        if options.ceiling:
-            contenders.append(Recipe(name, path, *settings, hears_tests=True))
+        contenders.append(Recipe(name, path, classes, options.label_scheme, cache / "embeddings", options.device))
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise ValueError(f"Rows must differ in name, got {', '.join(names)}: write --recipe NAME=FILE.")

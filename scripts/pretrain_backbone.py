@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from mixtures import CONVOLUTIONS, N_DESCRIPTORS, SAMPLING_RATE, MixtureStream, Recordings, num_frames
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -42,6 +41,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMLayerNormConvLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 from train.data.files import atomic_write, remove_unfinished  # noqa: E402
+from train.data.mixtures import CONVOLUTIONS, N_DESCRIPTORS, SAMPLING_RATE, MixtureStream, Recordings, num_frames  # noqa: E402
 
 HOP = 320  # samples between frames: 20 ms, as every WavLM
 RECEPTIVE_FIELD = 745  # samples one frame of the four convolutions sees

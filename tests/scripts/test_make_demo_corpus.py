@@ -9,7 +9,7 @@ pytest.importorskip("espeakng_loader", reason="the demo corpus is spoken by espe
 
 from scripts import make_demo_corpus as demo  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
-from train.data.splits import grouped_folds  # noqa: E402
+from train.data.splits import fold_indices  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_both_corpora_load_with_four_emotions_and_known_speakers(small_demo):
         assert sorted(corpus["label"]) == [0, 0, 1, 1, 2, 2, 3, 3]
         assert len(set(corpus["speaker"])) == 2
         assert all(corpus["text"]) and all(corpus["language"])
-        assert len(grouped_folds(corpus)) == 2
+        assert len(fold_indices(corpus)) == 2
 
 
 def test_recordings_are_speech_length_at_16_khz_and_do_not_clip(small_demo):

@@ -17,8 +17,9 @@ from transformers import AutoFeatureExtractor, WavLMModel
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-import mixtures  # noqa: E402
 import pretrain_backbone as pretraining  # noqa: E402
+
+from train.data import mixtures  # noqa: E402
 
 TINY = dict(
     conv_dim=[16, 16, 16, 16],
@@ -158,7 +159,8 @@ def test_the_pitch_target_is_high_at_the_period_of_a_voice_and_low_off_it():
 
 def test_a_file_that_does_not_decode_is_named(tmp_path):
     (tmp_path / "broken.wav").write_text("no audio")
-    with pytest.raises(ValueError, match="broken.wav does not decode"):
+    with pytest.raises(ValueError, match="broken.wav: does not decode"):
         mixtures.decode(str(tmp_path / "broken.wav"))
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match="no audio files"):
         mixtures.audio_files(str(tmp_path / "nothing"))

@@ -68,14 +68,14 @@ def summaries(cells: Sequence[Cell]) -> list[dict]:
     entries = []
     for model, own in _by_model(cells).items():
         for over, found in (groups_of(own) | noise_levels_of(own)).items():
-            counts, strata = _counts([cell.answers for cell in found], [cell.test for cell in found])
+            counts, strata = _counts([cell.predictions for cell in found], [cell.test for cell in found])
             mean = interval_entry(_mean_uar, counts, strata=strata)
             entries.append(_entry(model, over, found, counts) | {"mean": mean})
     return entries
 
 
 def comparisons(cells: Sequence[Cell], baseline: str) -> list[dict]:
-    """Each other model less the baseline over each group, on the recordings that both answered for."""
+    """Each other model less the baseline over each group, on the recordings that both predicted."""
     by_model = _by_model(cells)
     theirs = {_pair_key(cell): cell for cell in by_model.get(baseline, [])}
     entries = []
@@ -84,7 +84,7 @@ def comparisons(cells: Sequence[Cell], baseline: str) -> list[dict]:
             continue
         for over, found in groups_of(own).items():
             pairs = [(cell, theirs[_pair_key(cell)]) for cell in found if _pair_key(cell) in theirs]
-            pairs = [_common(cell.answers, other.answers) + (cell,) for cell, other in pairs]
+            pairs = [_common(cell.predictions, other.predictions) + (cell,) for cell, other in pairs]
             pairs = [pair for pair in pairs if len(pair[0])]
             if len(pairs) < len(found):  # a mean over fewer cells would be another figure under the same name
                 continue
@@ -101,7 +101,7 @@ def corruption_errors(cells: Sequence[Cell], baseline: str) -> list[dict]:
 
     CE = 100 × Σ_levels error / Σ_levels baseline's error; relative CE the same with the error on clean speech
     subtracted from each; error = 1 − WA, and 1 − UAR in the fields that say so. With several corpora each error is
-    first averaged over them. Errors are counted on the recordings that both answered for.
+    first averaged over them. Errors are counted on the recordings that both predicted.
     """
     by_model = _by_model(cells)
     entries = []
@@ -139,15 +139,15 @@ def _pair_key(cell: Cell) -> tuple:
     return cell.protocol, train, cell.test, cell.condition, cell.level
 
 
-def _common(answers, others):
-    """Both models' answers for the recordings that both answered for, in the same order."""
-    shared, own_rows, other_rows = np.intersect1d(answers.names, others.names, return_indices=True)
-    return (answers.rows(own_rows), others.rows(other_rows)) if len(shared) else ([], [])
+def _common(predictions, others):
+    """Both models' predictions for the recordings that both predicted, in the same order."""
+    shared, own_rows, other_rows = np.intersect1d(predictions.names, others.names, return_indices=True)
+    return (predictions.rows(own_rows), others.rows(other_rows)) if len(shared) else ([], [])
 
 
-def _counts(answers: Sequence, tests: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _counts(predictions: Sequence, tests: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Confusion matrices (speakers, cells, C, C) over the speakers of all cells, and each speaker's corpus."""
-    found = [part.confusion() for part in answers]
+    found = [part.confusion() for part in predictions]
     places: dict[tuple[str, str], int] = {}
     for (_, speakers), test in zip(found, tests, strict=True):
         for speaker in speakers:
@@ -180,8 +180,8 @@ def _paired_errors(own: Sequence[Cell], theirs: Sequence[Cell], condition: str) 
         return None
     if any(_pair_key(cell) not in of_baseline for cell in cells):
         return None
-    both = [(cell.level, *_common(cell.answers, of_baseline[_pair_key(cell)].answers)) for cell in cells]
-    if not all(len(answers) for _, answers, _ in both):
+    both = [(cell.level, *_common(cell.predictions, of_baseline[_pair_key(cell)].predictions)) for cell in cells]
+    if not all(len(predictions) for _, predictions, _ in both):
         return None
     found: list[dict] = [{"tests": tests}, {"tests": tests}]
     for side, errors in enumerate(found, start=1):

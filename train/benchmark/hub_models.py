@@ -1,9 +1,9 @@
 """Finished models in the benchmark: any Hub audio-classification model, its labels put under the benchmark's scheme."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,12 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 from modeling_edrl_mea.recordings import SAMPLING_RATE, resample
 from train.data.embeddings import EmbeddingCache
 from train.data.emotions import EMOTIONS, LabelError, canonical_emotion, label_under_scheme, nearest_emotion
+from train.data.files import fingerprint, fingerprint_of_code, fingerprint_of_weights
 from train.evaluation.calibration import cross_fitted_temperatures
-from train.evaluation.predictions import AdaptationMode, probabilities_of
+from train.evaluation.predictions import SUFFIXES, AdaptationMode, probabilities_of
+
+from .contenders import BenchmarkData, TrialPredictions, condition_key
+from .protocols import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ class HubModel:
         options = {"trust_remote_code": trust_remote_code}
         config = AutoConfig.from_pretrained(source, **options)
         own_labels = [config.id2label[i] for i in range(len(config.id2label))]
-        self.class_of_label = map_labels(own_labels, classes, scheme, label_map, self.source)  # before the download
+        self.class_of_label = map_labels(own_labels, classes, scheme, label_map, self.source)  # before the weights come
         self.model = AutoModelForAudioClassification.from_pretrained(source, **options).to(device).eval()
         self.is_edrl_mea = config.model_type == "edrl_mea"
         if self.is_edrl_mea:
@@ -60,7 +64,10 @@ class HubModel:
         else:
             self.cache = ScoreCache(StockClassifier(self.model, source, options), cache)
 
+        self.modes: tuple[AdaptationMode, ...] = tuple(SUFFIXES) if self.is_edrl_mea else ("plain",)
         self.trained_on, self.trained_speakers, self.own_temperature = _training_of(self.folder)
+
+    noisy_copies, given_settings = 0, None
 
     @property
     def temperature_fitted_on(self) -> str:
@@ -82,46 +89,76 @@ class HubModel:
     def folder(self) -> str | None:
         return self.source if Path(self.source).is_dir() else None
 
-    def prepare(self, audio: Sequence, condition=None, title: str = "") -> np.ndarray:
-        """Layer statistics (N, L+1, S'), or scores (N, labels): what is slow, through the cache."""
-        return self.cache.embed(audio, condition, title=title)
+    @cached_property
+    def settings(self) -> dict:
+        """Everything that changes the predictions but the recordings; JSON-able."""
+        return {
+            "code": fingerprint_of_code(__name__),
+            "weights": fingerprint_of_weights(self.model),
+            "config": fingerprint(self.model.config.to_json_string(use_diff=False)),
+            "embeddings": self.cache.folder.name,
+            "classes": [self.classes, self.class_of_label],
+            "temperature": self.own_temperature,
+        }
 
-    def probabilities(
-        self, audio: Sequence, condition, rows: np.ndarray, way: AdaptationMode = "plain", speakers=None
-    ) -> np.ndarray:
-        """(n, C) over the benchmark's classes of some rows of a corpus in a condition (None: as recorded), of
-        `speakers` (n,)."""
-        found = self.prepare(audio, condition)[torch.from_numpy(rows)]
+    def trials(self, planned: Sequence[Trial], corpora: Mapping, test_rows: Mapping) -> list[Trial]:
+        """One a corpus: the listed rows, without the speakers that the model was trained on."""
+        found = []
+        for name, dataset in corpora.items():
+            rows = test_rows.get(name, np.arange(len(dataset)))
+            speakers = np.array(dataset["speaker"])[rows]
+            found.append(Trial("folds", {}, {}, {name: rows[~np.isin(speakers, list(self.trained_speakers))]}))
+        return found
+
+    def run(self, trial: Trial, data: BenchmarkData, conditions: Sequence) -> TrialPredictions:
+        """Predicts each test of the trial in each condition. ValueError where the model was trained on all of it."""
+        found = TrialPredictions()
+        for corpus, rows in trial.tests.items():
+            if not len(rows):
+                raise ValueError(f"{self.name} was trained on every speaker of {corpus}")
+            labels, speakers = (np.array(data.corpora[corpus][column])[rows] for column in ("label", "speaker"))
+            for mode in self.modes:
+                for condition in conditions:
+                    statistics = data.statistics(corpus, condition)[torch.from_numpy(rows)]
+                    probabilities = self.probabilities(statistics, mode, speakers)
+                    found.probabilities[mode, corpus, condition_key(condition)] = probabilities
+                    temperatures = self.temperatures(labels, probabilities, speakers) if condition is None else None
+                    if temperatures is not None:
+                        found.temperatures[mode, corpus] = temperatures
+        return found
+
+    def probabilities(self, statistics: torch.Tensor, mode: AdaptationMode = "plain", speakers=None) -> np.ndarray:
+        """(n, C) over the benchmark's classes, from layer statistics or scores of recordings of `speakers` (n,)."""
         if self.is_edrl_mea:
-            own = probabilities_of(self.model, found, way, speakers)
+            own = probabilities_of(self.model, statistics, mode, speakers)
         else:
-            own = found.double().softmax(-1).numpy()
+            own = statistics.double().softmax(-1).numpy()
         return under_classes(own, self.class_of_label, len(self.classes))
 
-    def temperatures(self, answers) -> np.ndarray | None:
-        """(N,) for `Predictions` on clean speech: the model's own, or cross-fitted over speakers; None for one."""
+    def temperatures(self, references, probabilities, speakers) -> np.ndarray | None:
+        """(n,) for predictions on clean speech: the model's own, or cross-fitted over speakers; None for one."""
         if self.own_temperature is not None:
-            return np.full(len(answers), self.own_temperature)
-        if len(set(answers.speakers.tolist())) < 2:
+            return np.full(len(references), self.own_temperature)
+        if len(set(speakers.tolist())) < 2:
             return None
-        return cross_fitted_temperatures(answers.references, answers.probabilities, answers.speakers)
+        return cross_fitted_temperatures(references, probabilities, speakers)
 
 
 def _training_of(folder: str | None) -> tuple[tuple[str, ...], frozenset[str], float | None]:
-    """What a model's own report says: corpora it was trained on, speakers it has heard, its temperature."""
+    """From a model's own report: corpora and speakers that it was trained on, its temperature."""
     file = Path(folder or "") / "report.json"
     if folder is None or not file.is_file():
         return (), frozenset(), None
     report = json.loads(file.read_text(encoding="utf-8"))
     training = report.get("training") or {}
     splits = training.get("splits") or {}
-    heard = frozenset(splits.get("train", [])) | frozenset(splits.get("validation", []))
+    speakers = frozenset(splits.get("train", [])) | frozenset(splits.get("validation", []))
     calibration = next((model.get("calibration") for model in report.get("models") or []), None) or {}
-    return tuple(corpus["name"] for corpus in training.get("corpora", [])), heard, calibration.get("temperature")
+    return tuple(corpus["name"] for corpus in training.get("corpora", [])), speakers, calibration.get("temperature")
 
 
 def map_labels(labels: Sequence[str], classes: Sequence[str], scheme: str, label_map, source: str) -> list[int | None]:
-    """The class of each of a model's labels, None for one outside the scheme, which then has no say."""
+    """The class of each of a model's labels, None for one outside the scheme, which is left out."""
     label_map = {key.lower(): value for key, value in (label_map or {}).items()}
     unused = set(label_map) - {label.lower() for label in labels}
     if unused:
@@ -136,26 +173,26 @@ def map_labels(labels: Sequence[str], classes: Sequence[str], scheme: str, label
         near = nearest_emotion(label_map.get(strange[0].lower(), strange[0])) or "anger"
         raise LabelError(
             f"{source}: the labels {strange} stand for no known emotion ({', '.join(EMOTIONS)}). "
-            f"Say which: --label_map {strange[0]}={near} …, or {strange[0]}= to leave it out."
+            f"Name them: --label_map {strange[0]}={near} …, or {strange[0]}= to leave it out."
         )
     found = [
         emotion if emotion in classes else label_under_scheme(emotion, scheme) if emotion else None
         for emotion in emotions
     ]
-    mute = [name for name in classes if name not in found]
-    if mute:
+    missing = [name for name in classes if name not in found]
+    if missing:
         raise LabelError(
-            f"{source} never says {', '.join(mute)}: its labels are {list(labels)}. Use a label_scheme whose "
-            f"classes it has, or --label_map LABEL={mute[0]}."
+            f"{source} cannot predict {', '.join(missing)}: its labels are {list(labels)}. Use a label_scheme whose "
+            f"classes it has, or --label_map LABEL={missing[0]}."
         )
     outside = [label for label, name in zip(labels, found, strict=True) if name not in classes]
     if outside:
-        logger.warning("%s: labels outside the classes have no say: %s", source, ", ".join(outside))
+        logger.warning("%s: labels outside the classes are left out: %s", source, ", ".join(outside))
     return [list(classes).index(name) if name in classes else None for name in found]
 
 
 def under_classes(probabilities: np.ndarray, class_of_label: Sequence[int | None], n_classes: int) -> np.ndarray:
-    """Probabilities (N, labels) summed by class and, as labels outside have no say, brought to 1: (N, C)."""
+    """Probabilities (N, labels) summed by class and, without labels outside, scaled to add up to 1: (N, C)."""
     summed = np.zeros((len(probabilities), n_classes))
     for label, place in enumerate(class_of_label):
         if place is not None:
@@ -182,11 +219,8 @@ class StockClassifier:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr(sorted(self.extract.to_dict().items(), key=str)).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        return f"scores-{digest.hexdigest()[:16]}"
+        settings = repr(sorted(self.extract.to_dict().items(), key=str))
+        return f"scores-{fingerprint_of_weights(self.model, settings=settings)}"
 
     @torch.no_grad()
     def embed_recordings(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:

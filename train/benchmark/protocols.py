@@ -3,7 +3,6 @@
 EmoBox's public folds and balanced cross-corpus lists (Ma et al. 2024) can be given as files in their place.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from train.data.emotions import canonical_emotion
-from train.data.recordings import CorpusError
+from train.data.files import fingerprint
+from train.data.recordings import CorpusError, recording_names
 from train.data.splits import SplitError, fold_indices, split_by_speaker
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Trial:
     @property
     def title(self) -> str:
         fold = f", fold {self.fold}" if self.fold is not None else ""
-        return f"{'+'.join(self.train)} → {'+'.join(self.tests)}{fold}"
+        return f"{'+'.join(self.train) or 'trained before'} → {'+'.join(self.tests)}{fold}"
 
 
 def plan(
@@ -118,27 +118,15 @@ def capped(dataset: Dataset, max_recordings: int | None) -> Dataset:
     """At most that many recordings, the same every time, spread evenly over speakers and classes."""
     if max_recordings is None or len(dataset) <= max_recordings:
         return dataset
-    names = recording_names(dataset)
+    names = recording_names(dataset["audio"])
     cells: dict[tuple, list[int]] = {}
     for row, cell in enumerate(zip(dataset["speaker"], dataset["label"], strict=True)):
         cells.setdefault(cell, []).append(row)
     ranked = []  # each cell's first recording, then each cell's second …
     for cell, rows in cells.items():
-        ordered = sorted(rows, key=lambda row: _hash(names[row]))
-        ranked += [(rank, _hash(f"{cell} {rank}"), row) for rank, row in enumerate(ordered)]
+        ordered = sorted(rows, key=lambda row: fingerprint(names[row], 64))
+        ranked += [(rank, fingerprint(f"{cell} {rank}", 64), row) for rank, row in enumerate(ordered)]
     return dataset.select(sorted(row for _, _, row in sorted(ranked)[:max_recordings]))
-
-
-def recording_names(dataset: Dataset) -> list[str]:
-    """What tells recordings of a corpus apart, wherever it lies: their folder's and their own name, no extension."""
-    audio = [
-        part if isinstance(part, str) else part.get("path") or str(row) for row, part in enumerate(dataset["audio"])
-    ]
-    return ["/".join(Path(path).with_suffix("").parts[-2:]) for path in audio]
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # --- folds and lists in files -------------------------------------------------------------------------
@@ -172,7 +160,7 @@ def read_list(file: str | Path, dataset: Dataset) -> np.ndarray:
     entries = [_entry(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     labels = dataset.features["label"].names
     rows_of: dict[str, list[int]] = {}
-    for row, name in enumerate(recording_names(dataset)):
+    for row, name in enumerate(recording_names(dataset["audio"])):
         for known_as in {name, name.rsplit("/", 1)[-1]}:
             rows_of.setdefault(known_as, []).append(row)
     label_of = [labels[label] for label in dataset["label"]]

@@ -13,7 +13,7 @@ from train.evaluation.predictions import SUFFIXES, row_without_adaptation
 from train.evaluation.report import corpus_entries, model_entry, new_report, result_row
 
 from .comparisons import comparisons, corruption_errors, summaries
-from .recipes import Recipe
+from .contenders import Contender
 from .runner import Benchmark, Cell
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def make_report(
     benchmark: Benchmark,
-    contenders: Sequence,
+    contenders: Sequence[Contender],
     cells: Sequence[Cell],
     *,
     command: str,
@@ -38,7 +38,7 @@ def make_report(
             result_row(
                 cell.model,
                 labels[row_without_adaptation(cell.model)],
-                cell.answers,
+                cell.predictions,
                 test=cell.test,
                 train=cell.train,
                 protocol=cell.protocol,
@@ -63,7 +63,9 @@ def make_report(
     )
 
 
-def add_plots(report: dict, benchmark: Benchmark, cells: Sequence[Cell], contenders: Sequence, folder: Path) -> None:
+def add_plots(
+    report: dict, benchmark: Benchmark, cells: Sequence[Cell], contenders: Sequence[Contender], folder: Path
+) -> None:
     """Draws what the cells allow into the folder, and names the files in `report["plots"]`."""
     draw = {
         "uar_against_snr": lambda path: report_plots.uar_against_snr(report, path),
@@ -77,25 +79,24 @@ def add_plots(report: dict, benchmark: Benchmark, cells: Sequence[Cell], contend
             report["plots"][name] = f"{name}.png"
 
 
-def _model_entries(contender, cells: Sequence[Cell]) -> list[dict]:
+def _model_entries(contender: Contender, cells: Sequence[Cell]) -> list[dict]:
     entries = []
     for name in (contender.name + suffix for suffix in SUFFIXES.values()):
         own = [cell for cell in cells if cell.model == name]
         if not own and name != contender.name:
             continue
         found = [cell.temperatures for cell in own if cell.temperatures is not None and cell.protocol == "clean"]
-        recipe = isinstance(contender, Recipe)
         entries.append(
             model_entry(
                 name,
                 contender.classes,
                 source=contender.source,
-                folder=None if recipe else contender.folder,
+                folder=contender.folder,
                 parameters=contender.parameters,
                 temperature=float(np.exp(np.log(np.concatenate(found)).mean())) if found else None,
                 fitted_on=contender.temperature_fitted_on,
                 adapted=name != contender.name,
-                **({"settings": contender.given_settings} if recipe else {}),
+                **({} if contender.given_settings is None else {"settings": contender.given_settings}),
             )
         )
     return entries
@@ -119,7 +120,7 @@ def _noise(benchmark: Benchmark, noise_dir, rir_dir) -> dict:
     return found
 
 
-def _embeddings(benchmark: Benchmark, contenders: Sequence):
+def _embeddings(benchmark: Benchmark, contenders: Sequence[Contender]):
     """Clean speech by the first contender: vectors (N, S), emotions (N,), corpora (N,), and what the vectors are."""
     contender = contenders[0]
     vectors, emotions, corpora = [], [], []
@@ -127,7 +128,7 @@ def _embeddings(benchmark: Benchmark, contenders: Sequence):
         if (name, "clean") in benchmark.failed:
             continue
         audio = list(dataset["audio"])
-        vectors.append(contender.prepare(audio, title=name).flatten(1).numpy())
+        vectors.append(contender.cache.embed(audio, title=name).flatten(1).numpy())
         emotions += [contender.classes[label] for label in dataset["label"]]
         corpora += [name] * len(audio)
     return np.concatenate(vectors), np.array(emotions), np.array(corpora), contender.embedding_name

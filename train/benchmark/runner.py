@@ -1,12 +1,10 @@
 """All contenders through all protocols: what scripts/benchmark_robustness.py runs.
 
-Slow work is stored piece by piece and addressed by content: embeddings and scores by the cache, each recipe's answers
-in each trial by `AnswerStore`. So a run that was killed goes on where it was, and another run that shares a part with
-it starts from there. What fails is listed, and everything else stands.
+Slow work is stored piece by piece and addressed by content: embeddings and scores by the cache, each contender's
+predictions in each trial by `store_predictions`. So a run that was killed goes on where it was, and another run that
+shares a part with it starts from there. What fails is listed, and everything else stands.
 """
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +17,19 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from train.data.files import atomic_write
+from train.data.files import atomic_write, fingerprint
+from train.data.recordings import recording_names
 from train.evaluation.predictions import SUFFIXES, AdaptationMode, Predictions
 
-from .hub_models import HubModel
-from .protocols import Trial, recording_names
-from .recipes import BenchmarkData, Recipe, TrialPredictions, condition_key, method_fingerprint
+from .contenders import BenchmarkData, Contender, TrialPredictions, condition_key
+from .protocols import Trial
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Cell:
-    """One model's answers on one corpus in one condition: what becomes a row of the report."""
+    """One model's predictions on one corpus in one condition: what becomes a row of the report."""
 
     model: str
     protocol: str
@@ -40,7 +38,7 @@ class Cell:
     condition: str
     level: int | None
     setting: dict | None
-    answers: Predictions
+    predictions: Predictions
     temperatures: np.ndarray | None  # (N,) each fitted on other speakers
     folds: dict | None = None
 
@@ -56,7 +54,7 @@ class Benchmark:
     corpora: Mapping  # datasets by name
     trials: Sequence[Trial]
     conditions: Sequence
-    folder: Path  # of the stored answers
+    folder: Path  # of the stored predictions
     augmentation: object = None
     adapt: Sequence[AdaptationMode] = ()
     n_processes: int = 1  # that train at once
@@ -64,56 +62,51 @@ class Benchmark:
     errors: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
-        self.names = {name: np.array(recording_names(dataset)) for name, dataset in self.corpora.items()}
+        self.names = {name: np.array(recording_names(dataset["audio"])) for name, dataset in self.corpora.items()}
         self.columns = {
             name: (np.array(dataset["label"]), np.array(dataset["speaker"])) for name, dataset in self.corpora.items()
         }
         self.failed: set[tuple[str, str]] = set()  # (corpus, condition) that no backbone could be given
 
-    def run(self, contenders: Sequence) -> list[Cell]:
-        recipes = [contender for contender in contenders if isinstance(contender, Recipe)]
-        data = self.embed([contender for contender in contenders if contender not in recipes], recipes)
-        # Recipe after recipe in each trial: what the trial is trained and tested on is read once.
+    def run(self, contenders: Sequence[Contender]) -> list[Cell]:
+        trials = {
+            contender.name: contender.trials(self.trials, self.corpora, self.test_rows) for contender in contenders
+        }
+        data = self.embed(contenders, trials)
+        # Contender after contender in each trial: what the trial is trained and tested on is read once.
         jobs = [
-            (recipe, trial, data[id(recipe)])
-            for trial in self.trials
-            for recipe in recipes
-            if trial.protocol == "folds" or not recipe.hears_tests  # elsewhere tests are clean: nothing to hear
+            (contender, trial, data[contender.name]) for contender in contenders for trial in trials[contender.name]
         ]
+        order = {id(trial): place for place, trial in enumerate(self.trials)}
+        jobs.sort(key=lambda job: order.get(id(job[1]), -1))
         done = {}
-        finished = tqdm(self.trained(jobs), desc="training", unit="trial", total=len(jobs), disable=not jobs)
-        for (recipe, trial, _), answers, error in finished:
+        finished = tqdm(self.evaluated(jobs), desc="trials", unit="trial", total=len(jobs), disable=not jobs)
+        for (contender, trial, _), predictions, error in finished:
             if error is None:
-                done[recipe.name, id(trial)] = answers
+                done[contender.name, id(trial)] = predictions
             else:
-                self.fail(recipe.name, f"{trial.title}: {error}", trial)
-        cells = []
-        for contender in contenders:
-            if isinstance(contender, Recipe):
-                cells += self.recipe_cells(contender, done)
-            else:
-                cells += self.pretrained_cells(contender)
-        return cells
+                self.fail(contender.name, f"{trial.title}: {error}", trial)
+        return [cell for contender in contenders for cell in self.cells(contender, trials[contender.name], done)]
 
-    def trained(self, jobs: Sequence) -> Iterator:
-        """(job, its answers, None), or (job, None, what went wrong), in any order, by `n_processes` at once."""
+    def evaluated(self, jobs: Sequence) -> Iterator:
+        """(job, its predictions, None), or (job, None, what went wrong), in any order, by `n_processes` at once."""
         if self.n_processes == 1 or len(jobs) < 2:
-            yield from (self.attempt(job) for job in jobs)
+            yield from map(self.attempt, jobs)
             return
-        # Forked, processes share the recipes and the statistics that are in memory.
+        # Forked, processes share the contenders and the statistics that are in memory.
         with ProcessPoolExecutor(self.n_processes, get_context("fork"), torch.set_num_threads, (1,)) as pool:
             global _running
             _running = self, jobs
             for future in as_completed([pool.submit(_attempt_numbered, number) for number in range(len(jobs))]):
-                number, answers, error = future.result()
-                yield jobs[number], answers, error
+                number, predictions, error = future.result()
+                yield jobs[number], predictions, error
 
     def attempt(self, job) -> tuple:
-        recipe, trial, data = job
+        contender, trial, data = job
         try:
-            return job, self.evaluate(recipe, trial, data), None
+            return job, self.evaluate(contender, trial, data), None
         except Exception as error:  # one failure must not cost the others' results
-            logger.debug("%s, %s", recipe.name, trial.title, exc_info=True)
+            logger.debug("%s, %s", contender.name, trial.title, exc_info=True)
             return job, None, f"{type(error).__name__}: {error}"
 
     def fail(self, model: str, error, trial: Trial | None = None, **where) -> None:
@@ -130,145 +123,114 @@ class Benchmark:
 
     # --- embeddings -----------------------------------------------------------------------------------
 
-    def embed(self, pretrained: Sequence[HubModel], recipes: Sequence[Recipe]) -> dict:
+    def embed(self, contenders: Sequence[Contender], trials: Mapping) -> dict[str, BenchmarkData]:
         """Everything slow, before anything is trained: each backbone once over each corpus and condition."""
-        caches: dict[Path, BenchmarkData] = {}
-        data = {}
-        for recipe in recipes:
-            held = BenchmarkData(self.corpora, recipe.cache, self.augmentation)
-            data[id(recipe)] = caches.setdefault(recipe.cache.folder, held)
-        tested = {name for trial in self.trials for name in trial.tests}
-        in_folds = {name for trial in self.trials if trial.protocol == "folds" for name in trial.tests}
-        jobs = [(held.statistics, name, None) for held in caches.values() for name in self.corpora]
-        jobs += [
-            (held.statistics, name, condition)
-            for held in caches.values()
-            for name in self.corpora
-            if name in tested & in_folds
-            for condition in self.conditions
-        ]
-        jobs += [
-            (contender.prepare, name, condition)
-            for contender in pretrained
-            for name in self.corpora
-            for condition in (None, *self.conditions)
-        ]
-        copies = max((recipe.noisy_copies for recipe in recipes), default=0)
-        for act, name, condition in tqdm(jobs, desc="corpora in conditions", unit="condition", disable=not jobs):
+        by_folder: dict[Path, BenchmarkData] = {}
+        data, jobs, copies = {}, {}, {}
+        for contender in contenders:
+            fresh = BenchmarkData(self.corpora, contender.cache, self.augmentation)
+            held = data[contender.name] = by_folder.setdefault(contender.cache.folder, fresh)
+            in_conditions = {
+                name for trial in trials[contender.name] if trial.protocol == "folds" for name in trial.tests
+            }
+            for name in self.corpora:
+                for condition in (None, *self.conditions) if name in in_conditions else (None,):
+                    jobs[id(held), name, condition_key(condition)] = held, name, condition
+                for number in range(contender.noisy_copies):
+                    copies[id(held), name, number] = held, name, number
+        for held, name, condition in tqdm(jobs.values(), desc="corpora in conditions", unit="condition"):
             title = f"{name}, {condition.name} {condition.level}" if condition is not None else name
             try:
-                act(name if act.__name__ == "statistics" else list(self.corpora[name]["audio"]), condition, title=title)
+                held.statistics(name, condition, title=title)
             except (ValueError, OSError, RuntimeError) as error:
                 if (name, condition_key(condition)) not in self.failed:
                     self.fail("all", f"{title}: {error}", test=name)
                 self.failed.add((name, condition_key(condition)))
-        for held in caches.values():
-            for name in self.corpora:
-                for number in range(copies if (name, "clean") not in self.failed else 0):
-                    held.noisy_copy(name, number, f"{name}, noisy copy {number + 1} of {copies}")
+        for held, name, number in copies.values():
+            if (name, "clean") not in self.failed:
+                held.statistics(name, self.augmentation, number, f"{name}, noisy copy {number + 1}")
         return data
 
     def usable(self, corpus: str) -> list:
         """Conditions of a corpus that could be made: None for clean speech, then corruptions."""
         return [c for c in (None, *self.conditions) if (corpus, condition_key(c)) not in self.failed]
 
-    # --- recipes --------------------------------------------------------------------------------------
+    # --- predictions ----------------------------------------------------------------------------------
 
-    def evaluate(self, recipe: Recipe, trial: Trial, data: BenchmarkData) -> TrialPredictions:
-        """From the store, or trained now and stored."""
+    def evaluate(self, contender: Contender, trial: Trial, data: BenchmarkData) -> TrialPredictions:
+        """From the store, or computed now and stored."""
         unusable = [name for name in (*trial.train, *trial.tests) if (name, "clean") in self.failed]
         if unusable:
             raise ValueError(f"{', '.join(unusable)} could not be read")
         conditions = self.usable(next(iter(trial.tests))) if trial.protocol == "folds" else [None]
-        address = self.folder / "answers" / f"{self.address(recipe, trial, conditions)}.npz"
-        if not address.is_file():
-            store_answers(address, recipe.run(trial, data, conditions))
-        return read_answers(address)
+        path = self.folder / "predictions" / f"{self.address(contender, trial, conditions)}.npz"
+        if not path.is_file():
+            store_predictions(path, contender.run(trial, data, conditions))
+        return read_predictions(path)
 
-    def address(self, recipe: Recipe, trial: Trial, conditions: Sequence) -> str:
+    def address(self, contender: Contender, trial: Trial, conditions: Sequence) -> str:
         def rows(by_corpus):
             return {name: self.content(name, picked) for name, picked in by_corpus.items()}
 
         settings = {
-            "method": method_fingerprint(),
-            "recipe": recipe.settings,
-            "augmentation": self.augmentation.fingerprint if recipe.noisy_copies else None,
+            "contender": contender.settings,
+            "augmentation": self.augmentation.fingerprint if contender.noisy_copies else None,
             "train": rows(trial.train),
             "validation": rows(trial.validation),
             "tests": rows(trial.tests),
             "conditions": [condition_key(condition) for condition in conditions],
         }
-        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        return fingerprint(settings, 24)
 
     def content(self, corpus: str, rows: np.ndarray) -> str:
         labels, speakers = self.columns[corpus]
         audio = self.corpora[corpus]["audio"]
         sizes = [os.stat(audio[row]).st_size if isinstance(audio[row], str) else 0 for row in rows.tolist()]
-        text = "\n".join(map(str, zip(self.names[corpus][rows], labels[rows], speakers[rows], sizes, strict=True)))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(
+            "\n".join(map(str, zip(self.names[corpus][rows], labels[rows], speakers[rows], sizes, strict=True)))
+        )
 
-    def recipe_cells(self, recipe: Recipe, done: Mapping) -> list[Cell]:
+    # --- cells ----------------------------------------------------------------------------------------
+
+    def cells(self, contender: Contender, trials: Sequence[Trial], done: Mapping) -> list[Cell]:
         groups: dict[tuple, list[Trial]] = {}
-        for trial in self.trials:
+        for trial in trials:
             for test in trial.tests:
-                groups.setdefault((trial.protocol, tuple(trial.train), test), []).append(trial)
+                groups.setdefault((trial.protocol, contender.trained_on or tuple(trial.train), test), []).append(trial)
         cells = []
-        for (protocol, train, test), trials in groups.items():
-            if all((recipe.name, id(trial)) in done for trial in trials):  # a fold that failed takes its corpus's row
-                parts = [(trial, done[recipe.name, id(trial)]) for trial in trials]
-                for way in ("plain", *self.adapt):
-                    cells += self.joined_cells(recipe.name, way, protocol, train, test, parts)
+        for (protocol, train, test), parts in groups.items():
+            if any((contender.name, id(trial)) not in done for trial in parts):
+                continue  # a fold that failed takes its corpus's row
+            predicted = [(trial, done[contender.name, id(trial)]) for trial in parts]
+            for mode in ("plain", *self.adapt):
+                if mode in contender.modes:
+                    cells += self.joined_cells(contender.name, mode, protocol, train, test, predicted)
         return cells
 
-    def joined_cells(self, name, way: AdaptationMode, protocol, train, test, parts) -> list[Cell]:
+    def joined_cells(self, name, mode: AdaptationMode, protocol, train, test, parts) -> list[Cell]:
         """The folds of one corpus as one cell a condition."""
+        temperatures = None
+        if all((mode, test) in found.temperatures for _, found in parts):
+            temperatures = np.concatenate([found.temperatures[mode, test] for _, found in parts])
         cells = []
         for condition in self.usable(test) if protocol == "folds" else [None]:
-            answers, temperatures = [], []
-            for trial, found in parts:
-                said = found.probabilities[way, test, condition_key(condition)]
-                answers.append(self.as_answers(test, trial.tests[test], said))
-                temperatures.append(np.full(len(said), np.nan if found.temperature is None else found.temperature))
-            joined = np.concatenate(temperatures)
-            row, folds = name + SUFFIXES[way], parts[0][0].folds
-            cells.append(self.cell(row, protocol, train, test, condition, Predictions.joined(answers), folds))
-            cells[-1].temperatures = None if np.isnan(joined).any() else joined
+            joined = Predictions.joined(
+                [
+                    self.predictions(test, trial.tests[test], found.probabilities[mode, test, condition_key(condition)])
+                    for trial, found in parts
+                ]
+            )
+            label, level, setting = "clean", None, None
+            if condition is not None:
+                label, level, setting = condition.name, condition.level, condition.setting
+            shown = protocol if protocol != "folds" else "clean" if condition is None else "corruption"
+            about = (label, level, setting, joined, temperatures, parts[0][0].folds)
+            cells.append(Cell(name + SUFFIXES[mode], shown, train, test, *about))
         return cells
 
-    def cell(self, name, protocol, train, test, condition, answers: Predictions, folds=None) -> Cell:
-        if protocol == "folds":
-            protocol = "clean" if condition is None else "corruption"
-        label, level, setting = "clean", None, None
-        if condition is not None:
-            label, level, setting = condition.name, condition.level, condition.setting
-        return Cell(name, protocol, tuple(train), test, label, level, setting, answers, None, folds)
-
-    def as_answers(self, corpus: str, rows: np.ndarray, probabilities: np.ndarray) -> Predictions:
+    def predictions(self, corpus: str, rows: np.ndarray, probabilities: np.ndarray) -> Predictions:
         labels, speakers = self.columns[corpus]
         return Predictions(labels[rows], probabilities, speakers[rows], self.names[corpus][rows])
-
-    # --- finished models ------------------------------------------------------------------------------
-
-    def pretrained_cells(self, contender: HubModel) -> list[Cell]:
-        cells = []
-        ways = ("plain", *(self.adapt if contender.is_edrl_mea else ()))
-        for corpus, dataset in self.corpora.items():
-            rows = self.test_rows.get(corpus, np.arange(len(dataset)))
-            rows = rows[~np.isin(self.columns[corpus][1][rows], list(contender.trained_speakers))]
-            if not len(rows):
-                self.fail(contender.name, f"{contender.name} was trained on every speaker of {corpus}", test=corpus)
-                continue
-            speakers = self.columns[corpus][1][rows]
-            for way in ways:
-                row, temperatures = contender.name + SUFFIXES[way], None
-                for condition in self.usable(corpus):
-                    said = contender.probabilities(list(dataset["audio"]), condition, rows, way, speakers)
-                    answers = self.as_answers(corpus, rows, said)
-                    if condition is None:
-                        temperatures = contender.temperatures(answers)
-                    cells.append(self.cell(row, "folds", contender.trained_on, corpus, condition, answers))
-                    cells[-1].temperatures = temperatures
-        return cells
 
 
 _running: tuple = ()  # the benchmark and its jobs, for the processes forked from this one
@@ -276,24 +238,24 @@ _running: tuple = ()  # the benchmark and its jobs, for the processes forked fro
 
 def _attempt_numbered(number: int) -> tuple:
     benchmark, jobs = _running
-    _, answers, error = benchmark.attempt(jobs[number])
-    return number, answers, error
+    _, predictions, error = benchmark.attempt(jobs[number])
+    return number, predictions, error
 
 
-# --- stored answers -----------------------------------------------------------------------------------
+# --- stored predictions -------------------------------------------------------------------------------
 
 
-def store_answers(path: Path, answers: TrialPredictions) -> None:
+def store_predictions(path: Path, predictions: TrialPredictions) -> None:
     """One file a trial, written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"|".join(place): said for place, said in answers.probabilities.items()}
+    arrays = {"|".join(place): found for place, found in predictions.probabilities.items()}
+    arrays |= {"|".join(place): found for place, found in predictions.temperatures.items()}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, temperature=np.float64(answers.temperature or np.nan), **arrays)
+        np.savez(file, **arrays)
 
 
-def read_answers(path: Path) -> TrialPredictions:
+def read_predictions(path: Path) -> TrialPredictions:
     with np.load(path) as stored:
-        parts = {name: stored[name] for name in stored.files}
-    temperature = float(parts.pop("temperature"))
-    probabilities = {tuple(name.split("|")): said for name, said in parts.items()}
-    return TrialPredictions(probabilities, None if np.isnan(temperature) else temperature)
+        arrays = {tuple(name.split("|")): stored[name] for name in stored.files}
+    probabilities = {place: found for place, found in arrays.items() if len(place) == 3}
+    return TrialPredictions(probabilities, {place: found for place, found in arrays.items() if len(place) == 2})

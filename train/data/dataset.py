@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .embeddings import EmbeddingCache, Embeddings, balanced_weights
+from .recordings import recording_names
 
 if TYPE_CHECKING:
     from train.degradation.augmentation import Augmentation
@@ -38,7 +40,9 @@ class SpeechDataset(torch.utils.data.Dataset):
     def __post_init__(self):
         self.epoch = 0
         self.audio = list(self.dataset["audio"])
-        self.names = [f"{corpus}/{row}" for row, corpus in enumerate(self.dataset["corpus"])]
+        # What noise is drawn from: the same for a recording whatever else there is.
+        names = zip(self.dataset["corpus"], recording_names(self.audio), strict=True)
+        self.names = [f"{corpus}/{name}" for corpus, name in names]
         self.labels = torch.tensor(self.dataset["label"]).repeat(1 + self.n_copies)
         self.corpora = list(self.dataset["corpus"]) * (1 + self.n_copies)
         self.sample_weights = balanced_weights(self.labels, self.corpora)
@@ -72,13 +76,19 @@ class SpeechDataset(torch.utils.data.Dataset):
 
         condition: a corruption that the recordings are tested under.
         """
-        chunks = cache.chunks(self.audio, condition, title=self.title)
+        chunks = self.chunks(cache, condition)
         for copy in range(self.n_copies):
-            names, title = [f"{name}#{copy}" for name in self.names], f"noisy copy {copy + 1} of {self.n_copies}"
-            chunks += cache.chunks(self.audio, self.augmentation, names, title)
+            chunks += self.chunks(cache, copy=copy, title=f"noisy copy {copy + 1} of {self.n_copies}")
         repeats = 1 + self.n_copies
         speakers, originals = list(self.dataset["speaker"]) * repeats, torch.arange(len(self.audio)).repeat(repeats)
         return Embeddings(cache.joined(chunks), self.labels, speakers, originals, self.corpora)
+
+    def chunks(self, cache: EmbeddingCache, condition=None, copy: int | None = None, title: str = "") -> list[Path]:
+        """Files of the cache with the recordings' statistics: as recorded, in a condition, or of one noisy copy."""
+        if copy is None:
+            return cache.chunks(self.audio, condition, title=title or self.title)
+        keys = [f"{name}#{copy}" for name in self.names]
+        return cache.chunks(self.audio, self.augmentation, keys, title or self.title)
 
 
 @dataclass

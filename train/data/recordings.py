@@ -54,6 +54,12 @@ def speaker_key(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
+def recording_names(audio: Sequence) -> list[str]:
+    """What tells recordings of a corpus apart, wherever it lies: their folder's and their own name, no extension."""
+    paths = [part if isinstance(part, str) else part.get("path") or str(row) for row, part in enumerate(audio)]
+    return ["/".join(Path(path).with_suffix("").parts[-2:]) for path in paths]
+
+
 def first_files(folder: Path, count: int = 3) -> str:
     """The first few files under a folder, for messages."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -47,26 +47,16 @@ def split_by_speaker(
     return _rows(dataset, ~is_held_out), _rows(dataset, is_held_out)
 
 
-def grouped_folds(
+def fold_indices(
     dataset: Dataset, n_folds: int | None = None, seed: int = 0, allow_shared_speakers: bool = False
-) -> list[tuple[Dataset, Dataset]]:
-    """(training, test) datasets of each fold; every speaker is tested in exactly one fold.
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers (training, test) of each fold; every speaker is tested in exactly one fold.
 
     n_folds None: as many as there are speakers up to FEW_SPEAKERS, else 5. One speaker is left out per fold
     where folds are as many as speakers; else classes are spread over folds as evenly as whole speakers allow
     (scikit-learn's StratifiedGroupKFold).
     Raises SplitError for one speaker, unknown speakers, or fewer than two folds.
     """
-    return [
-        (_rows(dataset, train), _rows(dataset, test))
-        for train, test in fold_indices(dataset, n_folds, seed, allow_shared_speakers)
-    ]
-
-
-def fold_indices(
-    dataset: Dataset, n_folds: int | None = None, seed: int = 0, allow_shared_speakers: bool = False
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers (training, test) of each of `grouped_folds`, for embeddings computed once for all rows."""
     if n_folds is not None and n_folds < 2:
         raise SplitError(f"{n_folds} folds: at least two are needed, so that no recording is trained and tested on")
     groups = _groups(dataset, allow_shared_speakers)

@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 from .metrics import calibration_by_speaker, calibration_error_of
 from .predictions import SUFFIXES, Predictions, row_without_adaptation
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe & Ito
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe & Ito
 MARKERS = "osD^vPX*"
 MAPPED = 400  # recordings of each corpus in the map: more hide one another
 DPI = 130
@@ -27,7 +27,7 @@ FEWEST = 5  # recordings in a bin of the reliability diagram whose accuracy mean
 def uar_against_snr(report: dict, path: Path) -> bool:
     """UAR over noise sources and corpora against the SNR of recorded and of Gaussian noise, clean speech beside it.
 
-    Rows of panels are kinds of noise, columns ways to adapt.
+    Rows of panels are kinds of noise, columns modes of adaptation.
     """
     found = {(entry["model"], entry["over"]): entry["mean"] for entry in report.get("summaries", [])}
     kinds = {}
@@ -39,18 +39,18 @@ def uar_against_snr(report: dict, path: Path) -> bool:
         return False
     models = [model["name"] for model in report["models"] if (model["name"], "clean") in found]
     plain = list(dict.fromkeys(map(row_without_adaptation, models)))
-    ways = [suffix for suffix in SUFFIXES.values() if any(name + suffix in models for name in plain)]
-    figure = Figure(figsize=(3.4 * len(ways) + 2, 3.8 * len(kinds) + 0.4), layout="constrained")
-    grid = figure.subplots(len(kinds), len(ways), sharey=True, squeeze=False)
+    modes = [suffix for suffix in SUFFIXES.values() if any(name + suffix in models for name in plain)]
+    figure = Figure(figsize=(3.4 * len(modes) + 2, 3.8 * len(kinds) + 0.4), layout="constrained")
+    grid = figure.subplots(len(kinds), len(modes), sharey=True, squeeze=False)
     for axes, (kind, (title, levels)) in zip(grid, kinds.items(), strict=True):
         overs = ["clean", *(f"{kind}: {level} dB" for level in levels)]
-        for axis, way in zip(axes, ways, strict=True):
+        for axis, mode in zip(axes, modes, strict=True):
             for place, name in enumerate(plain):
                 shift = (place - (len(plain) - 1) / 2) * min(0.06, SPREAD / len(plain))
-                if name + way in models:
-                    _line(axis, [found.get((name + way, over)) for over in overs], name, place, shift)
+                if name + mode in models:
+                    _line(axis, [found.get((name + mode, over)) for over in overs], name, place, shift)
             axis.set_xticks(range(len(overs)), ["clean", *map(str, levels)])
-            axis.set(title=f"{title}, {way.removeprefix(' + ')}" if way else title, xlabel="SNR, dB")
+            axis.set(title=f"{title}, {mode.removeprefix(' + ')}" if mode else title, xlabel="SNR, dB")
             axis.grid(alpha=0.3)
         axes[0].set_ylabel(f"UAR, % (95% over speakers; chance {100 / len(report['models'][0]['labels']):.0f})")
     handles = {}
@@ -62,14 +62,14 @@ def uar_against_snr(report: dict, path: Path) -> bool:
 
 def _line(axis, means: Sequence[dict | None], name: str, place: int, shift: float) -> None:
     """One model's line; its interval bars stand `shift` aside, so that they do not hide the others'."""
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
     places = [at for at, mean in enumerate(means) if mean is not None]
     values = np.array([100 * means[at]["value"] for at in places])
-    axis.plot(np.array(places) + shift, values, color=colour, marker=marker, markersize=4, label=name)
+    axis.plot(np.array(places) + shift, values, color=color, marker=marker, markersize=4, label=name)
     for at in places:
         low, high = means[at]["low"], means[at]["high"]
         if low is not None:
-            axis.plot([at + shift] * 2, [100 * low, 100 * high], color=colour, linewidth=1, alpha=0.6)
+            axis.plot([at + shift] * 2, [100 * low, 100 * high], color=color, linewidth=1, alpha=0.6)
 
 
 def cross_corpus(report: dict, path: Path) -> bool:
@@ -130,7 +130,7 @@ def confusion(report: dict, path: Path) -> bool:
 
 
 def reliability(cells: Sequence, path: Path) -> bool:
-    """Accuracy against confidence on clean speech, as the model says it and with temperature."""
+    """Accuracy against confidence on clean speech, uncalibrated and with temperature."""
     models = list(dict.fromkeys(cell.model for cell in cells if cell.protocol == "clean"))
     if not models:
         return False
@@ -138,11 +138,11 @@ def reliability(cells: Sequence, path: Path) -> bool:
     for axis, model in zip(axes, models, strict=True):
         own = [cell for cell in cells if cell.model == model and cell.protocol == "clean"]
         axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
-        error = _reliability_line(axis, [cell.answers for cell in own], COLOURS[1], "as the model says")
+        error = _reliability_line(axis, [cell.predictions for cell in own], COLORS[1], "uncalibrated")
         title = f"{model}\nECE {error:.1f} %"
         if all(cell.temperatures is not None for cell in own):
-            scaled = [cell.answers.calibrated(cell.temperatures) for cell in own]
-            error = _reliability_line(axis, scaled, COLOURS[0], "with temperature")
+            scaled = [cell.predictions.calibrated(cell.temperatures) for cell in own]
+            error = _reliability_line(axis, scaled, COLORS[0], "with temperature")
             title += f", with temperature {error:.1f} %"
         axis.set(xlim=(0.2, 1.02), ylim=(0, 1.02), xticks=np.arange(0.2, 1.01, 0.2))
         axis.set_title(title, fontsize=9)
@@ -153,22 +153,22 @@ def reliability(cells: Sequence, path: Path) -> bool:
     return _save(figure, path)
 
 
-def _reliability_line(axis, parts: Sequence[Predictions], colour: str, label: str) -> float:
+def _reliability_line(axis, parts: Sequence[Predictions], color: str, label: str) -> float:
     """Draws one; returns its calibration error in percent."""
     joined = Predictions.joined(parts)
     counts, _ = calibration_by_speaker(joined.references, joined.probabilities, np.zeros(len(joined)))
     recordings, correct, confidence = counts[0].T
     filled = recordings >= FEWEST
     x, y = confidence[filled] / recordings[filled], correct[filled] / recordings[filled]
-    axis.plot(x, y, color=colour, linewidth=1, label=label)
-    axis.scatter(x, y, s=4 + 120 * recordings[filled] / recordings.sum(), color=colour, alpha=0.7, linewidths=0)
+    axis.plot(x, y, color=color, linewidth=1, label=label)
+    axis.scatter(x, y, s=4 + 120 * recordings[filled] / recordings.sum(), color=color, alpha=0.7, linewidths=0)
     return float(100 * calibration_error_of(counts[0]))
 
 
 def embedding_map(
     vectors: np.ndarray, emotions: np.ndarray, corpora: np.ndarray, what: str, path: Path, seed: int = 0
 ) -> bool:
-    """t-SNE (van der Maaten & Hinton 2008) of embeddings (N, S), once coloured by emotion and once by corpus."""
+    """t-SNE (van der Maaten & Hinton 2008) of embeddings (N, S), once colored by emotion and once by corpus."""
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(np.flatnonzero(corpora == name))[:MAPPED] for name in dict.fromkeys(corpora.tolist())]
     rows = np.concatenate(chosen)
@@ -185,10 +185,10 @@ def embedding_map(
     ):
         names = list(dict.fromkeys(sorted(groups.tolist())))
         order = rng.permutation(len(rows))  # no group lies on top of the others
-        colours = np.array([COLOURS[names.index(group) % len(COLOURS)] for group in groups])
-        axis.scatter(*points[order].T, c=colours[order], s=9, alpha=0.75, linewidths=0)
+        colors = np.array([COLORS[names.index(group) % len(COLORS)] for group in groups])
+        axis.scatter(*points[order].T, c=colors[order], s=9, alpha=0.75, linewidths=0)
         handles = [
-            Line2D([], [], marker="o", linestyle="", color=COLOURS[place % len(COLOURS)], label=name)
+            Line2D([], [], marker="o", linestyle="", color=COLORS[place % len(COLORS)], label=name)
             for place, name in enumerate(names)
         ]
         axis.legend(handles=handles, fontsize=8, loc="best", framealpha=0.9)
@@ -217,8 +217,8 @@ def _heat_map(axis, table: np.ndarray, rows: Sequence[str], columns: Sequence[st
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     for (line, column), value in np.ndenumerate(table):
         if np.isfinite(value):
-            colour = "w" if (value - low) / (high - low) < 0.6 else "k"
-            axis.text(column, line, form.format(value), ha="center", va="center", fontsize=8, color=colour)
+            color = "w" if (value - low) / (high - low) < 0.6 else "k"
+            axis.text(column, line, form.format(value), ha="center", va="center", fontsize=8, color=color)
     return image
 
 

@@ -7,19 +7,19 @@ from train.evaluation.metrics import uar
 from train.evaluation.predictions import Predictions
 
 
-def answers(corpus: str, accuracy: float, seed: int = 0, n_speakers: int = 8) -> Predictions:
+def predictions_of(corpus: str, accuracy: float, seed: int = 0, n_speakers: int = 8) -> Predictions:
     rng = np.random.default_rng(seed)
     references = np.arange(160) % 4
-    said = np.where(rng.random(160) < accuracy, references, (references + 1) % 4)
+    predicted = np.where(rng.random(160) < accuracy, references, (references + 1) % 4)
     names = np.array([f"{corpus}/{i}" for i in range(160)])
     speakers = np.array([f"{corpus}_{i % n_speakers}" for i in range(160)])
-    return Predictions(references, np.eye(4)[said], speakers, names)
+    return Predictions(references, np.eye(4)[predicted], speakers, names)
 
 
 def cell(model, corpus, accuracy, condition="clean", level=None, snr=None, protocol=None, train=(), seed=0) -> Cell:
     protocol = protocol or ("clean" if condition == "clean" else "corruption")
     setting = {"snr_db": snr} if snr is not None else None
-    return Cell(model, protocol, train, corpus, condition, level, setting, answers(corpus, accuracy, seed), None)
+    return Cell(model, protocol, train, corpus, condition, level, setting, predictions_of(corpus, accuracy, seed), None)
 
 
 @pytest.fixture
@@ -38,23 +38,23 @@ def cells():
 def test_a_mean_is_the_mean_of_its_cells(cells):
     found = {(entry["model"], entry["over"]): entry for entry in summaries(cells)}
     noisy = [c for c in cells if c.model == "linear" and c.level in (2, 3)]
-    expected = np.mean([uar(c.answers.references, c.answers.probabilities.argmax(1)) for c in noisy])
+    expected = np.mean([uar(c.predictions.references, c.predictions.probabilities.argmax(1)) for c in noisy])
     entry = found["linear", "noise at 10 and 0 dB"]
     assert entry["mean"]["value"] == pytest.approx(expected)
     assert (entry["n_cells"], entry["n_speakers"]) == (4, 16)
     assert entry["mean"]["low"] < expected < entry["mean"]["high"]
 
 
-def test_a_paired_difference_is_exact_where_two_models_answer_alike(cells):
+def test_a_paired_difference_is_exact_where_two_models_predict_alike(cells):
     found = {entry["over"]: entry["difference"] for entry in comparisons(cells, "linear")}
     assert found["clean"] == {"value": 0, "low": 0, "high": 0}
     assert found["noise at 10 and 0 dB"]["low"] > 0.05
     assert found["noise at 10 and 0 dB: a"]["value"] > 0
 
 
-def test_only_recordings_that_both_answered_for_are_compared(cells):
+def test_only_recordings_that_both_predicted_are_compared(cells):
     for mine in (c for c in cells if c.model == "ours" and c.test == "a"):
-        mine.answers = mine.answers.rows(np.arange(0, 160, 2)[::-1])
+        mine.predictions = mine.predictions.rows(np.arange(0, 160, 2)[::-1])
     found = {entry["over"]: entry for entry in comparisons(cells, "linear")}
     assert found["clean: a"]["difference"]["value"] == 0 and found["clean: a"]["n_speakers"] == 4
 
@@ -83,7 +83,7 @@ def test_corruption_error_follows_robusers_definition(cells):
         found = [c for c in cells if c.model == model and c.condition == condition]
         by_level = {}
         for c in found:
-            wrong = np.mean(c.answers.probabilities.argmax(1) != c.answers.references)
+            wrong = np.mean(c.predictions.probabilities.argmax(1) != c.predictions.references)
             by_level.setdefault(c.level, []).append(wrong)
         return np.array([np.mean(errors) for errors in by_level.values()])
 
@@ -92,11 +92,11 @@ def test_corruption_error_follows_robusers_definition(cells):
     assert own["relative_ce"] == pytest.approx(100 * (ours - clean).sum() / (theirs - clean).sum())
 
 
-def test_corruption_errors_are_counted_on_recordings_that_both_answered_for(cells):
+def test_corruption_errors_are_counted_on_recordings_that_both_predicted(cells):
     for mine in (c for c in cells if c.model == "ours"):
-        mine.answers = next(
+        mine.predictions = next(
             c for c in cells if c.model == "linear" and (c.test, c.level) == (mine.test, mine.level)
-        ).answers.rows(np.arange(0, 160, 3))
+        ).predictions.rows(np.arange(0, 160, 3))
     assert all(entry["ce"] == pytest.approx(100) for entry in corruption_errors(cells, "linear"))
 
 

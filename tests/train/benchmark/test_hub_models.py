@@ -7,7 +7,6 @@ from tests.support.tones import write_corpus
 from train.benchmark.hub_models import HubModel, map_labels, under_classes
 from train.data.corpora import load_corpus
 from train.data.emotions import LabelError
-from train.evaluation.predictions import Predictions
 from train.evaluation.report import model_entry, new_report, training_entry, write_report
 
 CLASSES = ["anger", "happiness", "neutral", "sadness"]
@@ -36,6 +35,10 @@ def stock_model(folder, labels):
     return folder
 
 
+def predict(contender, audio, rows, mode="plain", speakers=None):
+    return contender.probabilities(contender.cache.embed(audio)[torch.from_numpy(rows)], mode, speakers)
+
+
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
     corpus = load_corpus(str(write_corpus(tmp_path_factory.mktemp("c") / "tones", 2)), label_scheme="four_emotions")
@@ -47,7 +50,7 @@ def test_labels_map_by_what_they_mean():
     assert map_labels(["Angry", "fear", "calm"], ["low", "high"], "arousal", None, "m") == [1, 1, 0]
 
 
-def test_labels_outside_the_scheme_have_no_say():
+def test_labels_outside_the_scheme_are_left_out():
     places = map_labels(["ang", "excited", "happy", "neu", "sad", "fear"], CLASSES, "four_emotions", None, "m")
     assert places == [0, 1, 1, 2, 3, None]
     found = under_classes(np.array([[0.1, 0.2, 0.1, 0.1, 0.0, 0.5], [0, 0, 0, 0, 0, 1.0]]), places, 4)
@@ -59,7 +62,7 @@ def test_labels_outside_the_scheme_have_no_say():
     "labels, label_map, named",
     [
         (["LABEL_0", "LABEL_1"], {}, r"LABEL_0.*--label_map LABEL_0="),
-        (["angry", "happy", "sad"], {}, "never says neutral"),
+        (["angry", "happy", "sad"], {}, "cannot predict neutral"),
         (["ang", "hap", "neu", "sad"], {"anger": "sadness"}, "no label anger"),
     ],
 )
@@ -68,7 +71,7 @@ def test_labels_that_do_not_map_are_refused_by_name_and_remedy(labels, label_map
         map_labels(labels, CLASSES, "four_emotions", label_map, "m")
 
 
-def test_a_stock_model_says_the_same_as_transformers_says(tmp_path, audio):
+def test_a_stock_model_predicts_what_its_pipeline_predicts(tmp_path, audio):
     from transformers import pipeline
 
     from modeling_edrl_mea import load_recording
@@ -76,43 +79,43 @@ def test_a_stock_model_says_the_same_as_transformers_says(tmp_path, audio):
     folder = stock_model(tmp_path / "stock", ["LABEL_0", "b", "hap", "neutral", "sad"])
     label_map = {"LABEL_0": "anger", "b": ""}
     contender = HubModel("stock", folder, CLASSES, "four_emotions", label_map, tmp_path / "cache")
-    found = contender.probabilities(audio, None, np.arange(3))
-    heard = pipeline("audio-classification", model=str(folder), top_k=5)
+    found = predict(contender, audio, np.arange(3))
+    classifier = pipeline("audio-classification", model=str(folder), top_k=5)
     for path, row in zip(audio, found, strict=False):
-        said = {score["label"]: score["score"] for score in heard(load_recording(path))}
-        kept = np.array([said["LABEL_0"], said["hap"], said["neutral"], said["sad"]])
+        scores = {score["label"]: score["score"] for score in classifier(load_recording(path))}
+        kept = np.array([scores["LABEL_0"], scores["hap"], scores["neutral"], scores["sad"]])
         assert row == pytest.approx(kept / kept.sum(), abs=1e-5)
 
 
 def test_scores_are_computed_once(tmp_path, audio, monkeypatch):
     folder = stock_model(tmp_path / "stock", ["ang", "hap", "neu", "sad"])
     arguments = ("stock", folder, CLASSES, "four_emotions", None, tmp_path / "cache")
-    first = HubModel(*arguments).probabilities(audio, None, np.arange(len(audio)))
+    first = predict(HubModel(*arguments), audio, np.arange(len(audio)))
     again = HubModel(*arguments)
     monkeypatch.setattr(again.model, "forward", None)
-    assert (again.probabilities(audio, None, np.arange(len(audio))) == first).all()
+    assert (predict(again, audio, np.arange(len(audio))) == first).all()
 
 
-def test_speakers_that_a_model_has_heard_and_its_temperature_come_from_its_report(tmp_path, tiny_model):
+def test_speakers_that_a_model_was_trained_on_and_its_temperature_come_from_its_report(tmp_path, tiny_model):
     tiny_model().save_pretrained(tmp_path / "ours")
     training = training_entry([], "four_emotions", splits={"train": ["x_1"], "validation": ["x_2"], "test": ["x_3"]})
     model = model_entry("ours", CLASSES, source="ours", temperature=1.7)
     write_report(new_report("x", seed=0, models=[model], results=[], training=training), tmp_path / "ours")
     contender = HubModel("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
     assert contender.trained_speakers == {"x_1", "x_2"}
-    answers = Predictions(np.zeros(4, int), np.full((4, 4), 0.25), np.array(["x_3"] * 4))
-    assert (contender.temperatures(answers) == 1.7).all()
+    probabilities, speakers = np.full((4, 4), 0.25), np.array(["x_3"] * 4)
+    assert (contender.temperatures(np.zeros(4, int), probabilities, speakers) == 1.7).all()
 
 
-def test_an_edrl_mea_model_adapts_for_one_answer_and_stays_as_it_was(tmp_path, audio, tiny_model):
+def test_an_edrl_mea_model_adapts_for_one_test_and_stays_as_it_was(tmp_path, audio, tiny_model):
     tiny_model().save_pretrained(tmp_path / "ours")
     contender = HubModel("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
     rows = np.arange(len(audio))
-    before = contender.probabilities(audio, None, rows)
-    adapted = contender.probabilities(audio, None, rows, way="test")
+    before = predict(contender, audio, rows)
+    adapted = predict(contender, audio, rows, mode="test")
     assert not np.allclose(before, adapted)
-    assert (contender.probabilities(audio, None, rows) == before).all()
-    expected = contender.model.adapt(audio)(layer_statistics=contender.prepare(audio)).logits.softmax(-1)
+    assert (predict(contender, audio, rows) == before).all()
+    expected = contender.model.adapt(audio)(layer_statistics=contender.cache.embed(audio)).logits.softmax(-1)
     assert adapted == pytest.approx(expected.detach().numpy(), abs=1e-5)
 
 
@@ -120,8 +123,8 @@ def test_adapting_by_speaker_lets_each_speaker_adapt_alone(tmp_path, audio, tiny
     tiny_model().save_pretrained(tmp_path / "ours")
     contender = HubModel("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
     rows, speakers = np.arange(len(audio)), np.arange(len(audio)) % 2
-    together = contender.probabilities(audio, None, rows, "speaker", speakers)
+    together = predict(contender, audio, rows, "speaker", speakers)
     for speaker in (0, 1):
         own = rows[speakers == speaker]
-        assert together[own] == pytest.approx(contender.probabilities(audio, None, own, "test"), abs=1e-6)
-    assert not np.allclose(together, contender.probabilities(audio, None, rows, "test"))
+        assert together[own] == pytest.approx(predict(contender, audio, own, "test"), abs=1e-6)
+    assert not np.allclose(together, predict(contender, audio, rows, "test"))

@@ -14,7 +14,7 @@ from scripts import benchmark_robustness
 from tests.support.tones import write_backbone, write_corpus
 from train.benchmark import report as benchmark_report
 from train.benchmark import runner as benchmark
-from train.benchmark.recipes import HEARD_TESTS, Recipe
+from train.benchmark.recipes import Recipe
 from train.evaluation.predictions import SUFFIXES
 from train.evaluation.report import validate
 
@@ -100,35 +100,6 @@ def test_noise_and_rooms_in_testing_never_serve_in_training(report):
     assert not set(parts["training"]["files"]) & set(parts["testing"]["files"])
 
 
-def test_a_ceiling_row_hears_the_tests_corruptions_on_other_speakers(folders, tmp_path, report, monkeypatch, no_plots):
-    heard, run = {}, Recipe.run
-
-    def run_and_look(self, trial, data, conditions):
-        embeddings = data.embeddings
-
-        def look(rows, *given):
-            found = embeddings(rows, *given)
-            if rows is trial.train:
-                heard.setdefault(self.name, []).append(len(found) / sum(map(len, rows.values())))
-            return found
-
-        monkeypatch.setattr(data, "embeddings", look)
-        try:
-            return run(self, trial, data, conditions)
-        finally:
-            monkeypatch.setattr(data, "embeddings", embeddings)
-
-    monkeypatch.setattr(Recipe, "run", run_and_look)
-    again = benchmark_robustness.main(arguments(folders, tmp_path, "--baseline", "linear", "--ceiling"))
-    assert not again["errors"]
-    # Clean speech and two corruptions at two levels, and one noisy copy; the rows proper come from the store.
-    assert heard == {f"linear{HEARD_TESTS}": [5] * 4, f"ours{HEARD_TESTS}": [6] * 4}
-    proper = [row for row in again["results"] if HEARD_TESTS not in row["model"]]
-    assert proper == [row for row in report["results"] if row["model"] in ("linear", "ours")]
-    ceilings = [row for row in again["results"] if HEARD_TESTS in row["model"]]
-    assert {row["protocol"] for row in ceilings} == {"clean", "corruption"} and len(ceilings) == 20
-
-
 @pytest.fixture
 def no_plots(monkeypatch):
     monkeypatch.setattr(benchmark_report, "add_plots", lambda *given: None)
@@ -142,7 +113,7 @@ def test_a_repetition_trains_nothing_and_says_the_same(folders, tmp_path, report
 
 
 def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, report, monkeypatch, no_plots):
-    stored, store = [], benchmark.store_answers
+    stored, store = [], benchmark.store_predictions
 
     def store_and_stop(*given):
         if len(stored) == 3:
@@ -153,7 +124,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, report, monk
     given = arguments(folders, tmp_path / "out", "--folds", "3", "--protocols", "clean")
     given = [part for part in given if "ours.yaml" not in part]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(benchmark, "store_answers", store_and_stop)
+        patch.setattr(benchmark, "store_predictions", store_and_stop)
         benchmark_robustness.main(given)
     assert not (tmp_path / "out" / "report.json").exists()
     trained, run = [], Recipe.run
@@ -163,7 +134,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, report, monk
 
 
 @pytest.mark.slow
-def test_trainings_at_once_say_what_they_say_one_after_another(folders, tmp_path, report, no_plots):
+def test_trainings_at_once_give_what_they_give_one_after_another(folders, tmp_path, report, no_plots):
     fresh = [part for part in arguments(folders, tmp_path) if not part.startswith("--cache")]
     both = [*fresh, "--protocols", "clean", "--jobs", "2", f"--cache={tmp_path / 'cache'}"]
     (tmp_path / "cache").mkdir()
@@ -180,14 +151,14 @@ def test_a_killed_run_goes_on_where_it_was(folders, tmp_path, report):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from scripts import benchmark_robustness
-from train import benchmark
-stored, store = [], benchmark.store_answers
+from train.benchmark import runner as benchmark
+stored, store = [], benchmark.store_predictions
 def store_and_die(*given):
     store(*given)
     stored.append(given)
     if len(stored) == 3:
         os._exit(9)
-benchmark.store_answers = store_and_die
+benchmark.store_predictions = store_and_die
 benchmark_robustness.main(sys.argv[1:])
 """
     given = arguments(folders, tmp_path / "out", "--folds", "4", "--protocols", "clean")
@@ -258,7 +229,6 @@ def test_a_list_of_recordings_narrows_what_a_model_is_given(folders, tmp_path, r
         (["--baseline", "theirs"], "theirs"),
         (["--test_list", "c=x.jsonl"], "c is none of the corpora"),
         (["--label_map", "anger"], "LABEL=EMOTION"),
-        (["--ceiling", "--protocols", "clean"], "corruption"),
     ],
 )
 def test_wrong_options_are_refused_by_name_before_anything_is_computed(folders, tmp_path, more, named):

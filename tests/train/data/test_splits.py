@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.data.recordings import UNKNOWN_SPEAKER
-from train.data.splits import SplitError, assert_no_shared_speaker, fold_indices, grouped_folds, split_by_speaker
+from train.data.splits import SplitError, assert_no_shared_speaker, fold_indices, split_by_speaker
 
 
 def corpus_of(speakers: list[str], labels: list[int] | None = None, corpus: str = "toy") -> Dataset:
@@ -50,7 +50,7 @@ def test_a_class_that_two_speakers_have_is_on_both_sides():
 @pytest.mark.parametrize("n_folds", [None, 2, 3, 99])
 def test_folds_share_no_speaker_and_test_everybody_once(n_folds):
     dataset = corpus_of(speakers(6))
-    folds = grouped_folds(dataset, n_folds)
+    folds = [(dataset.select(train), dataset.select(test)) for train, test in fold_indices(dataset, n_folds)]
     for train, test in folds:
         assert_no_shared_speaker(train, test)
     assert sorted(audio for _, test in folds for audio in test["audio"]) == sorted(dataset["audio"])
@@ -69,7 +69,7 @@ def test_a_shared_speaker_is_refused_unless_asked_for():
     assert_no_shared_speaker(one, other, allow_shared_speakers=True)
 
 
-@pytest.mark.parametrize("split", [lambda d, **k: split_by_speaker(d, 0.5, **k), grouped_folds])
+@pytest.mark.parametrize("split", [lambda d, **k: split_by_speaker(d, 0.5, **k), fold_indices])
 def test_one_speaker_cannot_be_split_unless_asked_for(split):
     dataset = corpus_of(["toy_1"] * 6)
     with pytest.raises(SplitError, match="1 speaker .*toy_1"):
@@ -80,7 +80,7 @@ def test_one_speaker_cannot_be_split_unless_asked_for(split):
 def test_unknown_speakers_cannot_be_kept_apart():
     dataset = corpus_of([f"toy_{UNKNOWN_SPEAKER}{row}.wav" for row in range(6)])
     with pytest.raises(SplitError, match="Add a speaker column"):
-        grouped_folds(dataset)
+        fold_indices(dataset)
     kept, held_out = split_by_speaker(dataset, 0.5, allow_shared_speakers=True)
     with pytest.raises(SplitError, match="unknown speakers of toy"):
         assert_no_shared_speaker(kept, held_out)
@@ -95,4 +95,4 @@ def test_a_fraction_outside_0_to_1_is_an_error(fraction):
 
 def test_one_fold_is_an_error():
     with pytest.raises(SplitError, match="at least two"):
-        grouped_folds(corpus_of(speakers(4)), 1)
+        fold_indices(corpus_of(speakers(4)), 1)

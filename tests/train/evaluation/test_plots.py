@@ -28,15 +28,15 @@ def cells(corpora=("a", "b"), models=("linear", "ours")):
     pairs = [(train, test) for train in corpora for test in corpora if train != test]
     found += [cell(m, test, 0.4, protocol="cross_corpus", train=(train,)) for m in models for train, test in pairs]
     for one in found:
-        one.temperatures = np.full(len(one.answers), 1.5)
+        one.temperatures = np.full(len(one.predictions), 1.5)
         one.train = one.train or (one.test,)
     return found
 
 
 def report_of(given) -> dict:
     rows = [
-        result_row(c.model, EMOTIONS, c.answers, test=c.test, train=c.train, protocol=c.protocol, condition=c.condition,
-                   level=c.level, setting=c.setting, resamples=20)
+        result_row(c.model, EMOTIONS, c.predictions, test=c.test, train=c.train, protocol=c.protocol,
+                   condition=c.condition, level=c.level, setting=c.setting, resamples=20)
         for c in given
     ]  # fmt: skip
     models = [model_entry(name, EMOTIONS, source="x") for name in dict.fromkeys(c.model for c in given)]
@@ -79,8 +79,8 @@ def test_rows_of_confusion_matrices_add_up_to_a_hundred(figures, tmp_path):
 def test_a_model_as_sure_as_it_is_right_lies_on_the_diagonal(figures, tmp_path):
     one = cell("ours", "a", 1.0)
     right = np.arange(160) % 10 < 7
-    one.answers.references = np.where(right, 0, 1)
-    one.answers.probabilities = np.tile([0.7, 0.1, 0.1, 0.1], (160, 1))
+    one.predictions.references = np.where(right, 0, 1)
+    one.predictions.probabilities = np.tile([0.7, 0.1, 0.1, 0.1], (160, 1))
     assert report_plots.reliability([one], tmp_path / "x.png")
     x, y = figures[0].axes[0].get_lines()[1].get_xydata()[0]
     assert x == pytest.approx(0.7) and y == pytest.approx(0.7)

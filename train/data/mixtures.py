@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,31 +12,20 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from train.data.files import atomic_write  # noqa: E402
+from modeling_edrl_mea.recordings import SAMPLING_RATE, find_audio, load_recording
 
-SAMPLING_RATE = 16000
+from .files import atomic_write
+
 LEVEL = 0.05  # root mean square that openSMILE hears; it leaves 26 dB for peaks
 SHORTEST_DESCRIBED = 1600  # samples: below 100 ms openSMILE has no frame of its longest window
 N_DESCRIPTORS = 65
 DESCRIPTOR_HOP = 160  # samples: 10 ms
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 CONVOLUTIONS = tuple(zip((10, 8, 8, 8), (5, 4, 4, 4), strict=True))  # kernel, stride: a frame every 20 ms
 
 
 def decode(path: str) -> np.ndarray:
-    """Samples (n,) int16 at 16 kHz, channels mixed. ValueError naming the file if it cannot be read."""
-    import soundfile
-    import soxr
-
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except Exception as error:
-        raise ValueError(f"{path} does not decode ({error}); remove it or convert it to wav") from error
-    samples = samples.mean(axis=1)
-    if rate != SAMPLING_RATE:
-        samples = soxr.resample(samples, rate, SAMPLING_RATE)
-    return (samples * 32767).round().clip(-32768, 32767).astype(np.int16)
+    """Samples (n,) int16 at 16 kHz, channels mixed. RecordingError naming the file if it cannot be read."""
+    return (load_recording(path) * 32767).round().clip(-32768, 32767).astype(np.int16)
 
 
 def opensmile_features(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,10 +48,10 @@ def opensmile_features(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def audio_files(folder: str, leave_out: tuple[str, ...] = ()) -> list[str]:
     """Sorted audio files below a folder but those whose name starts with a prefix in `leave_out`."""
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    found = sorted(find_audio(folder))
     found = [str(p) for p in found if not (leave_out and p.name.startswith(leave_out))]
     if not found:
-        raise ValueError(f"no audio files ({', '.join(sorted(AUDIO_SUFFIXES))}) below {folder}")
+        raise ValueError(f"no audio files below {folder}")
     return found
 
 
