@@ -1,9 +1,9 @@
 """The backbone: any speech encoder of transformers, behind one interface.
 
-A backbone is an `nn.Module` that takes waveforms (batch, samples), padded on the right, with their attention mask, and
-returns a [`BackboneOutput`]: hidden states of every layer, and which frames lie within the recordings. What it says of a
-recording depends on that recording alone. It has `config`, its `layers`, and `freeze_feature_encoder()`. Its frames
-follow from its config (`frames.py`).
+A backbone is an `nn.Module` that takes waveforms (batch, samples), padded on the right, with their attention mask,
+and returns a [`BackboneOutput`]: hidden states of every layer, and which frames lie within the recordings. What it says
+of a recording depends on that recording alone. It has `config`, its `layers`, and `freeze_feature_encoder()`. Its
+frames follow from its config (`frames.py`).
 """
 
 import os
@@ -69,8 +69,8 @@ def input_settings(checkpoint: str | os.PathLike, config: PreTrainedConfig) -> d
     except (OSError, AttributeError, ValueError) as error:
         if not hears_log_mel:
             raise ValueError(
-                f"{checkpoint} has no preprocessor_config.json that says whether the backbone was trained on normalized "
-                "waveforms. Pass normalize_waveform=True (WavLM-large) or False (WavLM-base, base-plus)."
+                f"{checkpoint} has no preprocessor_config.json that says whether the backbone was trained on "
+                "normalized waveforms. Pass normalize_waveform=True (WavLM-large) or False (WavLM-base, base-plus)."
             ) from error
         return {"normalize_waveform": False}
     for name, value in LOG_MEL_SETTINGS.items():

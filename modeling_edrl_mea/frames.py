@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-# (samples or frames that one frame is made of, step) of what is not learned convolutions over the waveform. Whisper: a
-# frame of its spectrogram every 160 samples, halved by a convolution. Wav2Vec2-BERT: windows of 400, two of them side by
-# side.
+# (samples or frames that one frame is made of, step) where there are no learned convolutions over the waveform.
+# Whisper: a frame of its spectrogram every 160 samples, halved by a convolution. Wav2Vec2-BERT: windows of 400, two of
+# them side by side.
 LOG_MEL_STEPS = {"whisper": [(160, 160), (2, 2)], "wav2vec2-bert": [(400, 160), (2, 2)]}
 CONVOLUTIONAL_TYPES = (
     *("wavlm", "wav2vec2", "wav2vec2-conformer"),

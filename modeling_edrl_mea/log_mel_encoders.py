@@ -27,8 +27,8 @@ KALDI_SCALE = 2**15  # Kaldi takes samples as 16-bit integers
 
 
 def fourier_filters(frame: np.ndarray, n_fft: int) -> np.ndarray:
-    """(2·frequencies, 1, samples) real and imaginary parts of the transform of what is done to a frame, given as what it
-    makes of each unit impulse (impulses, samples)."""
+    """(2·frequencies, 1, samples): real and imaginary parts of the Fourier transform of a frame, after what `frame`
+    (impulses, samples) makes of each unit impulse in it."""
     spectrum = np.fft.rfft(frame, n_fft)  # (impulses, frequencies)
     return np.concatenate([spectrum.real, spectrum.imag], 1).T[:, None].astype(np.float32)
 
@@ -60,8 +60,8 @@ def mel_power(waveforms: Tensor, filters: tuple[np.ndarray, np.ndarray], floor: 
 
 
 def whisper_log_mel(waveforms: Tensor, n_mels: int) -> Tensor:
-    """As `WhisperFeatureExtractor`, without padding to 30 s: (batch, samples) → (batch, mels, samples // 160). The level
-    from which it counts down is each recording's own."""
+    """As `WhisperFeatureExtractor`, without padding to 30 s: (batch, samples) → (batch, mels, samples // 160). The
+    level from which it counts down is each recording's own."""
     padded = F.pad(waveforms.float()[:, None], (FRAME // 2, FRAME // 2), mode="reflect")[:, 0]
     log_mel = mel_power(padded, whisper_filters(n_mels), WHISPER_FLOOR).log10()[..., : waveforms.shape[1] // STEP]
     loudest = log_mel.amax((1, 2), keepdim=True)
@@ -92,8 +92,8 @@ class Wav2Vec2BertBackbone(StockEncoder):
 class WhisperBackbone(nn.Module):
     """Whisper's encoder (Radford et al. 2022, arXiv 2212.04356) on recordings as long as they are.
 
-    It was trained on windows of 30 s, padded with silence. Half a second of silence behind serves as well; positions are
-    those from the start. A recording may last `max_source_positions` frames, that silence included: 29.5 s.
+    It was trained on windows of 30 s, padded with silence. Half a second of silence behind serves as well; positions
+    are those from the start. A recording may last `max_source_positions` frames, that silence included: 29.5 s.
     """
 
     def __init__(self, config: WhisperConfig):
@@ -129,7 +129,7 @@ class WhisperBackbone(nn.Module):
         )
 
     def embed(self, waveforms: Tensor, sample_lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The first layer's input (batch, frames, hidden), and what its attention adds to keys (batch, 1, 1, frames)."""
+        """Input of the first layer (batch, frames, hidden), and what attention adds to keys (batch, 1, 1, frames)."""
         encoder, n_mels = self.encoder, self.config.num_mel_bins
         mel = whisper_log_mel(waveforms, n_mels).to(encoder.conv1.weight.dtype)
         padding = None
@@ -151,10 +151,10 @@ class WhisperBackbone(nn.Module):
 
     def check_length(self, waveforms: Tensor) -> None:
         longest = longest_input(self.config)
-        if waveforms.shape[1] > longest:
+        if not torch.compiler.is_compiling() and waveforms.shape[1] > longest:
             raise ValueError(
-                f"{waveforms.shape[1]} samples are more than this Whisper's window, {longest}; cut them, or let the model "
-                "do so by max_window_seconds"
+                f"{waveforms.shape[1]} samples are more than this Whisper's window, {longest}; cut them, or let the "
+                "model do so by max_window_seconds"
             )
 
     @property

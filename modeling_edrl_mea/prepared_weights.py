@@ -25,7 +25,8 @@ def project(module: nn.Linear | nn.Conv1d, x: Tensor, activation: nn.Module | No
     """activation(module(x)), x (..., features); of a convolution the features are one window, (taps · in)."""
     dtype = compute_dtype(x)
     if not can_pack(module, x, dtype):
-        y = module(x) if isinstance(module, nn.Linear) else F.linear(x, filters(module), module.bias)
+        # Not `isinstance(module, nn.Linear)`: a layer that LoRA has wrapped is none, and is called like one.
+        y = F.linear(x, filters(module), module.bias) if isinstance(module, nn.Conv1d) else module(x)
         return y if activation is None else activation(y)
     weight, bias = packed(module, dtype)
     is_gelu = isinstance(activation, nn.GELU | GELUActivation) and is_exact(activation)

@@ -34,7 +34,7 @@ from tests.conftest import EMOTIONS
         ({"window_overlap_seconds": 19.99}, "window_overlap_seconds"),
         ({"window_overlap_seconds": -1.0}, "window_overlap_seconds"),
         ({"max_window_seconds": 0.01}, "max_window_seconds"),
-        ({"backbone_config": {"model_type": "wav2vec2"}}, "wav2vec2"),
+        ({"backbone_config": {"model_type": "bert"}}, "bert"),
     ],
     ids=str,
 )
