@@ -60,7 +60,7 @@ class EmotionDisentanglement(nn.Module):
 
     def forward(self, u: torch.Tensor, labels: torch.Tensor | None = None, sample_weights: torch.Tensor | None = None):
         """`labels` as [`as_targets`] takes them; `sample_weights` (B,), of mean 1 over the training data."""
-        u = u.to(self.classifier.weight.dtype)
+        u = u.to(self.intra_output.weight.dtype)  # the classifier's may be quantized
         if labels is None:
             return self._disentangle(u)
         targets, sample_weights = (

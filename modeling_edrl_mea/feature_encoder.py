@@ -12,7 +12,7 @@ from transformers.models.wavlm.modeling_wavlm import (
 )
 
 from .frames import frame_lengths, receptive_field, samples_per_frame
-from .prepared_weights import project
+from .prepared_weights import is_watched, project
 
 # Samples of a batch convolved at once at inference (4 s): their activations take 26 MB a layer in float32.
 ENCODER_SAMPLES = 2**16
@@ -20,11 +20,16 @@ ENCODER_SAMPLES = 2**16
 
 def convolve(conv: nn.Conv1d, x: Tensor, activation: nn.Module | None = None) -> Tensor:
     """1-d convolution without padding, then an activation: (batch, time, in) → (batch, time', out)."""
-    if torch.compiler.is_compiling():
-        x = F.conv1d(x.transpose(1, 2), conv.weight, conv.bias, conv.stride).transpose(1, 2)
+    if torch.compiler.is_compiling() or must_be_called(conv):
+        x = conv(x.transpose(1, 2)).transpose(1, 2)
         return x if activation is None else activation(x)
     windows = x.unfold(1, conv.kernel_size[0], conv.stride[0])  # (batch, time', in, taps)
     return project(conv, windows.transpose(2, 3).flatten(2), activation)
+
+
+def must_be_called(conv: nn.Module) -> bool:
+    """Whether only a call of the convolution gives its output: a wrapper (LoRA), hooks, offloaded weights."""
+    return type(conv) is not nn.Conv1d or is_watched(conv) or conv.weight.is_meta
 
 
 def window_moments(windows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -72,6 +77,18 @@ class GroupNormConv(WavLMGroupNormConvLayer):
     def forward(self, waveforms: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
         return self.activation(torch.baddbmm(offsets, self.windows(waveforms), filters))
 
+    def convolve_whole(self, waveforms: Tensor, valid: Tensor | None) -> Tensor:
+        """The same by calling the convolution: whole recordings (batch, samples), the norm over valid frames."""
+        x = self.conv(waveforms[:, None])
+        valid = torch.ones_like(x[:, 0], dtype=torch.bool) if valid is None else valid
+        weight = valid[:, None].to(x.dtype)
+        mean = (x * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True)
+        centered = x - mean
+        variance = (centered.square() * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True)
+        x = centered * torch.rsqrt(variance + self.layer_norm.eps)
+        x = x * self.layer_norm.weight[:, None] + self.layer_norm.bias[:, None]
+        return self.activation(x.transpose(1, 2))
+
 
 class LayerNormConv(WavLMLayerNormConvLayer):
     def forward(self, x: Tensor) -> Tensor:
@@ -95,6 +112,10 @@ class FeatureEncoder(WavLMFeatureEncoder):
         self.config = config
 
     def forward(self, waveforms: Tensor, sample_lengths: Tensor | None = None) -> Tensor:
+        if self.training and self._requires_grad and torch.is_grad_enabled():
+            waveforms = waveforms.detach().requires_grad_()  # reentrant checkpointing drops gradients without
+        if any(must_be_called(module) for module in self.modules() if hasattr(module, "stride")):
+            return self.encode_whole(waveforms, sample_lengths)
         folded = self.fold(waveforms, sample_lengths)
         n_frames = frame_lengths(self.config, waveforms.shape[1])
         step = n_frames
@@ -112,10 +133,24 @@ class FeatureEncoder(WavLMFeatureEncoder):
         first = self.conv_layers[0]
         if not isinstance(first, GroupNormConv):
             return ()
+        return first.fold(waveforms, self.valid_after_first(waveforms, sample_lengths))
+
+    def valid_after_first(self, waveforms: Tensor, sample_lengths: Tensor | None) -> Tensor | None:
         if sample_lengths is None:
-            return first.fold(waveforms, None)
+            return None
         time = torch.arange(frame_lengths(self.config, waveforms.shape[1], 1), device=waveforms.device)
-        return first.fold(waveforms, time < frame_lengths(self.config, sample_lengths, 1)[:, None])
+        return time < frame_lengths(self.config, sample_lengths, 1)[:, None]
+
+    def encode_whole(self, waveforms: Tensor, sample_lengths: Tensor | None) -> Tensor:
+        """In one piece, each convolution called once, as hooks and wrappers expect."""
+        first, *others = self.conv_layers
+        if isinstance(first, GroupNormConv):
+            x = first.convolve_whole(waveforms, self.valid_after_first(waveforms, sample_lengths))
+        else:
+            x = first(waveforms[..., None])
+        for layer in others:
+            x = layer(x)
+        return x
 
     def encode(self, waveforms: Tensor, folded: tuple[Tensor, ...]) -> Tensor:
         first, *others = self.conv_layers

@@ -23,12 +23,13 @@ from .disentanglement import (
 )
 from .explanation import explain
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
-from .frames import iter_windows, own_samples, receptive_field
+from .frames import BackboneOutput, iter_windows, own_samples, receptive_field, samples_per_frame
 from .labels import as_targets
 from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
 from .timeline import Timeline
 from .timeline_stream import TimelineStream, predict_timeline
+from .windows import JoinedWindows, joined_recordings
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +45,7 @@ class EdrlMeaOutput(ModelOutput):
     logits: (B, C), in the order of `config.id2label`.
     speech_embedding: u, (B, S). intra_class_embeddings: z₁…z_C, (B, C, d). shared_embedding: z₀, (B, d).
     aligned_embedding: t, (B, k), once the alignment is fitted.
-    hidden_states, attentions: of the backbone, where asked for and the recordings fit one window.
+    hidden_states, attentions: of the backbone, where asked for.
     losses: each weighted term of the loss by name.
     """
 
@@ -65,6 +66,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["EncoderLayer", "StableEncoderLayer", "EmotionDisentanglement"]
     # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
     accepts_loss_kwargs = False
     # Standardisation and PLS rotations do not survive bfloat16.
@@ -87,6 +90,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
         what depends on labels starts anew: see [`forget_labels`]. Without it, as many other names only rename."""
         # The directory's own config: transformers takes out of `kwargs` what it changes.
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if pretrained_model_name_or_path is not None:
+            _refuse_other_models(pretrained_model_name_or_path, where)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for module in model.modules():
@@ -149,9 +154,9 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         layer_statistics: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs,
     ) -> EdrlMeaOutput:
         """
@@ -160,10 +165,16 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
             layer_statistics: (B, L+1, S') computed earlier by [`layer_statistics`], instead of waveforms.
             labels: as [`as_targets`] takes them; EDRL's losses are computed where they are given.
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data.
+            output_hidden_states, output_attentions, return_dict: by default as the config says. Of a recording longer
+                than a window, attentions reach no further than the window that a frame is taken from.
         """
+        output_hidden_states = _or(output_hidden_states, self.config.output_hidden_states)
+        output_attentions = _or(output_attentions, self.config.output_attentions)
         frames = None
         if layer_statistics is None:
-            layer_statistics, frames = self._run_backbone(input_values, attention_mask, output_attentions)
+            layer_statistics, frames = self._run_backbone(
+                input_values, attention_mask, output_hidden_states, output_attentions
+            )
         u = self.speech_embedding(layer_statistics)
         aligned, disentangled = self.disentangle_and_align(u, labels, sample_weights)
         output = EdrlMeaOutput(speech_embedding=u, aligned_embedding=aligned)
@@ -175,7 +186,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         if frames is not None:
             output.hidden_states = frames.hidden_states if output_hidden_states else None
             output.attentions = frames.attentions if output_attentions else None
-        return output if return_dict else output.to_tuple()
+        return output if _or(return_dict, self.config.return_dict) else output.to_tuple()
 
     def disentangle_and_align(self, u, labels=None, sample_weights=None):
         """The config's arrangement: (aligned embedding, disentanglement), None for a room it leaves out."""
@@ -204,7 +215,9 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""
         return self._run_backbone(input_values, attention_mask)[0]
 
-    def _run_backbone(self, input_values, attention_mask=None, output_attentions=False):
+    def _run_backbone(
+        self, input_values, attention_mask=None, output_hidden_states=False, output_attentions=False
+    ) -> tuple[torch.Tensor, BackboneOutput | None]:
         limit = int(self.config.max_window_seconds * self.config.sampling_rate)
         if input_values.shape[1] <= limit:
             frames = self.backbone(input_values, attention_mask, output_attentions=output_attentions)
@@ -212,19 +225,31 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         lengths = own_samples(self.config.backbone_config, input_values, attention_mask)
         lengths = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
         # Recording by recording: windows then depend on its own length only, not on the batch it is in.
-        rows = [self._window_moments(row[: int(n)], limit) for row, n in zip(input_values, lengths, strict=True)]
-        return torch.cat([self.pooling.statistics(moments) for moments in rows]), None
+        rows = [
+            self._encode_in_windows(row[: int(n)], limit, output_hidden_states, output_attentions)
+            for row, n in zip(input_values, lengths, strict=True)
+        ]
+        statistics = torch.cat([self.pooling.statistics(moments) for moments, _ in rows])
+        is_asked_for = output_hidden_states or output_attentions
+        return statistics, joined_recordings([windows for _, windows in rows]) if is_asked_for else None
 
-    def _window_moments(self, waveform: torch.Tensor, limit: int):
-        """Moments over all frames of a recording of any length (n,), in memory bounded by one window."""
+    def _encode_in_windows(self, waveform: torch.Tensor, limit: int, output_hidden_states, output_attentions):
+        """Moments over all frames of a recording of any length (n,), and its windows where more than the moments is
+        asked for; without them in memory bounded by one window."""
+        config = self.config.backbone_config
         overlap = int(self.config.window_overlap_seconds * self.config.sampling_rate)
-        total = None
-        for start, end, first, last in iter_windows(self.config.backbone_config, len(waveform), limit, overlap):
-            frames = self.backbone(waveform[None, start:end])
+        windows, total = JoinedWindows(), None
+        for start, end, first, last in iter_windows(config, len(waveform), limit, overlap):
+            frames = self.backbone(waveform[None, start:end], output_attentions=output_attentions)
             kept = [layer[:, first:last] for layer in frames.hidden_states]
             moments = self.pooling.moments(kept, frames.frame_mask[:, first:last])
             total = moments if total is None else total.merge(moments)
-        return total
+            if output_hidden_states:
+                windows.hidden_states.append(kept)
+            if output_attentions:
+                rows = [None if layer is None else layer[:, :, first:last] for layer in frames.attentions]
+                windows.attentions.append((start // samples_per_frame(config), rows))
+        return total, windows
 
     def train(self, mode: bool = True):
         """A wholly frozen backbone stays in evaluation mode: its dropout would only blur what cannot learn."""
@@ -308,9 +333,9 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         labels: torch.Tensor | None = None,
         layer_statistics: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs,
     ) -> EdrlMeaOutput:
         """As [`EdrlMeaModel.forward`]; with `labels` also the loss: EDRL's terms, and the cross-entropy of the
@@ -323,13 +348,14 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             sample_weights,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            return_dict=True,
         )
         losses = output.losses or {}
         if not self.ends_in_disentanglement:
             features = output.speech_embedding if self.alignment is None else output.aligned_embedding
             if features is None:  # arrangement "mea", not fitted yet
                 features = output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
-            output.logits = self.classifier(features.to(self.classifier.weight.dtype))
+            output.logits = self.classifier(features.to(self.dtype))
             if labels is not None:
                 targets = as_targets(labels, self.config.num_labels, sample_weights)
                 losses["aligned_classification"] = cross_entropy(output.logits, *targets)
@@ -338,7 +364,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
                 targets = as_targets(labels, self.config.num_labels)
                 losses = {"classification": cross_entropy(output.logits, *targets)}
             output.loss, output.losses = sum(losses.values()), losses
-        return output if return_dict else output.to_tuple()
+        return output if _or(return_dict, self.config.return_dict) else output.to_tuple()
 
     def freeze_feature_encoder(self) -> None:
         """No gradients for the convolutions under the backbone."""
@@ -416,6 +442,20 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         `component_contributions` by block, k numbers each.
         """
         return explain(self, recording, sampling_rate)
+
+
+def _or(given: bool | None, otherwise: bool) -> bool:
+    return otherwise if given is None else given
+
+
+def _refuse_other_models(checkpoint: str | os.PathLike, where: dict) -> None:
+    """transformers would only warn, and fill the model with random weights."""
+    kind = PreTrainedConfig.get_config_dict(checkpoint, **where)[0].get("model_type", EdrlMeaConfig.model_type)
+    if kind != EdrlMeaConfig.model_type:
+        raise ValueError(
+            f"{checkpoint} is a {kind} model, not an EDRL-MEA one. To put new heads on it: "
+            f"EdrlMeaForAudioClassification.from_backbone({str(checkpoint)!r}, id2label=...)."
+        )
 
 
 def _offer_auto_model(folder: str | os.PathLike) -> None:

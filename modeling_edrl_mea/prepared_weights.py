@@ -2,8 +2,8 @@
 
 PyTorch hands oneDNN a plain weight matrix, which has to be rearranged in every call, and under autocast also
 cast. Here it is arranged and cast once, and GELU is applied while the result is still in the cache. With
-gradients, on other devices, under compilation, and for layers other than plain `nn.Linear` and `nn.Conv1d`,
-the usual way is taken.
+gradients, on other devices, under compilation, for layers other than plain `nn.Linear` and `nn.Conv1d` (LoRA,
+quantization), and where hooks or offloading wait for the call, the usual way is taken: the module is called.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.activations import GELUActivation
 
 # Module → (versions and digest of its weights, what was made of them). Kept here: packed weights cannot be copied or
@@ -25,11 +26,10 @@ def project(module: nn.Linear | nn.Conv1d, x: Tensor, activation: nn.Module | No
     """activation(module(x)), x (..., features); of a convolution the features are one window, (taps · in)."""
     dtype = compute_dtype(x)
     if not can_pack(module, x, dtype):
-        # Not `isinstance(module, nn.Linear)`: a layer that LoRA has wrapped is none, and is called like one.
-        y = F.linear(x, filters(module), module.bias) if isinstance(module, nn.Conv1d) else module(x)
+        y = F.linear(x, filters(module), module.bias) if type(module) is nn.Conv1d else module(x)
         return y if activation is None else activation(y)
     weight, bias = packed(module, dtype)
-    is_gelu = isinstance(activation, nn.GELU | GELUActivation) and is_exact(activation)
+    is_gelu = isinstance(activation, nn.GELU | GELUActivation) and is_exact(activation) and not is_watched(activation)
     name, algorithm = ("gelu", "none") if is_gelu else ("none", "")
     y = torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, name, [], algorithm)
     return y if activation is None or is_gelu else activation(y)
@@ -53,13 +53,19 @@ def is_exact(activation: nn.Module) -> bool:
 def can_pack(module: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
     return (
         is_plain_inference(x)
-        and module.weight.device.type == "cpu"
         and type(module) in (nn.Linear, nn.Conv1d)
-        and not (module._forward_hooks or module._forward_pre_hooks)
+        and module.weight.device.type == "cpu"
+        and not is_watched(module)
         and type(module.weight) in (nn.Parameter, Tensor)
         and x.numel() > 0
         and has_kernels(dtype)
     )
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class says: hooks, or a forward replaced by offloading."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, _global_forward_hooks, _global_forward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def is_plain_inference(x: Tensor) -> bool:
@@ -105,7 +111,10 @@ def forget_changed_weights(root: nn.Module) -> None:
     """
     for module in root.modules():
         known = _PREPARED.get(module)
-        if known is not None and not all(map(torch.equal, known[1], _digests(module))):
+        if known is None:
+            continue
+        is_offloaded = any(weight.is_meta for weight in _weights(module))
+        if is_offloaded or not all(map(torch.equal, known[1], _digests(module))):
             _PREPARED.pop(module, None)
 
 

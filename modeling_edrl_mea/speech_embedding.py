@@ -59,7 +59,7 @@ class StatisticsPooling(nn.Module):
         weights = frame_mask.unsqueeze(-1).float()
         if self.attention is not None:
             # The last tanh bounds the score, so exp cannot overflow and windows merge without a running maximum.
-            scores = self.attention(frames.to(self.attention[0].weight.dtype)).float()
+            scores = self.attention(frames).float()
             weights = weights * torch.exp(4 * scores)
         frames = frames.float()
         total = weights.sum(1)
@@ -87,10 +87,11 @@ class SpeechEmbedding(nn.Module):
         n_layers, size = config.n_layers, config.statistics_size
         self.clip = config.standardization_clip
         self.concatenate = config.layer_combination == "concatenate"
-        self.register_buffer("mean", torch.zeros(n_layers, size))
-        self.register_buffer("scale", torch.ones(n_layers, size))
-        self.register_buffer("n_recordings", torch.zeros(()))  # behind mean and scale; 0: not fitted
-        self.layer_logits = None if self.concatenate else nn.Parameter(torch.zeros(n_layers))
+        self.register_buffer("mean", torch.zeros(n_layers, size, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(n_layers, size, dtype=torch.float32))
+        # Recordings behind mean and scale; 0: not fitted.
+        self.register_buffer("n_recordings", torch.zeros((), dtype=torch.float32))
+        self.layer_logits = None if self.concatenate else nn.Parameter(torch.zeros(n_layers, dtype=torch.float32))
 
     def forward(self, layer_statistics: torch.Tensor) -> torch.Tensor:
         """(B, L+1, S') → u (B, S), float32."""

@@ -25,7 +25,7 @@ from transformers.models.wavlm.modeling_wavlm import (
 
 from .feature_encoder import FeatureEncoder
 from .frames import BackboneOutput, encode_apart, own_samples, valid_frames
-from .prepared_weights import forget_changed_weights, is_plain_inference, prepared, project
+from .prepared_weights import forget_changed_weights, is_plain_inference, is_watched, prepared, project
 
 # At inference the attention mask is made for so many query-key pairs at once (64 MB in float32), but for no fewer
 # queries than the CPU's attention needs to work in its largest blocks.
@@ -40,7 +40,7 @@ class PositionalConv(WavLMPositionalConvEmbedding):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (is_plain_inference(x) and hasattr(self.conv, "parametrizations")):
+        if not (is_plain_inference(x) and self.may_multiply_spectra()):
             return super().forward(x)
         spectrum = prepared(self, torch.float32, self.spectrum)  # (frequencies, groups, in, out)
         n_taps, n_groups = self.conv.kernel_size[0], self.conv.groups
@@ -55,6 +55,11 @@ class PositionalConv(WavLMPositionalConvEmbedding):
         y = torch.fft.irfft(blocks.permute(1, 2, 0), n=fft_size)[..., :step]
         y = y.unflatten(0, (len(x), n_blocks)).transpose(2, 3).flatten(1, 2)[:, : x.shape[1]]
         return self.activation((y + self.conv.bias.float()).to(x.dtype))
+
+    def may_multiply_spectra(self) -> bool:
+        if not hasattr(self.conv, "parametrizations") or is_watched(self.conv):
+            return False
+        return not any(weight.is_meta for weight in self.conv.parameters())  # offloaded
 
     @property
     def fft_size(self) -> int:
@@ -129,9 +134,10 @@ def gated_bias(gate: Tensor, bias: Tensor, key_bias: Tensor | None) -> Tensor:
     return gate * bias if key_bias is None else torch.addcmul(key_bias.to(gate.dtype), gate, bias)
 
 
-def feed_forward(block: WavLMFeedForward, x: Tensor) -> Tensor:
-    x = project(block.intermediate_dense, x, block.intermediate_act_fn)
-    return block.output_dropout(project(block.output_dense, block.intermediate_dropout(x)))
+class FeedForward(WavLMFeedForward):
+    def forward(self, x: Tensor) -> Tensor:
+        x = project(self.intermediate_dense, x, self.intermediate_act_fn)
+        return self.output_dropout(project(self.output_dense, self.intermediate_dropout(x)))
 
 
 class EncoderLayer(WavLMEncoderLayer):
@@ -140,11 +146,12 @@ class EncoderLayer(WavLMEncoderLayer):
     def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
         super().__init__(config, has_relative_position_bias)
         self.attention = GatedAttention(config, has_relative_position_bias)
+        self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(x, *attention_arguments)
         x = self.layer_norm(x + self.dropout(attended))
-        return self.final_layer_norm(x + feed_forward(self.feed_forward, x)), weights
+        return self.final_layer_norm(x + self.feed_forward(x)), weights
 
 
 class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
@@ -153,11 +160,12 @@ class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
     def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
         super().__init__(config, has_relative_position_bias)
         self.attention = GatedAttention(config, has_relative_position_bias)
+        self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, *attention_arguments) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(self.layer_norm(x), *attention_arguments)
         x = x + self.dropout(attended)
-        return x + feed_forward(self.feed_forward, self.final_layer_norm(x)), weights
+        return x + self.feed_forward(self.final_layer_norm(x)), weights
 
 
 class TransformerMixin:
@@ -170,14 +178,14 @@ class TransformerMixin:
         self.pos_conv_embed = PositionalConv(config)
         self.layers = nn.ModuleList(self.layer_class(config, i == 0) for i in range(config.num_hidden_layers))
 
-    def position_bias(self, n_frames: int) -> Tensor:
+    def position_bias(self, n_frames: int, device: torch.device) -> Tensor:
         """Bias (heads, queries, keys) for a number of frames, with the keys backwards in time.
 
         It depends on the distance alone. With keys backwards, entry (i, j) is entry i + j of one vector: a
         view that takes no memory, in place of a frames² table.
         """
         attention = self.layers[0].attention
-        distance = torch.arange(n_frames - 1, -n_frames, -1, device=attention.rel_attn_embed.weight.device)
+        distance = torch.arange(n_frames - 1, -n_frames, -1, device=device)
         values = attention.rel_attn_embed(attention._relative_positions_bucket(distance))
         if torch.compiler.is_exporting():  # an exported view would keep the example's number of frames
             place = torch.arange(n_frames, device=distance.device)
@@ -198,7 +206,9 @@ class TransformerMixin:
             key_bias = torch.zeros_like(frame_mask, dtype=x.dtype)
             key_bias = key_bias.masked_fill(~frame_mask, -torch.inf).flip(1)[:, None, None]
         x = self.embed_positions(x)
-        bias = self.position_bias(x.shape[1])
+        if self.training and torch.is_grad_enabled() and not x.requires_grad:
+            x = x.detach().requires_grad_()  # reentrant checkpointing drops gradients without
+        bias = self.position_bias(x.shape[1], x.device)
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layers):
             weights = None
@@ -237,6 +247,7 @@ class LengthAwareWavLM(WavLMModel):
     """
 
     _supports_sdpa = True
+    _no_split_modules = ["EncoderLayer", "StableEncoderLayer"]
 
     def __init__(self, config: WavLMConfig):
         if not hasattr(config, "mask_feature_min_masks"):

@@ -1,0 +1,181 @@
+"""What users of transformers, peft and accelerate expect to work on any model."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from transformers import AutoModelForAudioClassification, WavLMModel
+
+from modeling_edrl_mea import EdrlMeaForAudioClassification
+from tests.conftest import inputs_of, noise_recordings
+
+
+@pytest.fixture
+def recordings():
+    return noise_recordings(3, seed=1)
+
+
+# Adapters and quantization
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]},
+        {"target_modules": r".*backbone\.(encoder|feature_projection).*(proj|dense|projection)"},
+        {"target_modules": r".*conv_layers.*conv"},
+    ],
+    ids=["attention", "and a classifier", "every linear of the backbone", "convolutions"],
+)
+def test_low_rank_adapters_train_merge_and_come_back(tiny_model, tmp_path, recordings, settings):
+    peft = pytest.importorskip("peft")
+    base = tiny_model("edrl_mea")
+    untouched = copy.deepcopy(base)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, init_lora_weights=False, **settings)).eval()
+    inputs = inputs_of(untouched, recordings)
+    logits = model(**inputs).logits
+    assert not torch.allclose(logits, untouched(**inputs).logits, atol=1e-3)
+    with torch.no_grad():  # the CPU's own way at inference sees the adapters as well
+        torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-4, rtol=1e-3)
+    model.train()(**inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
+    adapters = [p for name, p in model.named_parameters() if "lora_" in name]
+    assert adapters and all(p.grad is not None and p.grad.isfinite().all() for p in adapters)
+    model.eval().save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(untouched, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs).logits, logits, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(again.merge_and_unload()(**inputs).logits, logits, atol=1e-4, rtol=1e-3)
+
+
+def test_all_linear_layers_take_adapters(tiny_model, recordings):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny_model("linear"), peft.LoraConfig(r=2, target_modules="all-linear")).train()
+    model(**inputs_of(model, recordings), labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert any("intermediate_dense.lora_B" in name and p.grad.any() for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("arrangement", ["linear", "edrl", "edrl_mea"])
+def test_dynamic_quantization_answers_nearly_alike(tiny_model, recordings, arrangement):
+    model = tiny_model(arrangement)
+    inputs = inputs_of(model, recordings)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        difference = (quantized(**inputs).logits.softmax(-1) - model(**inputs).logits.softmax(-1)).abs().max()
+    assert 0 < difference < 0.1
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_forward_hooks_fire_at_inference_and_change_nothing(tiny_backbone_config, norm):
+    from modeling_edrl_mea.backbone import LengthAwareWavLM
+
+    config = copy.deepcopy(tiny_backbone_config)
+    config.feat_extract_norm = norm
+    model, fired = LengthAwareWavLM(config).eval(), {}
+    waveforms = 0.1 * torch.randn(1, 8_000)
+    with torch.no_grad():
+        expected = model(waveforms).hidden_states[-1]
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda module, args, output, name=name: fired.setdefault(name, output))
+        torch.testing.assert_close(model(waveforms).hidden_states[-1], expected, atol=1e-4, rtol=1e-3)
+    for name in ("feature_extractor.conv_layers.0.conv", "feature_extractor.conv_layers.1.conv"):
+        assert fired[name].shape[1] == 16, name  # (batch, channels, time), as transformers has it
+    for part in ("feed_forward", "feed_forward.intermediate_act_fn", "feed_forward.output_dense", "attention.q_proj"):
+        assert f"encoder.layers.1.{part}" in fired
+    assert "encoder.pos_conv_embed.conv" in fired
+
+
+# What is returned
+
+
+def test_the_config_says_what_is_returned(tiny_model, tmp_path, recordings):
+    tiny_model("edrl_mea").save_pretrained(tmp_path)
+    settings = {"output_hidden_states": True, "output_attentions": True, "attn_implementation": "eager"}
+    model = EdrlMeaForAudioClassification.from_pretrained(tmp_path, **settings)
+    inputs = inputs_of(model, recordings)
+    output = model(**inputs)
+    assert len(output.hidden_states) == 3 and len(output.attentions) == 2
+    assert model(**inputs, output_hidden_states=False).hidden_states is None
+    model.config.return_dict = False
+    assert isinstance(model(**inputs), tuple) and not isinstance(model(**inputs, return_dict=True), tuple)
+
+
+def test_long_recordings_have_hidden_states_and_attentions_too(tiny_model):
+    whole = tiny_model("linear")
+    cut = tiny_model("linear", max_window_seconds=0.5, window_overlap_seconds=0.1)
+    inputs = inputs_of(whole, noise_recordings(2, seconds=1.3))
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    expected, found = whole(**inputs, **asked), cut(**inputs, **asked)
+    for name in ("hidden_states", "attentions"):
+        shapes = [[layer.shape for layer in output[name]] for output in (expected, found)]
+        assert shapes[0] == shapes[1], name
+    weights = found.attentions[-1]
+    own = weights.sum(-1) > 0
+    torch.testing.assert_close(weights.sum(-1)[own], torch.ones_like(weights.sum(-1)[own]))
+    assert cut(**inputs).hidden_states is None
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_the_attention_implementation_may_be_named(tiny_model, tmp_path, recordings, implementation):
+    model = tiny_model("edrl_mea")
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForAudioClassification.from_pretrained(tmp_path, attn_implementation=implementation)
+    inputs = inputs_of(model, recordings)
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
+# Training, precision, placement
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_of_either_kind_trains_every_layer(tiny_model, recordings, use_reentrant):
+    model = tiny_model("edrl").train()
+    inputs = inputs_of(model, recordings)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.zero_grad()
+        torch.manual_seed(7)
+        model(**inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_reentrant_checkpointing_trains_layers_above_frozen_ones(tiny_model, recordings):
+    model = tiny_model("edrl")
+    model.freeze_backbone(keep_last_n_layers=2)
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.train()(**inputs_of(model, recordings), labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert all(p.grad is not None for p in model.backbone.encoder.layers.parameters())
+
+
+@pytest.mark.parametrize("arrangement", ["linear", "edrl_mea"])
+def test_a_bfloat16_model_from_a_config_keeps_exact_buffers(tiny_model, arrangement):
+    config = tiny_model(arrangement).config
+    model = AutoModelForAudioClassification.from_config(config, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    buffers = [b for name, b in model.named_buffers() if "speech_embedding" in name or "alignment" in name]
+    assert buffers and all(buffer.dtype == torch.float32 for buffer in buffers)
+
+
+def test_weights_may_stay_off_the_device(tiny_model, recordings):
+    from accelerate import cpu_offload
+
+    model = tiny_model("edrl_mea")
+    inputs = inputs_of(model, recordings)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+        assert offloaded.backbone.encoder.layers[0].attention.q_proj.weight.is_meta
+        torch.testing.assert_close(offloaded(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_bare_backbone_is_refused_with_the_way_to_use_it(tiny_backbone_config, tmp_path):
+    WavLMModel(tiny_backbone_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="wavlm model.*from_backbone"):
+        EdrlMeaForAudioClassification.from_pretrained(tmp_path)
