@@ -77,7 +77,8 @@ TRAINING = _object(
         "augmentation": _maybe("object", "Augmentation.describe(); null: trained on clean speech"),
         "config": _mapping({}),
         "splits": _mapping(_list(_text()), "speakers by train, validation and test"),
-    }
+    },
+    {"data": _object({"parts": _mapping({"type": "object"}), "notes": _list(_text())}, None, "train/data/summary.py")},
 )
 
 RESULT = _object(

@@ -39,7 +39,7 @@ def main() -> None:
             *("--label_scheme", "four_emotions", "--noisy_copies", str(options.noisy_copies)),
             *("--num_train_epochs", str(options.num_train_epochs)),
             *("--output_dir", str(model), "--embedding_cache", str(options.output_dir / "embeddings")),
-            *("--disable_tqdm", "True", "--logging_strategy", "no"),
+            *("--disable_tqdm", "True"),
         ]
     )
     unheard = load_corpus(str(speech / "demo_room"), label_scheme="four_emotions")[0]

@@ -8,11 +8,14 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from modeling_edrl_mea import EdrlMeaConfig
+from modeling_edrl_mea.configuration_edrl_mea import Arrangement
+from train.data.emotions import LABEL_SCHEMES
 
 COMPACT_BACKBONE = Path(__file__).resolve().parents[1] / "checkpoints" / "wavlm-compact"
 # What the run works out itself, or what would contradict another flag.
@@ -40,7 +43,28 @@ class DataArguments:
         default="native",
         metadata={"help": "native, four_emotions, arousal or valence (table in train/data/emotions.py)"},
     )
-    train_split_name: str | None = field(default=None, metadata={"help": "official split to train on; default: all"})
+    train_split_name: str | None = field(
+        default=None, metadata={"help": "official split to train on; default: the one called train"}
+    )
+    validation_split_name: str | None = field(
+        default=None, metadata={"help": "official split for early stopping; default: dev or validation, else of train"}
+    )
+    test_split_name: str | None = field(
+        default=None,
+        metadata={"help": "official split to test on; default: the one called test, else split by speaker"},
+    )
+    keep_given_splits: bool = field(
+        default=True,
+        metadata={"help": "keep the splits that a corpus gives, so that results compare; False: split by speaker"},
+    )
+    on_leak: str = field(
+        default="error",
+        metadata={"help": "error: stop where training shares recordings or speakers with a test; drop: leave them out"},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "config of a Hub dataset, as its language"})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "commit, tag or branch of a Hub dataset, so that a run can be repeated"}
+    )
     audio_column_name: str = field(default="audio", metadata={"help": "of a Hub dataset or manifest"})
     label_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
     speaker_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
@@ -150,10 +174,18 @@ def parse_arguments(argv: list[str] | None = None):
             raise SystemExit(
                 f"Unknown setting {flag[2:]!r}." + (f" Did you mean {nearest[0][2:]!r}?" if nearest else "")
             )
-    arguments = parser.parse_args_into_dataclasses(args=from_file + argv)
+    parser.error = _stop  # argparse's own prints all flags before it says what is wrong
+    try:
+        arguments = parser.parse_args_into_dataclasses(args=from_file + argv)
+    except (ValueError, OSError, ImportError) as error:
+        _stop(" ".join(str(error).split()))
     for complaint in contradictions(*arguments):
         raise SystemExit(f"error: {complaint}")
     return arguments
+
+
+def _stop(message: str):
+    raise SystemExit(f"error: {message}")
 
 
 def contradictions(model, data, config, training) -> Iterator[str]:
@@ -179,19 +211,40 @@ def contradictions(model, data, config, training) -> Iterator[str]:
         yield f"noisy_copies={data.noisy_copies} must not be negative."
     if data.on_bad_audio not in ("error", "skip"):
         yield f"on_bad_audio={data.on_bad_audio}: choose error or skip."
+    if data.on_leak not in ("error", "drop"):
+        yield f"on_leak={data.on_leak}: choose error or drop."
+    if data.label_scheme not in LABEL_SCHEMES:
+        yield f"label_scheme={data.label_scheme}: {_choose(data.label_scheme, LABEL_SCHEMES)}"
+    if config.arrangement and config.arrangement not in get_args(Arrangement):
+        yield f"arrangement={config.arrangement}: {_choose(config.arrangement, get_args(Arrangement))}"
+    for name in ("noise_dir", "rir_dir"):
+        folder = getattr(data, name)
+        if folder and not os.path.isdir(folder):
+            yield f"{name}={folder} is no folder."
+    if training.device.type == "cpu" and (training.bf16_full_eval or training.fp16_full_eval):
+        yield "bf16_full_eval and fp16_full_eval need a GPU. Leave them out on a CPU."
     if training.push_to_hub and "/" not in (training.hub_model_id or ""):
         yield "push_to_hub needs hub_model_id=ORG/NAME."
     if training.save_total_limit == 1:
         yield "save_total_limit=1 leaves nothing to go on from where the newest checkpoint is damaged. Use 2 or more."
 
 
+def _choose(given: str, choices) -> str:
+    nearest = difflib.get_close_matches(given, choices, n=1, cutoff=0.4)
+    return f"choose one of {', '.join(choices)}." + (f" Did you mean {nearest[0]}?" if nearest else "")
+
+
 def _flags_of(path: Path) -> list[str]:
     if not path.is_file():
         raise SystemExit(f"{path}: no such configuration file.")
     flags = []
-    for key, value in (yaml.safe_load(path.read_text()) or {}).items():
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{key}", *(str(part) for part in values)] if value is not None else []
+    try:  # all as text, so that a folder 001 stays 001
+        settings = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}
+        for key, value in settings.items():
+            values = value if isinstance(value, list) else [value]
+            flags += [f"--{key}", *values] if value not in ("", "null", "~", "None") else []
+    except (yaml.YAMLError, AttributeError) as error:
+        _stop(f"{path} is no YAML of settings, one `name: value` a line: {' '.join(str(error).split())}")
     return flags
 
 

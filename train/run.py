@@ -28,10 +28,13 @@ from modeling_edrl_mea import RecordingError
 from train.arguments import given_settings, parse_arguments, resolved
 from train.data.corpora import concatenate_corpora, load_corpus
 from train.data.dataset import SpeechDataset
-from train.data.embeddings import CacheError, fingerprint_of
+from train.data.embeddings import fingerprint_of
 from train.data.files import fingerprint_of_data
+from train.data.given_splits import is_split
+from train.data.leaks import described, shared_rows, without
 from train.data.recordings import CorpusError, bad_recordings, listed
-from train.data.splits import SplitError, assert_no_shared_speaker, split_by_speaker
+from train.data.splits import SplitError, assert_no_shared_speaker, by_given_splits, split_by_speaker
+from train.data.summary import as_text, collected_notes, summary_of
 from train.degradation.augmentation import Augmentation
 from train.degradation.corruptions import corruptions
 from train.evaluation.calibration import fit_temperature
@@ -39,9 +42,9 @@ from train.evaluation.markdown import results_table
 from train.evaluation.predictions import evaluate
 from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
 from train.model_setup import build_model, freeze
-from train.run_folder import RunError, RunFolder, about_this_run
+from train.run_folder import RunFolder, about_this_run
 from train.trainer import EdrlMeaTrainer
-from train.training_log import LogFile, plot_training
+from train.training_log import LogFile, explanation_of_scores, plot_training
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +63,15 @@ def main(argv: list[str] | None = None) -> dict:
     transformers.utils.logging.set_verbosity_warning()
     set_seed(training_args.seed)
     cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
-    with training_args.main_process_first():  # which streams what is on the Hub
+    with training_args.main_process_first(), collected_notes() as notes:  # the first streams what is on the Hub
         splits = read_splits(data_args, training_args.seed)
         labels = splits["train"].features["label"].names
         others = [read_other_corpus(source, data_args, labels) for source in data_args.test_dataset_name]
     splits, others, skipped = without_bad_recordings(splits, others, cache, data_args.on_bad_audio)
+    splits, others = without_leaks(splits, others, data_args, notes)
+    data = summary_of(splits | {other["corpus"][0]: other for other in others}, notes)
+    if training_args.process_index == 0:
+        print(f"\n{as_text(data)}\n", flush=True)
     model = build_model(model_args.model_name_or_path, labels, config_args)
     freeze(model, model_args)
     command = command_line(argv)
@@ -77,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     report = test(trainer, validation, splits["test"], others, data_args, command)
     report["duration_seconds"] = time.monotonic() - started
-    report["training"] = about_training(splits, training.augmentation, arguments)
+    report["training"] = about_training(splits, training.augmentation, arguments) | {"data": data}
     report["skipped_recordings"] = skipped
     if trainer.is_world_process_zero():
         save(trainer, report)
@@ -90,21 +97,71 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def read_splits(args, seed: int) -> dict:
-    """Training, validation and test recordings, which share no speaker."""
+    """Training, validation and test recordings: the splits that the corpora give, else split by speaker."""
     if not args.dataset_name:
         raise CorpusError("No --dataset_name: give a corpus to train on, e.g. --dataset_name emodb=DIR.")
-    corpus = concatenate_corpora([read_corpus(source, args, args.train_split_name) for source in args.dataset_name])
-    rest, test = split_by_speaker(corpus, args.test_fraction, seed, args.allow_shared_speakers)
-    train, validation = split_by_speaker(rest, args.validation_fraction, seed, args.allow_shared_speakers)
-    assert_no_shared_speaker(train, validation, test, allow_shared_speakers=args.allow_shared_speakers)
-    names = corpus.features["label"].names
-    absent = set(range(len(names))) - set(train["label"])
-    if absent:
-        raise SplitError(
-            f"No training speaker shows {', '.join(names[i] for i in sorted(absent))}: add speakers, use another "
-            "label_scheme, or another seed."
+    names = {
+        "train": args.train_split_name,
+        "validation": args.validation_split_name,
+        "test": args.test_split_name,
+    }
+    keep = args.keep_given_splits
+    alone = None if keep else args.train_split_name  # which then is split anew
+    corpus = concatenate_corpora([read_corpus(source, args, alone) for source in args.dataset_name])
+    parts = by_given_splits(corpus, names) if keep else {}
+    if parts:
+        logger.info("The splits that the corpus gives are kept: %s.", ", ".join(parts))
+        if "validation" not in parts:
+            parts["train"], parts["validation"] = split_off(parts["train"], args.validation_fraction, seed, args)
+        return parts
+    if keep and args.train_split_name:
+        corpus = corpus.select(
+            [row for row, split in enumerate(corpus["split"]) if is_split(split or "", args.train_split_name)]
         )
+    rest, test = split_off(corpus, args.test_fraction, seed, args)
+    train, validation = split_off(rest, args.validation_fraction, seed, args)
     return {"train": train, "validation": validation, "test": test}
+
+
+def split_off(dataset, fraction: float, seed: int, args):
+    return split_by_speaker(dataset, fraction, seed, args.allow_shared_speakers)
+
+
+def without_leaks(splits: dict, others: list, args, notes: list[str]) -> tuple[dict, list]:
+    """The parts without what two of them share: recordings, and speakers unless they may be shared. Training and
+    validation give way to the test, other corpora to training. SplitError unless to be dropped."""
+
+    def cleaned(dataset, name: str, against: list, partner: str):
+        found = shared_rows(dataset, against, not args.allow_shared_speakers)
+        if not found:
+            return dataset
+        what = f"{name} shares with {partner} {described(dataset, found)}"
+        if args.on_leak != "drop":
+            raise SplitError(
+                f"{what}. Results would be too good: leave them out by --on_leak drop, or, where the corpus's own "
+                "splits share them, split by speaker by --keep_given_splits False."
+            )
+        notes.append(f"dropped, as {what}")
+        return without(dataset, found)
+
+    test = splits["test"]
+    validation = cleaned(splits["validation"], "validation", [test], "test")
+    train = cleaned(splits["train"], "train", [validation, test], "validation or test")
+    assert_no_shared_speaker(train, validation, test, allow_shared_speakers=args.allow_shared_speakers)
+    check_parts(train, validation, test)
+    others = [cleaned(other, other["corpus"][0], [train, validation], "training") for other in others]
+    return {"train": train, "validation": validation, "test": test}, [other for other in others if len(other)]
+
+
+def check_parts(train, validation, test) -> None:
+    names = train.features["label"].names
+    absent = set(range(len(names))) - set(train["label"])
+    if absent or not len(validation) or not len(test):
+        lacking = ", ".join(names[i] for i in sorted(absent)) or "anything: validation or test is empty"
+        raise SplitError(
+            f"No training speaker shows {lacking}: add speakers, use another label_scheme, another seed, or "
+            "--keep_given_splits False."
+        )
 
 
 def read_corpus(source: str, args, split: str | None = None):
@@ -115,6 +172,9 @@ def read_corpus(source: str, args, split: str | None = None):
         label_column=args.label_column_name,
         speaker_column=args.speaker_column_name,
         split=split,
+        config_name=args.dataset_config_name,
+        revision=args.dataset_revision,
+        skip_missing=args.on_bad_audio == "skip",
     )
 
 
@@ -264,6 +324,9 @@ def save(trainer: EdrlMeaTrainer, report: dict) -> None:
     if plot_training(folder):
         report["plots"]["training"] = "training.png"
     write_report(report, folder)
+    why = explanation_of_scores(folder)
+    if why:
+        print(f"\n{why}")
     print(f"\n{results_table(report['results'], with_model=False)}\n")
     print(f"Saved to {folder}: pipeline('audio-classification', model='{folder}')")
 
@@ -283,5 +346,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit("Stopped by Ctrl-C. Run the same command again to go on.") from None
-    except (CacheError, CorpusError, PublishError, RecordingError, RunError, SplitError) as error:
+    except (PublishError, ValueError, OSError) as error:  # what was asked for cannot be; all of ours are such
         raise SystemExit(f"error: {error}") from error

@@ -37,27 +37,46 @@ def read_log(folder: str | Path) -> list[dict]:
 def plot_training(folder: str | Path) -> Path | None:
     """training.png from log.jsonl; None where stage 1 logged nothing."""
     log = read_log(folder)
-    losses = [logged for logged in log if "loss" in logged]
+    losses = [logged for logged in log if any(name.startswith("loss_") for name in logged)]
     scores = [logged for logged in log if "eval_uar" in logged]
-    if not losses and not scores:
+    if not losses and len(scores) < 2:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    terms = sorted({name for logged in losses for name in logged if name.startswith("loss_")})
-    for name in terms:
-        points = [(logged["epoch"], logged[name]) for logged in losses if name in logged]
-        left.plot(*zip(*points, strict=True), label=name.removeprefix("loss_").replace("_", " "))
-    left.set(xlabel="epoch", ylabel="weighted loss", title="Stage 1: losses", yscale="log")
-    if terms:
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize="small")
+    figure = Figure(figsize=(9 if losses and scores else 5, 4), layout="constrained")
+    axes = figure.subplots(1, bool(losses) + bool(scores), squeeze=False)[0]
+    if losses:
+        _plot_losses(figure, axes[0], losses)
     if scores:
-        right.plot([s["epoch"] for s in scores], [100 * s["eval_uar"] for s in scores], color="black")
-        best = max(scores, key=lambda logged: logged["eval_uar"])
-        right.plot(best["epoch"], 100 * best["eval_uar"], "o", color="tab:red", label="kept")
-        right.legend()
-    right.set(xlabel="epoch", ylabel="UAR, %", title="Validation speakers")
+        _plot_scores(figure, axes[-1], scores)
     path = Path(folder) / "training.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+def explanation_of_scores(folder: str | Path) -> str | None:
+    """Why validation UAR was the same in all epochs, where it was."""
+    scores = {logged["eval_uar"] for logged in read_log(folder) if "eval_uar" in logged}
+    started = any("start_C" in logged for logged in read_log(folder))
+    if len(scores) != 1 or not started:
+        return None
+    return (
+        f"Validation UAR was {100 * scores.pop():.1f}% in every epoch: EDRL started as the logistic regression fitted at "
+        "once (start_from_regression), and the epochs only refined it."
+    )
+
+
+def _plot_losses(figure, axis, losses: list[dict]) -> None:
+    for name in sorted({name for logged in losses for name in logged if name.startswith("loss_")}):
+        points = [(logged["epoch"], logged[name]) for logged in losses if name in logged]
+        axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss_").replace("_", " "))
+    axis.set(xlabel="epoch", ylabel="weighted loss", title="Stage 1: losses", yscale="log")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize="small")
+
+
+def _plot_scores(figure, axis, scores: list[dict]) -> None:
+    axis.plot([s["epoch"] for s in scores], [100 * s["eval_uar"] for s in scores], color="black")
+    best = max(scores, key=lambda logged: logged["eval_uar"])
+    kept = axis.plot(best["epoch"], 100 * best["eval_uar"], "o", color="tab:red", label="kept")
+    figure.legend(handles=kept, loc="outside lower right", fontsize="small")
+    axis.set(xlabel="epoch", ylabel="UAR, %", title="Validation speakers")

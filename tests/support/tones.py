@@ -10,8 +10,8 @@ from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 EMOTIONS = {"anger": 600.0, "happiness": 400.0, "neutral": 200.0, "sadness": 100.0}  # Hz
 
 
-def tone(emotion: str, speaker: int, take: int) -> np.ndarray:
-    rng = np.random.default_rng([len(emotion), speaker, take])
+def tone(emotion: str, speaker: int, take: int, corpus: str = "") -> np.ndarray:
+    rng = np.random.default_rng([len(emotion), speaker, take, *corpus.encode()])
     seconds = np.arange(6000) / 16_000
     pitch = EMOTIONS[emotion] * (1 + 0.02 * speaker)
     return (0.3 * np.sin(2 * np.pi * pitch * seconds) + 0.02 * rng.standard_normal(6000)).astype(np.float32)
@@ -24,7 +24,7 @@ def write_corpus(folder: Path, n_speakers: int, emotions=EMOTIONS) -> Path:
         for speaker in range(n_speakers):
             for take in range(3):
                 name = f"{emotion}_{speaker}_{take}.wav"
-                soundfile.write(folder / name, tone(emotion, speaker, take), 16_000)
+                soundfile.write(folder / name, tone(emotion, speaker, take, folder.name), 16_000)
                 lines.append(f"{name},{emotion},{folder.name}_{speaker}")
     (folder / "metadata.csv").write_text("\n".join(lines))
     return folder

@@ -1,9 +1,14 @@
 """Splits that never share a speaker: a model that has heard the test speakers is measured too well."""
 
+import re
+from collections.abc import Mapping
+
 import numpy as np
 from datasets import Dataset
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
+from .catalogue import CORPORA
+from .given_splits import is_split, role_of_split
 from .recordings import UNKNOWN_SPEAKER
 
 N_DRAWS = 200  # of held-out speakers; more changes little: 2 of 10 speakers are 45 draws, 3 are 120
@@ -72,6 +77,36 @@ def fold_indices(
     return [(train, test) for train, test in folds if len(test) and len(train)]
 
 
+def by_given_splits(dataset: Dataset, names: Mapping[str, str | None]) -> dict[str, Dataset]:
+    """The parts "train", "validation" and "test" that the corpora themselves give; without "test", none at all.
+
+    names: of the split for each part, where it is not to be found by its usual names. Corpora that give no splits are
+    trained on, and splits of other names are left out.
+    Raises SplitError for a name that no recording's split has.
+    """
+    given = dataset["split"]
+    roles = np.array([_role(split, names) for split in given])
+    for part, name in names.items():
+        if name and part not in roles:
+            known = ", ".join(dict.fromkeys(split for split in given if split)) or "none"
+            raise SplitError(f"no recording is in split {name!r} ({part}); the splits are: {known}")
+    parts = {part: _rows(dataset, roles == part) for part in ("train", "validation", "test") if part in roles}
+    return parts if {"train", "test"} <= parts.keys() else {}
+
+
+def _role(split: str | None, names: Mapping[str, str | None]) -> str:
+    for part, name in names.items():
+        if split and name and split.lower() == name.lower():
+            return part
+    for part, name in names.items():
+        if split and name and is_split(split, name):
+            return part
+    role = role_of_split(split)
+    if role is not None and names.get(role):  # another split than the one named for it
+        return "left out"
+    return role or ("left out" if split else "train")
+
+
 def assert_no_shared_speaker(*datasets: Dataset, allow_shared_speakers: bool = False) -> None:
     """Raises SplitError, naming the speakers, where two of the datasets share any, unless that is allowed.
 
@@ -105,6 +140,7 @@ def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:
             "no split keeps speakers apart. Add a speaker column, or set allow_shared_speakers to split by "
             "recording"
         )
+    speakers = [_session(speaker, corpus) for speaker, corpus in zip(speakers, dataset["corpus"], strict=True)]
     if len(set(speakers)) < 2:
         raise SplitError(
             f"{_corpora(dataset)} has {len(set(speakers))} speaker ({', '.join(set(speakers))}), and two are "
@@ -112,6 +148,13 @@ def _groups(dataset: Dataset, allow_shared_speakers: bool) -> list[str]:
             "recording"
         )
     return speakers
+
+
+def _session(speaker: str, corpus: str) -> str:
+    """What must stay on one side of a split: the speaker, or in some corpora the session with its other speakers."""
+    session = CORPORA[corpus].session if corpus in CORPORA else None
+    found = session and re.match(rf"{corpus}_{session}", speaker)
+    return found.group() if found else speaker
 
 
 def _corpora(dataset: Dataset) -> str:
