@@ -167,13 +167,16 @@ def parse_arguments(argv: list[str] | None = None):
         from_file = _flags_of(Path(argv.pop(0)))
     parser = HfArgumentParser((ModelArguments, DataArguments, ConfigArguments, EdrlMeaTrainingArguments))
     parser.allow_abbrev = False
-    known = [flag for action in parser._actions for flag in action.option_strings]
+    known = ["--help_all"] + [flag for action in parser._actions for flag in action.option_strings]
     for flag in (part.partition("=")[0] for part in from_file + argv):
         if flag.startswith("--") and flag not in known:
             nearest = difflib.get_close_matches(flag, known, n=1)
             raise SystemExit(
                 f"Unknown setting {flag[2:]!r}." + (f" Did you mean {nearest[0][2:]!r}?" if nearest else "")
             )
+    if "--help_all" in argv:
+        parser.print_help()
+        raise SystemExit
     parser.error = _stop  # argparse's own prints all flags before it says what is wrong
     try:
         arguments = parser.parse_args_into_dataclasses(args=from_file + argv)

@@ -13,13 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+if __package__ in (None, ""):  # started by path, as accelerate does
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before what takes seconds to import
+    from train.help import text
+
+    raise SystemExit(print(text()))
+
 import transformers
 from accelerate import PartialState
 from datasets import ClassLabel, Features
 from transformers import set_seed
-
-if __package__ in (None, ""):  # started by path, as accelerate does
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hub_card.machine_traces import without_tokens
 from hub_card.publish import publish

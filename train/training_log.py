@@ -61,8 +61,8 @@ def explanation_of_scores(folder: str | Path) -> str | None:
     if len(scores) != 1 or not started:
         return None
     return (
-        f"Validation UAR was {100 * scores.pop():.1f}% in every epoch: EDRL started as the logistic regression fitted at "
-        "once (start_from_regression), and the epochs only refined it."
+        f"Validation UAR was {100 * scores.pop():.1f}% in every epoch: EDRL started as the logistic regression "
+        "fitted at once (start_from_regression), and the epochs only refined it."
     )
 
 

@@ -43,10 +43,10 @@ def markdown_table(head: list[str], lines: list[list[str]]) -> str:
 
 
 MEASURES = (
-    "UAR: unweighted average recall, the mean of the classes' recalls, so that rare classes count as frequent ones. WA: "
-    "weighted accuracy, the share of recordings that are right. ECE: expected calibration error, by how much confidence "
-    "and accuracy differ, over 15 bins; calibrated: at a temperature fitted on other speakers. Intervals (95%) resample "
-    "speakers; of two or three speakers they say little."
+    "UAR: unweighted average recall, the mean of the classes' recalls, so that rare classes count as frequent "
+    "ones. WA: weighted accuracy, the share of recordings that are right. ECE: expected calibration error, by "
+    "how much confidence and accuracy differ, over 15 bins; calibrated: at a temperature fitted on other "
+    "speakers. Intervals (95%) resample speakers; of two or three speakers they say little."
 )
 
 

@@ -108,4 +108,4 @@ def test_iemocap_is_split_by_session():
 def test_what_was_read_is_said(tones):
     splits = run.read_splits(data_arguments("--dataset_name", tones), 0)
     text = as_text(summary_of(splits, ["3 recordings dropped"]))
-    assert "| train | tones | 24 | 0.00 | 4 | anger 12, sadness 12 |" in text and "- 3 recordings dropped" in text
+    assert "| train | tones | 18 | 0.00 | 3 | anger 9, sadness 9 |" in text and "- 3 recordings dropped" in text
