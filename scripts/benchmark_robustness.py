@@ -40,6 +40,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         help="further rows for each that can adapt to unlabelled recordings: all of a test, or each speaker's",
     )
+    add(
+        "--on_leak",
+        choices=["error", "drop"],
+        default="error",
+        help="where corpora share recordings or speakers: stop, or drop them from the later corpus",
+    )
     add("--label_scheme", default="four_emotions", help="four_emotions, arousal or valence")
     add(
         "--label_map", nargs="+", default=[], metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words"
@@ -141,11 +147,15 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
     """Corpora by name, capped, and the classes that all of them share."""
     from train.benchmark.protocols import capped
     from train.data.corpora import load_corpus
+    from train.data.leaks import described, shared_rows, without
     from train.data.recordings import CorpusError, bad_recordings, listed
+    from train.data.summary import as_text, collected_notes, summary_of
 
-    found = {}
+    found, notes = {}, []
     for source in options.corpus:
-        dataset = load_corpus(source, label_scheme=options.label_scheme)
+        with collected_notes() as said:
+            dataset = load_corpus(source, label_scheme=options.label_scheme)
+        notes += said
         name = dataset["corpus"][0]
         if name in found:
             raise CorpusError(f"Two corpora are called {name}: give one another name, --corpus NAME={source}.")
@@ -154,6 +164,15 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
         if bad:
             problems = listed(list(bad.values()))
             raise CorpusError(f"{name}: {len(bad)} recordings cannot be used; repair or remove them:{problems}")
+    for place, name in enumerate(list(found)[1:], start=1):
+        shared = shared_rows(found[name], list(found.values())[:place])
+        if shared and options.on_leak != "drop":
+            what = described(found[name], shared)
+            raise CorpusError(f"{name} shares with the corpora before it {what}: leave them out by --on_leak drop.")
+        if shared:
+            notes.append(f"{name}: dropped, as shared with the corpora before it, {described(found[name], shared)}")
+            found[name] = without(found[name], shared)
+    print(f"\n{as_text(summary_of(found, notes))}\n", flush=True)
     classes = {tuple(dataset.features["label"].names) for dataset in found.values()}
     if len(classes) > 1:
         raise CorpusError("The corpora's emotions differ: use --label_scheme four_emotions, arousal or valence.")

@@ -1,4 +1,4 @@
-"""`train/run.py --help`, read off the sources, so that it comes at once: importing torch and transformers takes seconds."""
+"""`train/run.py --help`, read off the sources, so that it comes at once: importing torch takes seconds."""
 
 import ast
 import re
