@@ -23,7 +23,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before what t
 import transformers
 from accelerate import PartialState
 from datasets import ClassLabel, Features
-from transformers import set_seed
+from transformers import AutoConfig, set_seed
 
 from hub_card.machine_traces import without_tokens
 from hub_card.publish import publish
@@ -33,7 +33,7 @@ from train.arguments import given_settings, parse_arguments, resolved
 from train.data.corpora import concatenate_corpora, load_corpus
 from train.data.dataset import SpeechDataset
 from train.data.embeddings import fingerprint_of
-from train.data.files import fingerprint_of_data
+from train.data.files import fingerprint_of_data, fingerprint_of_weights
 from train.data.given_splits import is_split
 from train.data.leaks import described, shared_rows, without
 from train.data.recordings import CorpusError, bad_recordings, listed
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> dict:
     started = time.monotonic()
     model_args, data_args, config_args, training_args = arguments = parse_arguments(argv)
     push, training_args.push_to_hub = training_args.push_to_hub, False  # once, whole, at the end
+    token, training_args.hub_token = training_args.hub_token, None  # the Trainer would write it to training_args.bin
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(training_args.output_dir) / "tensorboard"))
     folder = RunFolder(training_args.output_dir)
     if training_args.process_index == 0:
@@ -79,9 +80,9 @@ def main(argv: list[str] | None = None) -> dict:
     model = build_model(model_args.model_name_or_path, labels, config_args)
     freeze(model, model_args)
     command = command_line(argv)
-    claim_output_folder(arguments, model, splits, command)
-
     training = training_speech(splits["train"], data_args, training_args.seed)
+    claim_output_folder(folder, arguments, model, splits, training.augmentation, command)
+
     validation = SpeechDataset(splits["validation"], "validation speech")
     trainer = build_trainer(model, training, validation, arguments, cache)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or True)
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> dict:
     if trainer.is_world_process_zero():
         save(trainer, report)
         if push:
-            push_to_hub(training_args)
+            push_to_hub(training_args, token)
     return report
 
 
@@ -253,16 +254,32 @@ def command_line(argv: list[str] | None) -> str:
     return without_tokens(shlex.join(["python", *sys.argv] if argv is None else ["python", "train/run.py", *argv]))
 
 
-def claim_output_folder(arguments, model, splits: dict, command: str) -> None:
+def claim_output_folder(folder: RunFolder, arguments, model, splits: dict, augmentation, command: str) -> None:
     """Note in the output folder what this run is; RunError where it holds another run. One process does it."""
     training_args = arguments[-1]
     settings = {
         **resolved(arguments),
         "backbone": fingerprint_of(model),
+        "source_heads": source_heads(arguments[0].model_name_or_path, model),
+        "augmentation": augmentation.fingerprint if augmentation is not None else None,
+        "test_noise": [corruption.fingerprint for corruption in test_noise(arguments[1].noise_dir)],
         "data": {name: fingerprint_of_data(dataset) for name, dataset in splits.items()},
     }
     if training_args.process_index == 0:
-        RunFolder(training_args.output_dir).open(settings, about_this_run(command, training_args.world_size))
+        folder.open(settings, about_this_run(command, training_args.world_size))
+
+
+def source_heads(source: str, model) -> str | None:
+    """The fingerprint of the heads that training goes on from; None where they start at random."""
+    if AutoConfig.from_pretrained(source).model_type != model.config.model_type:
+        return None
+    return fingerprint_of_weights(model)
+
+
+def test_noise(noise_dir: str | None) -> list:
+    """The corruptions that a run's report tests under."""
+    of_run = corruptions(noise_dir, levels=TEST_LEVELS)
+    return [c for c in of_run if c.name.startswith("noise_") or (c.name == "gaussian" and not noise_dir)]
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -283,11 +300,9 @@ def test(trainer: EdrlMeaTrainer, validation: SpeechDataset, test_set, others, a
 
     name = Path(trainer.args.output_dir).name
     row(test_set, "test speech")
-    for corruption in corruptions(args.noise_dir, levels=TEST_LEVELS):
-        recorded = corruption.name.startswith("noise_")
-        if recorded or (corruption.name == "gaussian" and not args.noise_dir):
-            about = {"condition": corruption.name, "level": corruption.level, "setting": corruption.setting}
-            row(test_set, f"{corruption.name}, level {corruption.level}", corruption, protocol="corruption", **about)
+    for corruption in test_noise(args.noise_dir):
+        about = {"condition": corruption.name, "level": corruption.level, "setting": corruption.setting}
+        row(test_set, f"{corruption.name}, level {corruption.level}", corruption, protocol="corruption", **about)
     for other in others:
         row(other, other["corpus"][0], protocol="cross_corpus")
     entry = model_entry(
@@ -335,10 +350,10 @@ def save(trainer: EdrlMeaTrainer, report: dict) -> None:
     print(f"Saved to {folder}: pipeline('audio-classification', model='{folder}')")
 
 
-def push_to_hub(args) -> None:
+def push_to_hub(args, token: str | None) -> None:
     """Publish the saved model with its report."""
     report = Path(args.output_dir) / "report.json"
-    place = publish(args.output_dir, report, args.hub_model_id, bool(args.hub_private_repo), args.hub_token)
+    place = publish(args.output_dir, report, args.hub_model_id, bool(args.hub_private_repo), token)
     print(f"Published at {place}")
 
 

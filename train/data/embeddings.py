@@ -27,6 +27,7 @@ from .recordings import listed
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
 ROWS = 512  # recordings per pass through the heads
+BLOCK = 2**24  # bytes of a file read at once
 HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
 
 
@@ -159,10 +160,13 @@ class EmbeddingCache:
             return torch.from_numpy(np.concatenate(parts))
         name = fingerprint("".join(chunk.stem for chunk in chunks), 32)
         path = self.folder / f"joined-{name}.f32"
-        if not path.exists() or path.stat().st_size != 4 * math.prod(shape):
+        if not _is_joined(path, 4 * math.prod(shape)):
             with _clear_errors(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
+                checksum = 0
                 for part in parts:
                     part.tofile(file)
+                    checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+                file.write(checksum.to_bytes(4, "little"))
         # Private pages: torch wants them writable, and nothing is written.
         return torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))
 
@@ -216,6 +220,17 @@ def _is_whole(path: Path) -> bool:
     except OSError:
         return False
     return len(content) > 4 and _checksum(content[:-4]) == content[-4:]
+
+
+def _is_joined(path: Path, size: int) -> bool:
+    """Whether a file of so many bytes is there and ends with their checksum."""
+    if not path.is_file() or path.stat().st_size != size + 4:
+        return False
+    checksum = 0
+    with open(path, "rb") as file:
+        for start in range(0, size, BLOCK):
+            checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
+        return file.read() == checksum.to_bytes(4, "little")
 
 
 def _checksum(content) -> bytes:

@@ -1,6 +1,7 @@
 """Recordings on disk before their labels are put under a scheme: what every corpus reader gives and uses."""
 
 import codecs
+import contextlib
 import csv
 import io
 import logging
@@ -147,7 +148,12 @@ def _check(recording, good: set[str]) -> tuple[str, str | None]:
 
 
 def _remembered(memory: Path) -> set[str]:
-    return {line for file in memory.glob("good-*.txt") for line in file.read_text().split()}
+    """Digests of recordings that decode; a damaged line is nobody's, and its recording is decoded again."""
+    found: set[str] = set()
+    for file in memory.glob("good-*.txt"):
+        with contextlib.suppress(OSError):
+            found |= set(file.read_text(encoding="ascii", errors="replace").split())
+    return found
 
 
 def _remember(file: Path, digests: set[str]) -> None:

@@ -20,7 +20,7 @@ from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .effects import keyed_generator, mix_at_snr, reverberate, rms, through_mp3
 from .rooms import measured_rooms, synthetic_room
-from .sources import noise_files, recording
+from .sources import content_of, noise_files, recording
 
 ADDITIVE = {"noise": 3, "babble": 1, "gaussian": 1, "coloured": 1}  # how often each; recordings teach most
 CHANNEL = ("band_limit", "codec")
@@ -60,7 +60,6 @@ class Augmentation:
         self.kinds = _checked_kinds(kinds, bool(self.noise), bool(self.babble))
         self.snr_db = (float(snr_db[0]), float(snr_db[1]))
         self.seed = int(seed)
-        self._noise_dir = noise_dir
         self._chain = self._chain_of_transforms()
 
     def __call__(self, waveform: np.ndarray, key: str | int) -> np.ndarray:
@@ -92,14 +91,11 @@ class Augmentation:
         """16 hexadecimal digits that change with the settings and the recordings used, for cache keys."""
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
         for path in self.noise:
-            digest.update(f"{path.relative_to(self._noise_dir).as_posix()} {path.stat().st_size}".encode())
+            digest.update(content_of(path))
         for name in sorted(self.rooms):
             digest.update(self.rooms[name][0].tobytes())
         for voice in self.babble:
-            if isinstance(voice, np.ndarray):
-                digest.update(voice.tobytes())
-            else:
-                digest.update(f"{Path(voice).name} {Path(voice).stat().st_size}".encode())
+            digest.update(voice.tobytes() if isinstance(voice, np.ndarray) else content_of(voice))
         return digest.hexdigest()[:16]
 
     def _chain_of_transforms(self) -> audiomentations.Compose:

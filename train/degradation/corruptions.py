@@ -40,7 +40,7 @@ from .effects import (
     through_telephone,
 )
 from .rooms import can_simulate, measured_rooms, simulated_room, synthetic_room
-from .sources import noise_files, noise_sources, recording
+from .sources import content_of, noise_files, noise_sources, recording
 
 LEVELS = (1, 2, 3)
 NOISE_SNR_DB = (20, 10, 0)
@@ -138,7 +138,7 @@ def corruptions(
 
 def _noise(files: list[Path], level: int) -> tuple[dict, Degrade]:
     snr_db = NOISE_SNR_DB[level - 1]
-    setting = {"snr_db": snr_db, "recordings": len(files), "recordings_hash": _names_hash(files)}
+    setting = {"snr_db": snr_db, "recordings": len(files), "recordings_hash": _recordings_hash(files)}
     return setting, partial(_add_recording, files=files, snr_db=snr_db)
 
 
@@ -150,7 +150,7 @@ def _gaussian(level: int) -> tuple[dict, Degrade]:
 def _room(rir_dir, level: int) -> tuple[dict, Degrade]:
     rooms = _rooms(str(rir_dir) if rir_dir is not None else None, *RT60_SECONDS[level - 1])
     listed = {name: round(seconds, 2) for name, (_, seconds) in rooms.items()}
-    setting = {"rt60_s": list(RT60_SECONDS[level - 1]), "rooms": listed}
+    setting = {"rt60_s": list(RT60_SECONDS[level - 1]), "rooms": listed, "rooms_hash": _rooms_hash(rooms)}
     return setting, partial(_put_in_room, rooms=[response for response, _ in rooms.values()])
 
 
@@ -264,6 +264,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _names_hash(files: list[Path]) -> str:
-    listed = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+def _rooms_hash(rooms: dict[str, tuple[np.ndarray, float]]) -> str:
+    digest = hashlib.sha256()
+    for response, _ in rooms.values():
+        digest.update(response.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _recordings_hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(content_of(file))
+    return digest.hexdigest()[:12]

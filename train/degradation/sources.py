@@ -8,13 +8,13 @@ gives them, else by a hash of the file names. Training asks for "training", the 
 import csv
 import hashlib
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, SAMPLING_RATE, find_audio, load_recording
+from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, SAMPLING_RATE, check_file, find_audio, load_recording
 
 METADATA_FILES = ("metadata.csv", "meta/esc50.csv")  # an audiofolder's, ESC-50's own
 TRAINING_FOLDS = (1, 2, 3)  # of ESC-50's five; 4 and 5 are left for testing
@@ -93,6 +93,21 @@ def recording(path: str | Path) -> np.ndarray:
     waveform = load_recording(path, sampling_rate=SAMPLING_RATE)
     waveform.setflags(write=False)
     return waveform
+
+
+def content_of(path: str | Path) -> bytes:
+    """SHA-256 of a recording's file, which its name and size do not tell from another."""
+    status = check_file(path)
+    return _content_of(str(path), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _content_of(path: str, size: int, modified: int) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 def _room_name(path: Path) -> str:

@@ -113,7 +113,7 @@ def test_on_a_full_disk_what_is_cached_is_kept_and_room_is_all_it_needs(audio, t
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
 
 
-def test_a_joined_file_cut_short_is_written_again(tmp_path, audio, tiny_model, monkeypatch):
+def test_a_damaged_joined_file_is_written_again(tmp_path, audio, tiny_model, monkeypatch):
     cache = EmbeddingCache(tiny_model("linear"), tmp_path)
     expected = cache.embed(audio)
     monkeypatch.setattr(embeddings, "HELD_IN_MEMORY", 1000)
@@ -121,6 +121,11 @@ def test_a_joined_file_cut_short_is_written_again(tmp_path, audio, tiny_model, m
     (joined,) = cache.folder.glob("joined-*")
     os.truncate(joined, 5000)
     assert torch.equal(cache.embed(audio), expected)
+    whole = bytearray(joined.read_bytes())
+    for damaged in (bytes(len(whole)), whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]):
+        joined.write_bytes(damaged)
+        assert torch.equal(cache.embed(audio), expected)
+        assert joined.read_bytes() == whole
 
 
 @pytest.mark.slow

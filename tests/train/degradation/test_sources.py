@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from train.degradation.augmentation import Augmentation
+from train.degradation.corruptions import corruptions
 from train.degradation.sources import impulse_response_files, noise_files, noise_sources, sound_files
 
 
@@ -83,3 +85,20 @@ def test_the_test_folds_of_real_noise_never_train(shared_data):
     testing = noise_files(shared_data / "noise", "testing")
     assert not {path.name for path in training} & {path.name for path in testing}
     assert {path.name[0] for path in training if path.parent.parent.name == "esc10"} == {"1", "2", "3"}
+
+
+def test_new_noise_under_an_old_name_is_new_noise(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal(1600), 16_000)
+    voice = tmp_path / "a.wav"
+
+    def fingerprints() -> list[str]:
+        augmentation = Augmentation(tmp_path, babble=[voice])
+        return [augmentation.fingerprint, corruptions(tmp_path, levels=(2,))[0].fingerprint]
+
+    before = fingerprints()
+    assert fingerprints() == before
+    for name in "abcd":
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal(1600), 16_000)  # as many bytes
+    assert not set(before) & set(fingerprints())
