@@ -8,7 +8,8 @@ frames follow from its config (`frames.py`).
 
 import os
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
 
 from .frames import CONVOLUTIONAL_TYPES, LOG_MEL_STEPS
@@ -51,6 +52,17 @@ def load_backbone(checkpoint: str | os.PathLike) -> nn.Module:
         raise ValueError(f"{checkpoint} is no whole {config.model_type} checkpoint: it lacks {lacking[:3]} …")
     backbone.load_state_dict({name: weights[name] for name in wanted})
     return backbone.eval()
+
+
+def in_half_where_exact(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's weights with those of the backbone in float16, if that loses nothing of any; the config says float32,
+    which they are again once loaded."""
+    backbone = {
+        name: value for name, value in state_dict.items() if ".backbone." in name or name.startswith("backbone.")
+    }
+    if any(value.dtype != torch.float32 or not torch.equal(value.half().float(), value) for value in backbone.values()):
+        return state_dict
+    return state_dict | {name: value.half() for name, value in backbone.items()}
 
 
 def check_architecture(config: PreTrainedConfig, name: str | os.PathLike) -> None:

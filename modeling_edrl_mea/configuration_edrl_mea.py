@@ -94,6 +94,9 @@ class EdrlMeaConfig(PreTrainedConfig):
     decorrelation_weight: float = 0.1  # squared correlation between each z_c and z₀
     shared_invariance_weight: float = 0.1  # spread of the class means of z₀
 
+    # By what the weights of the last classifier were divided (`set_temperature`), so that it is as sure as it is right
+    temperature: float = 1.0
+
     # MEA: multiblock partial least squares
     n_components: int = 128  # k; of a small corpus, as many as there are directions
     # Y, side by side; what labels would add, the classifier learns from them directly.
@@ -158,7 +161,7 @@ class EdrlMeaConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        for name in ("standardization_clip", "max_window_seconds"):
+        for name in ("standardization_clip", "max_window_seconds", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         weights = [name for name in type(self).__annotations__ if name.endswith("_weight")]

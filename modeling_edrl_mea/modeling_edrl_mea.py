@@ -12,7 +12,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .alignment import EmbeddingAlignment
-from .backbone import build_backbone, check_architecture, input_settings, load_backbone
+from .backbone import build_backbone, check_architecture, in_half_where_exact, input_settings, load_backbone
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import (
     ClassWiseLinear,
@@ -116,9 +116,11 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             elif isinstance(module, EdrlMeaForAudioClassification) and module.classifier is not None:
                 init_linear(module.classifier, nn.init)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """Also writes the feature extractor, so that any saved directory works with `pipeline`."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
+        """Also writes the feature extractor, so that any saved directory works with `pipeline`; and a backbone that
+        float16 holds exactly, as a frozen one that was published so, in float16."""
+        state_dict = in_half_where_exact(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         if kwargs.get("is_main_process", True):
             # Also where this code was itself loaded by `trust_remote_code`: the copy works as the original did.
             EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
@@ -380,6 +382,15 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         self.backbone.requires_grad_(False)
         layers[len(layers) - keep_last_n_layers :].requires_grad_(True)
         self.train(self.training)
+
+    @torch.no_grad()
+    def set_temperature(self, temperature: float) -> None:
+        """Divide the logits of the trained model by `temperature` (Guo et al. 2017): the last classifier's weights are,
+        so whatever is made of them stays true."""
+        last = self.edrl_mea.disentanglement.classifier if self.ends_in_disentanglement else self.classifier
+        for parameter in last.parameters():
+            parameter.mul_(self.config.temperature / temperature)
+        self.config.temperature = float(temperature)
 
     @property
     def is_backbone_frozen(self) -> bool:

@@ -331,6 +331,8 @@ def about_training(splits: dict, augmentation: Augmentation | None, arguments) -
 def save(trainer: EdrlMeaTrainer, report: dict) -> None:
     """The model directory (weights, code, feature extractor, report, plot), and the table on the screen."""
     folder = Path(trainer.args.output_dir)
+    model, calibration = trainer.model, report["models"][0]["calibration"]
+    model.set_temperature(model.config.temperature * calibration["temperature"])
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     trainer.save_model(partial)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, pipeline
 
 from modeling_edrl_mea import EdrlMeaConfig, EdrlMeaForAudioClassification
@@ -235,6 +236,24 @@ def test_a_float16_checkpoint_loads_in_float32(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("encoder", ["Whisper", "WavLM"])
+def test_what_float16_held_is_stored_in_float16_again(encoder, tmp_path):
+    folder = write_checkpoint(encoder, tmp_path / "published", torch.float16)
+    model = EdrlMeaForAudioClassification.from_backbone(folder, EMOTIONS, arrangement="linear").eval()
+    model.save_pretrained(tmp_path / "half")
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    halves = {name for name, value in stored.items() if value.dtype == torch.float16}
+    assert halves == {name for name in stored if ".backbone." in name}
+    again = EdrlMeaForAudioClassification.from_pretrained(tmp_path / "half").eval()
+    assert again.dtype == torch.float32
+    recording = noise_recordings(1)
+    close(scores(again, recording), scores(model, recording), 1e-6)
+    with torch.no_grad():
+        next(again.backbone.layers[-1].parameters()).mul_(1 + 1e-6)  # a backbone that learned
+    again.save_pretrained(tmp_path / "whole")
+    assert {value.dtype for value in load_file(tmp_path / "whole" / "model.safetensors").values()} == {torch.float32}
+
+
 def test_whisper_takes_its_encoder_alone(checkpoint):
     backbone = load_backbone(checkpoint("Whisper"))
     assert not any("decoder" in name for name in backbone.state_dict())
@@ -275,8 +294,6 @@ def test_another_architecture_is_refused_by_name(tmp_path):
 
 
 def test_a_checkpoint_without_its_encoder_is_refused(checkpoint, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = write_checkpoint("HuBERT", tmp_path)
     weights = load_file(folder / "model.safetensors")
     part = {name: value for name, value in weights.items() if "layers.1" not in name}

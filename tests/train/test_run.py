@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
+from tests.support.encoders import write_checkpoint
 from tests.support.tones import EMOTIONS, tone, write_backbone, write_corpus
 from train import closed_form, run
 from train.arguments import parse_arguments
@@ -74,6 +75,34 @@ def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_p
     )
     heard = pipeline("audio-classification", model=str(tmp_path / "out"))(tone("sadness", 5, 9), top_k=4)
     assert {score["label"] for score in heard} == set(EMOTIONS)
+
+
+@pytest.mark.parametrize("encoder", ["Whisper", "wav2vec 2.0"])
+def test_another_encoder_trains_by_the_same_command_and_is_calibrated(tmp_path, corpus, encoder):
+    checkpoint = write_checkpoint(encoder, tmp_path / "encoder", torch.float16)
+    report = run.main(
+        [
+            *("--model_name_or_path", str(checkpoint), "--dataset_name", str(corpus), "--noisy_copies", "1"),
+            *("--layer_combination", "concatenate", "--num_train_epochs", "8", "--use_cpu", "True"),
+            *("--n_components", "8", "--report_to", "none", "--disable_tqdm", "True"),
+            *("--output_dir", str(tmp_path / "out")),
+        ]
+    )
+    assert report["results"][0]["metrics"]["uar"]["value"] > 0.5  # chance is 0.25
+    model = EdrlMeaForAudioClassification.from_pretrained(tmp_path / "out").eval()
+    assert model.stage == "alignment" or model.ends_in_disentanglement
+    assert model.config.temperature == pytest.approx(report["models"][0]["calibration"]["temperature"]) != 1.0
+
+
+def test_a_temperature_divides_the_logits_and_changes_no_answer(tiny_model):
+    for arrangement in ("linear", "edrl", "mea", "mea_edrl"):
+        model = tiny_model(arrangement)
+        statistics = torch.randn(4, model.config.n_layers, model.config.statistics_size)
+        with torch.no_grad():
+            before = model(layer_statistics=statistics).logits
+            for temperature in (2.0, 1.5):
+                model.set_temperature(temperature)
+                torch.testing.assert_close(model(layer_statistics=statistics).logits, before / temperature)
 
 
 BACKBONE_LEARNS = {

@@ -66,6 +66,8 @@ class HubModel:
 
         self.modes: tuple[AdaptationMode, ...] = tuple(SUFFIXES) if self.is_edrl_mea else ("plain",)
         self.trained_on, self.trained_speakers, self.own_temperature = _training_of(self.folder)
+        if getattr(config, "temperature", 1.0) != 1.0:  # its logits are divided by it already
+            self.own_temperature = 1.0
 
     noisy_copies, given_settings = 0, None
 
