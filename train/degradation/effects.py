@@ -66,8 +66,8 @@ def mix_at_snr(
 
     The ratio is that of the RMS of the whole recording to the RMS of the noise that is mixed in, which is
     what RobuSER does: pauses count. RobuSER pads short noise with zeros. Here, noise of another length is cut or
-    repeated from a start drawn from `rng` (without one, from its beginning). Silent speech has no SNR and comes back unchanged. ValueError where the
-    noise is empty or silent.
+    repeated from a start drawn from `rng` (without one, from its beginning). Silent speech has no SNR and comes
+    back unchanged. ValueError where the noise is empty or silent.
     """
     if rng is not None:
         noise = noise_segment(noise, len(speech), rng)
