@@ -1,12 +1,15 @@
 """Recordings in, model inputs out, and a clear error for what cannot be one."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
-from .recordings import SAMPLING_RATE, RecordingError, as_list_of_recordings, resample, to_mono
+from .recordings import SAMPLING_RATE, RecordingError, as_list_of_recordings, load_recording, resample, to_mono
 
 RECEPTIVE_FIELD = 400  # samples that WavLM's convolutions need for one frame: 25 ms at 16 kHz
+NORMALIZATION_EPSILON = 1e-7  # as transformers' extractors have it
 
 logger = logging.get_logger(__name__)
 
@@ -15,8 +18,7 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
     """Waveforms to `input_values` and `attention_mask`.
 
     Channels are mixed, integers scaled to ±1, other sampling rates converted (soxr), and clips shorter than one frame
-    padded with silence. The mask marks each recording's own samples. Silence and noise are recordings like any other:
-    the model gives them finite scores, the same every time, which mean nothing.
+    padded with silence. The mask marks each recording's own samples. Silence and noise are recordings like any other.
 
     Args:
         sampling_rate: Hz, of the model's inputs.
@@ -56,7 +58,7 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: (n,) array or list of numbers; a list of such; a (batch, n) array. An array of at most
-                8 channels, (n, channels) alone or either way round inside a list, is mixed to mono.
+                16 channels, (n, channels) alone or either way round inside a list, is mixed to mono.
             sampling_rate: Hz of `raw_speech`; 16 kHz is assumed, with a warning, where it is missing.
 
         Returns:
@@ -85,13 +87,15 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
         )
 
     def _prepare(self, recording, sampling_rate: int, name: str) -> np.ndarray:
-        waveform = to_mono(recording, name)
-        waveform = resample(waveform, sampling_rate, self.sampling_rate, name)
+        if isinstance(recording, Mapping) or hasattr(recording, "get_all_samples"):  # a row of `datasets`
+            waveform = load_recording(recording, self.sampling_rate, name)
+        else:
+            waveform = resample(to_mono(recording, name), sampling_rate, self.sampling_rate, name)
         if self.do_normalize:
             # In float64, as a faint sound on a large offset drowns in float32; in place, as an hour takes 440 MiB.
             waveform = waveform.astype(np.float64)
             waveform -= waveform.mean()
-            waveform /= np.sqrt(np.dot(waveform, waveform) / len(waveform) + 1e-7)
+            waveform /= np.sqrt(np.dot(waveform, waveform) / len(waveform) + NORMALIZATION_EPSILON)
         waveform = waveform.astype(np.float32, copy=False)
         missing = self.minimum_length - len(waveform)
         return np.pad(waveform, (0, missing)) if missing > 0 else waveform

@@ -22,7 +22,7 @@ from .disentanglement import (
     init_linear,
 )
 from .explanation import explain
-from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
+from .feature_extraction_edrl_mea import NORMALIZATION_EPSILON, EdrlMeaFeatureExtractor
 from .frames import BackboneOutput, iter_windows, own_samples, receptive_field, samples_per_frame
 from .labels import as_targets
 from .recordings import load_recording
@@ -35,6 +35,8 @@ logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 EMBEDDING_BATCH = 8  # recordings that `embed_recordings` sends through the backbone at once
+
+SILENT_VARIANCE = 2.0**-30  # one step of 16-bit samples, squared: -90 dB of full scale
 
 
 @dataclass
@@ -361,12 +363,30 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             if labels is not None:
                 targets = as_targets(labels, self.config.num_labels, sample_weights)
                 losses["aligned_classification"] = cross_entropy(output.logits, *targets)
+        if input_values is not None and not self.training:
+            output.logits = self.without_voice_uniform(output.logits, input_values, attention_mask)
         if labels is not None:
             if not self.training:
                 targets = as_targets(labels, self.config.num_labels)
                 losses = {"classification": cross_entropy(output.logits, *targets)}
             output.loss, output.losses = sum(losses.values()), losses
         return output if _or(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def without_voice_uniform(self, logits, input_values, attention_mask=None) -> torch.Tensor:
+        """Logits (B, C), where silence has the same for every emotion: no bias of the model decides on it.
+
+        Silence is what varies by less than the rounding of 16-bit samples, so an offset counts as silence and speech
+        does not, however faint. Noise above that is a recording like any other.
+        """
+        is_silent = variance_of(input_values, attention_mask) < self._silence
+        return logits.masked_fill(is_silent[:, None], 0.0)
+
+    @property
+    def _silence(self) -> float:
+        """SILENT_VARIANCE as the model sees it: the extractor's normalization divides by √(variance + 1e-7)."""
+        if not self.config.normalize_waveform:
+            return SILENT_VARIANCE
+        return SILENT_VARIANCE / (SILENT_VARIANCE + NORMALIZATION_EPSILON)
 
     def freeze_feature_encoder(self) -> None:
         """No gradients for the convolutions under the backbone."""
@@ -453,6 +473,15 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         `component_contributions` by block, k numbers each.
         """
         return explain(self, recording, sampling_rate)
+
+
+def variance_of(waveforms: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Variance (B,) of each recording's own samples, of (B, n) waveforms."""
+    waveforms = waveforms.float()
+    own = torch.ones_like(waveforms) if mask is None else mask.to(waveforms)
+    n_samples = own.sum(1).clamp_min(1)
+    centered = (waveforms - ((waveforms * own).sum(1) / n_samples)[:, None]) * own
+    return centered.square().sum(1) / n_samples
 
 
 def _or(given: bool | None, otherwise: bool) -> bool:

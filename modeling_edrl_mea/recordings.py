@@ -3,8 +3,11 @@ error."""
 
 import io
 import os
+import shutil
 import stat
-from collections.abc import Mapping, Sequence
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 
@@ -25,12 +28,14 @@ logger = logging.get_logger(__name__)
 SAMPLING_RATE = 16_000  # Hz, of every model's input
 MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
 MAXIMUM_RATE = 10_000_000  # Hz; no recorder reaches it
-MAX_CHANNELS = 8  # an array with one side this short and the other long is multi-channel audio, not a batch
+MAX_CHANNELS = 16  # an array with one side this short and the other long is multi-channel audio, not a batch
 FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy codecs overshoot far less
+CANCELLED = 0.01  # a mix this far (40 dB) below its channels has lost them
+INTEGER_BITS = (16, 24, 32)  # of samples in wider containers
 # Lossless first: where a corpus ships one recording in two formats (CREMA-D), the first one is taken.
 AUDIO_EXTENSIONS = (
     *(".wav", ".flac", ".aiff", ".aif", ".au", ".w64", ".caf"),
-    *(".ogg", ".opus", ".oga", ".mp3", ".m4a", ".aac", ".wma"),
+    *(".ogg", ".opus", ".oga", ".mp3", ".m4a", ".aac", ".wma", ".webm", ".amr"),
 )
 
 
@@ -48,11 +53,12 @@ def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "reco
     """
     if hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder, what `datasets` decodes to
         decoded = source.get_all_samples()
-        return resample(to_mono(decoded.data, name), decoded.sample_rate, sampling_rate)
+        return resample(to_mono(decoded.data, name, channel_axis=0), decoded.sample_rate, sampling_rate)
     if isinstance(source, Mapping):
         if source.get("array") is not None:
             waveform = to_mono(source["array"], str(source.get("path") or name))
-            return resample(waveform, source.get("sampling_rate") or sampling_rate, sampling_rate, name)
+            rate = source.get("sampling_rate")
+            return resample(waveform, sampling_rate if rate is None else rate, sampling_rate, name)
         content, path = source.get("bytes"), source.get("path")
         if not content and not path:
             raise RecordingError(f"{name} with the keys {sorted(source)}: none of array, bytes or path is filled.")
@@ -60,26 +66,78 @@ def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "reco
     if isinstance(source, (str, os.PathLike, bytes)):
         name = name if isinstance(source, bytes) else os.fspath(source)
         samples, rate = _decode(source, name)
-        return resample(to_mono(samples, name), rate, sampling_rate, name)
+        return resample(to_mono(samples, name, channel_axis=1), rate, sampling_rate, name)
     return to_mono(source, name)
 
 
 def _decode(source, name: str) -> tuple[np.ndarray, int]:
+    """Samples (n, channels) and their rate: by soundfile, or what else the machine has."""
     if soundfile is None:
         raise ImportError("Reading audio files needs soundfile: pip install soundfile")
     if not isinstance(source, bytes):
         check_file(source)
+    try:
+        samples, rate = _read(source)
+        return (samples, rate) if len(samples) else _read(_with_true_size(source))
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:  # TypeError: headerless
+        decoded = _decode_by_ffmpeg(source)
+        if decoded is not None:
+            return decoded
+        raise RecordingError(
+            f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read (m4a, webm, "
+            "amr …), and no FFmpeg on this machine reads it either: install the ffmpeg program, or torchcodec with "
+            f"FFmpeg's libraries, or convert it, e.g. `ffmpeg -i {name} -ac 1 -ar {SAMPLING_RATE} out.wav`."
+        ) from error
+
+
+def _read(source) -> tuple[np.ndarray, int]:
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     elif os.name == "posix":
         source = os.fsencode(source)  # a file's name need not be text, and soundfile encodes only what is
+    return soundfile.read(source, dtype="float32", always_2d=True)
+
+
+def _with_true_size(source) -> bytes:
+    """A WAV whose recorder never came back to write how much it holds (data size 0): all of it is data."""
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    place = content.find(b"data", 12)
+    if content[:4] != b"RIFF" or place < 0 or content[place + 4 : place + 8] != bytes(4):
+        return content
+    size = len(content) - place - 8
+    return content[: place + 4] + size.to_bytes(4, "little") + content[place + 8 :]
+
+
+def _decode_by_ffmpeg(source) -> tuple[np.ndarray, int] | None:
+    """By the ffmpeg program or by torchcodec, where the machine has one that can; None otherwise."""
+    if not isinstance(source, bytes):
+        return _by_program(os.path.abspath(source)) or _by_torchcodec(source)
+    with tempfile.TemporaryDirectory() as folder:  # m4a cannot be read from a pipe: its index may be at the end
+        path = os.path.join(folder, "recording")
+        Path(path).write_bytes(source)
+        return _by_program(path) or _by_torchcodec(source)
+
+
+def _by_program(path) -> tuple[np.ndarray, int] | None:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        return None
+    command = [program, "-v", "error", "-nostdin", "-i", path, "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "-"]
+    run = subprocess.run(command, capture_output=True)
+    if run.returncode != 0:
+        return None
+    samples, rate = _read(run.stdout)
+    return (samples, rate) if len(samples) else None
+
+
+def _by_torchcodec(source) -> tuple[np.ndarray, int] | None:
     try:
-        return soundfile.read(source, dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:  # TypeError: headerless
-        raise RecordingError(
-            f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read; convert it, "
-            f"e.g. `ffmpeg -i {name} -ac 1 -ar {SAMPLING_RATE} out.wav`."
-        ) from error
+        from torchcodec.decoders import AudioDecoder
+
+        decoded = AudioDecoder(source).get_all_samples()
+    except (ImportError, OSError, RuntimeError, ValueError):
+        return None
+    return decoded.data.numpy().T, decoded.sample_rate
 
 
 def check_file(path: str | os.PathLike) -> os.stat_result:
@@ -97,6 +155,8 @@ def check_file(path: str | os.PathLike) -> os.stat_result:
 
 def as_list_of_recordings(raw_speech) -> list:
     """One recording or many, as a list."""
+    if isinstance(raw_speech, Iterator):
+        return list(raw_speech)
     if hasattr(raw_speech, "detach"):
         raw_speech = as_array(raw_speech)
     if isinstance(raw_speech, np.ndarray):
@@ -107,11 +167,15 @@ def as_list_of_recordings(raw_speech) -> list:
     return [raw_speech]
 
 
-def to_mono(samples, name: str) -> np.ndarray:
-    """Any array of samples as finite float32 (n,) at full scale ±1. Raises `RecordingError`."""
+def to_mono(samples, name: str, channel_axis: int | None = None) -> np.ndarray:
+    """Any array of samples as finite float32 (n,) at full scale ±1; the shorter axis holds channels, unless told.
+    Raises `RecordingError`."""
     samples = as_samples(samples, name)
-    if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS:
-        samples = mix(samples, int(np.argmin(samples.shape)))
+    if samples.ndim == 2 and (channel_axis is not None or min(samples.shape) <= MAX_CHANNELS):
+        axis = int(np.argmin(samples.shape)) if channel_axis is None else channel_axis
+        channels, samples = samples, mix(samples, axis)
+        if np.abs(samples).max() < CANCELLED * np.abs(channels).max():
+            logger.warning(f"{name}: its channels cancel each other in the mix; give the model one of them.")
     if samples.ndim != 1:
         raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")
     peak = float(np.abs(samples).max())
@@ -121,8 +185,21 @@ def to_mono(samples, name: str) -> np.ndarray:
     return samples.astype(np.float32)
 
 
-def as_samples(samples, name: str) -> np.ndarray:
-    """Any array or tensor of at least one sample as finite floats, integers scaled to ±1. Raises `RecordingError`."""
+def integer_scale(samples: np.ndarray) -> float:
+    """Full scale of signed integers, by their values and container together: 16- or 24-bit samples are often kept in
+    wider ones (`tolist()`, int64). 24 bits moved up to the top of 32 keep the container's scale."""
+    container = 8 * samples.dtype.itemsize
+    peak = max(int(samples.max()), -int(samples.min()))
+    is_shifted = container == 32 and peak > 2**15 and not (samples & 0xFF).any()
+    fitting = [bits for bits in INTEGER_BITS if bits < container and peak <= 2 ** (bits - 1)]
+    return float(2 ** ((container if is_shifted or not fitting else fitting[0]) - 1))
+
+
+def as_samples(samples, name: str, scale: float = 0.0) -> np.ndarray:
+    """Any array or tensor of at least one sample as finite floats, integers scaled to ±1 (by no less
+    than `scale`). Raises `RecordingError`."""
+    if samples is None:
+        raise RecordingError(f"{name}: None, of type object, is no recording. Leave it out.")
     try:
         samples = as_array(samples)
     except ValueError as error:
@@ -134,7 +211,7 @@ def as_samples(samples, name: str) -> np.ndarray:
     if samples.dtype.kind == "u":
         samples = samples.astype(np.float64) / (np.iinfo(samples.dtype).max / 2) - 1
     elif samples.dtype.kind == "i":
-        samples = samples / (float(np.iinfo(samples.dtype).max) + 1)
+        samples = samples / max(integer_scale(samples), scale)
     if not np.isfinite(samples).all():
         raise RecordingError(f"{name}: NaN or infinite samples. Check the file, or how it was processed.")
     return samples
@@ -155,6 +232,7 @@ def mix(samples: np.ndarray, channel_axis: int) -> np.ndarray:
 
 def resample(waveform: np.ndarray, from_rate: float, to_rate: int, name: str = "recording") -> np.ndarray:
     """(n,) at `from_rate` Hz to (n · to_rate / from_rate,), at least one sample."""
+    from_rate = from_rate.item() if getattr(from_rate, "ndim", None) == 0 else from_rate
     check_rate(from_rate, name)
     if from_rate == to_rate:
         return waveform

@@ -14,6 +14,7 @@ from .recordings import (
     as_array,
     as_samples,
     check_rate,
+    integer_scale,
     load_recording,
     mix,
 )
@@ -74,6 +75,7 @@ class TimelineStream:
         self.timeline = Timeline([], model.config.labels)
         self.buffer, self.buffer_start = np.zeros(0, np.float32), 0  # what comes from sample `buffer_start` on
         self.pending: list[np.ndarray] = []  # chunks not joined to the buffer yet: they may be tiny, and many
+        self.scale = 0.0  # full scale of the integers pushed so far
         self.n_arrived = 0  # samples at the model's rate, counted from the start of the recording
         self.next_start = 0  # sample at which the next window starts
         self.n_received, self.first_sample = 0, np.zeros(0, np.float32)
@@ -118,10 +120,17 @@ class TimelineStream:
             raise RecordingError(f"{name}: shape {shape}; push (n,) samples, or (n, channels) of up to {MAX_CHANNELS}.")
         if not shape[0]:
             return np.zeros(0, np.float32)
-        samples = as_samples(chunk, name)
+        samples = as_samples(chunk, name, self._full_scale(chunk))
         samples = mix(samples, 1) if samples.ndim == 2 else samples
         samples = samples.astype(np.promote_types(samples.dtype, np.float32))  # float16 has no number that large
         return samples.clip(-LARGEST, LARGEST).astype(np.float32)
+
+    def _full_scale(self, chunk) -> float:
+        """Of integers: the largest that any chunk so far called for, as silence tells nothing of it."""
+        chunk = as_array(chunk)
+        if chunk.dtype.kind == "i" and chunk.size:
+            self.scale = max(self.scale, integer_scale(chunk))
+        return self.scale
 
     def _resampler(self):
         check_rate(self.sampling_rate)
@@ -183,7 +192,9 @@ def predict_timeline(model, recording, sampling_rate: float | None = None, **set
         sampling_rate = model.config.sampling_rate
         recording = load_recording(recording, sampling_rate)
     stream = TimelineStream(model, sampling_rate, **settings)
-    samples = as_samples(recording, "recording") if isinstance(recording, list) else as_array(recording)
+    samples = as_array(recording)
+    if isinstance(recording, list) or samples.dtype.kind == "i":  # one scale for all of it
+        samples = as_samples(recording, "recording")
     if samples.ndim == 2 and samples.shape[0] <= samples.shape[1]:
         samples = samples.T
     block = max(1, int(BLOCK_SECONDS * stream.sampling_rate))

@@ -52,6 +52,7 @@ class WaveformClassifier(nn.Module):
         pooling = self.model.edrl_mea.pooling
         statistics = pooling.statistics(pooling.moments(frames.hidden_states, frames.frame_mask))
         output = self.model(layer_statistics=statistics)
+        output.logits = self.model.without_voice_uniform(output.logits, input_values, attention_mask)
         output["probabilities"] = output.logits.softmax(-1)
         return tuple(output[name] for name in self.outputs)
 

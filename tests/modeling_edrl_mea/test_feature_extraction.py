@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -214,7 +216,7 @@ def write_nan(path):
         ("headerless.raw", lambda path: path.write_bytes(bytes(800)), "does not decode"),
         ("silent.wav", lambda path: soundfile.write(path, np.zeros(0), RATE), "zero length"),
         ("nan.wav", write_nan, "NaN or infinite"),
-        ("many.wav", lambda path: soundfile.write(path, np.zeros((800, 9)), RATE), "channels"),
+        ("many.wav", lambda path: soundfile.write(path, np.full((800, 9), np.nan), RATE, subtype="FLOAT"), "NaN"),
         ("missing.wav", lambda path: None, "no such file"),
         ("folder.wav", lambda path: path.mkdir(), "and no file"),
         ("pipe.wav", lambda path: os.mkfifo(path), "pipe or device"),
@@ -238,3 +240,71 @@ def test_a_file_in_memory_is_read_exactly():
     buffer = io.BytesIO()
     soundfile.write(buffer, tone(), RATE, format="WAV", subtype="FLOAT")
     np.testing.assert_array_equal(load_recording(buffer.getvalue()), tone())
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+@pytest.mark.parametrize("container", [np.int32, np.int64, list])
+def test_integers_in_a_wider_container_keep_their_own_scale(extract, bits, container):
+    stored = np.round(tone() * 2 ** (bits - 1)).astype(np.int64)
+    stored = stored.tolist() if container is list else stored.astype(container)
+    assert np.abs(only(extract(stored)) - tone()).max() < 2 ** (1 - bits) + 1e-6
+
+
+def test_24_bits_at_the_top_of_32_keep_the_containers_scale(extract):
+    stored = (np.round(tone() / 1000 * 2**23).astype(np.int32)) << 8
+    assert np.abs(only(extract(stored)) - tone() / 1000).max() < 1e-6
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("m4a", "aac"), ("webm", "libopus"), ("amr", "libopencore_amrnb")])
+@pytest.mark.parametrize("form", ["path", "bytes"])
+def test_what_soundfile_cannot_read_ffmpeg_does(tmp_path, suffix, codec, form):
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs the ffmpeg program")
+    soundfile.write(tmp_path / "tone.wav", tone(8_000), 8_000)
+    path = tmp_path / f"tone.{suffix}"
+    encode = ["ffmpeg", "-v", "error", "-i", tmp_path / "tone.wav", "-c:a", codec, path]
+    if subprocess.run(encode, stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip(f"this ffmpeg does not write {codec}")
+    waveform = load_recording(path if form == "path" else path.read_bytes())
+    spectrum = np.abs(np.fft.rfft(waveform))
+    assert abs(spectrum.argmax() * RATE / len(waveform) - 440) < 5
+
+
+def test_without_ffmpeg_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(400))
+    with pytest.raises(RecordingError, match="a.m4a: does not decode.*install the ffmpeg program"):
+        load_recording(tmp_path / "a.m4a")
+
+
+def test_a_wav_that_says_it_is_empty_is_read_to_its_end(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(), RATE)
+    content = (tmp_path / "a.wav").read_bytes()
+    place = content.index(b"data") + 4
+    unfinished = content[:place] + bytes(4) + content[place + 4 :]
+    np.testing.assert_array_equal(load_recording(unfinished), load_recording(content))
+
+
+@pytest.mark.parametrize("channels", [10, 16, 32])
+def test_files_of_many_channels_are_mixed(tmp_path, channels):
+    soundfile.write(tmp_path / "a.wav", np.stack([tone()] * channels, axis=1), RATE, subtype="FLOAT")
+    np.testing.assert_allclose(load_recording(tmp_path / "a.wav"), tone(), atol=1e-6)
+
+
+def test_channels_that_cancel_are_warned_of(monkeypatch):
+    from modeling_edrl_mea import recordings
+
+    said = []
+    monkeypatch.setattr(recordings.logger, "warning", said.append)
+    load_recording(np.stack([tone(), -tone()]), name="a.wav")
+    load_recording(np.stack([tone(), tone()]), name="b.wav")
+    assert len(said) == 1 and "a.wav" in said[0]
+
+
+def test_rows_of_datasets_scalar_rates_and_generators_are_taken(extract):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(), RATE, format="WAV", subtype="FLOAT")
+    for row in ({"bytes": buffer.getvalue(), "path": None}, {"array": tone(), "sampling_rate": np.array(RATE)}):
+        np.testing.assert_array_equal(only(extract(row)), tone())
+    np.testing.assert_array_equal(only(extract(tone(), torch.tensor(RATE))), tone())
+    assert extract(tone() for _ in range(3))["input_values"].shape == (3, len(tone()))

@@ -396,3 +396,25 @@ def test_a_bad_recording_is_named_and_leaves_the_model_as_it_was(tiny_model):
     for recordings in ([], "a_folder"):
         with pytest.raises(ValueError, match="list of at least one recording"):
             model.embed_recordings(recordings)
+
+
+# Silence
+
+
+@every_arrangement
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+def test_no_bias_decides_on_silence(tiny_model, arrangement, normalized, offset):
+    model = tiny_model(arrangement, normalize_waveform=normalized)
+    dither = 1e-5 * np.random.default_rng(0).standard_normal(16_000)
+    speech = noise_recordings(1)[0]
+    logits = model(**inputs_of(model, [dither + offset, speech, np.full(8_000, offset)])).logits
+    uniform = torch.full((4,), 0.25)
+    for row in (0, 2):
+        torch.testing.assert_close(logits[row].softmax(-1), uniform)
+    assert (logits[1].softmax(-1) - uniform).abs().max() > 1e-4
+    torch.testing.assert_close(model(**inputs_of(model, [dither])).logits.softmax(-1), uniform[None])
+    assert set(model.predict_timeline(dither)[0].scores.values()) == {0.25}
+    faint = (10 ** (-60 / 20)) * speech
+    if normalized:
+        assert (model(**inputs_of(model, [faint])).logits.softmax(-1) - uniform).abs().max() > 1e-4

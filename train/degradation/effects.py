@@ -65,9 +65,9 @@ def mix_at_snr(
     """Speech with noise added at a signal-to-noise ratio in dB; the speech keeps its level.
 
     The ratio is that of the RMS of the whole recording to the RMS of the noise that is mixed in, which is
-    what RobuSER does: pauses count. Noise of another length is cut or repeated from a start drawn from `rng`
-    (without one, from its beginning). Silent speech has no SNR and comes back unchanged. ValueError where the
-    noise is empty or silent.
+    what RobuSER does: pauses count. RobuSER pads short noise with zeros. Here, noise of another length is cut or
+    repeated from a start drawn from `rng` (without one, from its beginning). Silent speech has no SNR and comes
+    back unchanged. ValueError where the noise is empty or silent.
     """
     if rng is not None:
         noise = noise_segment(noise, len(speech), rng)
@@ -168,8 +168,9 @@ def clip_percentile(speech: np.ndarray, percent: float) -> np.ndarray:
 def gain_transition(speech: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator) -> np.ndarray:
     """Speech whose gain moves between two random values in `[low_db, high_db]`.
 
-    It moves linearly in dB, over 0.2 to 6 s from a random moment (the defaults of audiomentations'
-    GainTransition, which RobuSER uses).
+    It moves linearly in dB, over 0.2 to 6 s from a random moment, the defaults of audiomentations'
+    GainTransition. RobuSER sets a transition of half the recording (0.5 as a fraction) instead, and normalizes peaks
+    afterwards, which here is left out: figures are close to RobuSER's, not the same.
     """
     start_db, end_db = rng.uniform(low_db, high_db, 2)
     duration = rng.uniform(0.2, 6.0) * SAMPLING_RATE
