@@ -22,7 +22,8 @@ from tests.conftest import noise_recordings
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
-from corpus_shards import RunError  # noqa: E402
+
+from train.run_folder import RunError  # noqa: E402
 
 BAD = {
     "empty.wav": (b"", "does not decode"),
