@@ -10,7 +10,8 @@ not installed) and on an untrained copy of the first backbone says what the numb
     python scripts/probe_backbone.py checkpoints/wavlm-compact --corpora DATA/emodb DATA/ravdess \
         --noise DATA/noise/esc10 --cache /tmp/probe
 
-A corpus is what train/run.py takes; the noise folder's metadata.csv gives each file's fold, as ESC's do. Features are cached: a second run takes minutes less.
+A corpus is what train/run.py takes; noise files' names start with their fold, as ESC's do. Features are cached: a
+second run takes minutes less.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: 
 from train.data.corpora import load_corpus  # noqa: E402
 from train.data.files import atomic_write, file_hash, fingerprint  # noqa: E402
 from train.degradation.effects import mix_at_snr  # noqa: E402
-from train.degradation.sources import noise_files  # noqa: E402
+from train.degradation.sources import sound_files  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
 from train.evaluation.metrics import bootstrap_interval, confusion_by_speaker, uar  # noqa: E402
 
@@ -68,19 +69,19 @@ def read_corpus(source: str, at_most: int) -> Corpus:
 # --- recordings and noise -----------------------------------------------------------------------------------
 
 
-def noisy(path: str, noise_recordings: list[str], snr: float | None) -> np.ndarray:
+def noisy(path: str, noise: list[str], snr: float | None) -> np.ndarray:
     """The recording with a stretch of noise at `snr` dB; which one depends on the file's name alone."""
     signal = load_recording(path)
     if snr is None:
         return signal
     rng = np.random.default_rng(zlib.crc32(Path(path).name.encode()))
-    noise = np.zeros(1)
-    while noise.var() < 1e-8:  # ESC clips are padded with silence
-        noise = load_recording(noise_recordings[rng.integers(len(noise_recordings))])
-        noise = np.tile(noise, -(-len(signal) // len(noise)) + 1)
-        start = rng.integers(len(noise) - len(signal) + 1)
-        noise = noise[start : start + len(signal)]
-    return mix_at_snr(signal, noise, snr)
+    stretch = np.zeros(1)
+    while stretch.var() < 1e-8:  # ESC clips are padded with silence
+        recording = load_recording(noise[rng.integers(len(noise))])
+        recording = np.tile(recording, -(-len(signal) // len(recording)) + 1)
+        start = rng.integers(len(recording) - len(signal) + 1)
+        stretch = recording[start : start + len(signal)]
+    return mix_at_snr(signal, stretch, snr)
 
 
 # --- features -----------------------------------------------------------------------------------------------
@@ -149,12 +150,12 @@ def smile_functionals(job: tuple[str, np.ndarray]) -> np.ndarray:
     return np.nan_to_num(_smile.process_signal(signal, SAMPLING_RATE).to_numpy(np.float32)[0])
 
 
-def features_of(corpus: Corpus, condition: str, extract, noise_recordings: list[str], cache: Path) -> np.ndarray:
+def features_of(corpus: Corpus, condition: str, extract, noise: list[str], cache: Path) -> np.ndarray:
     """(files, features) of a corpus in one condition, from the cache where it has them."""
-    parts = (extract.key, condition, *corpus.files, *noise_recordings)
+    parts = (extract.key, condition, *corpus.files, *noise)
     stored = cache / f"{fingerprint(parts, 40)}.npy"
     if not stored.exists():
-        signals = [noisy(path, noise_recordings, CONDITIONS[condition]) for path in corpus.files]
+        signals = [noisy(path, noise, CONDITIONS[condition]) for path in corpus.files]
         features = extract(signals)
         with atomic_write(stored) as temporary, open(temporary, "wb") as file:
             np.save(file, features)
@@ -237,11 +238,9 @@ def across_corpora(corpora: list[Corpus], clean: list[np.ndarray]) -> dict[str, 
     return scores
 
 
-def judge(corpora: list[Corpus], extract, noise_recordings: list[str], cache: Path) -> dict:
+def judge(corpora: list[Corpus], extract, noise: list[str], cache: Path) -> dict:
     """Both protocols for one kind of features."""
-    per_corpus = [
-        {c: features_of(corpus, c, extract, noise_recordings, cache) for c in CONDITIONS} for corpus in corpora
-    ]
+    per_corpus = [{c: features_of(corpus, c, extract, noise, cache) for c in CONDITIONS} for corpus in corpora]
     within = {c.name: within_corpus(c, features) for c, features in zip(corpora, per_corpus, strict=True)}
     across = across_corpora(corpora, [features["clean"] for features in per_corpus]) if len(corpora) > 1 else {}
     return {"features": per_corpus[0]["clean"].shape[1], "within": within, "across": across}
@@ -314,7 +313,7 @@ def parse_arguments(argv=None):
     add("backbones", nargs="+", help="directories of WavLM backbones")
     add("--corpora", nargs="+", required=True, help="as train/run.py's --dataset_name")
     add("--noise", type=Path, required=True)
-    add("--noise_folds", nargs="+", type=int, default=[4, 5], help="folds of noise never used in training")
+    add("--noise_folds", nargs="+", default=["4", "5"], help="folds of noise never used in training")
     add("--at_most", type=int, default=500, help="recordings per corpus")
     add("--cache", type=Path, default=Path("probe_cache"))
     add("--report", type=Path, help="write all numbers here as JSON")
@@ -328,17 +327,18 @@ def main(argv=None):
     args = parse_arguments(argv)
     args.cache.mkdir(parents=True, exist_ok=True)
     corpora = [read_corpus(folder, args.at_most) for folder in args.corpora]
-    noise_recordings = [str(path) for path in noise_files(args.noise, folds=tuple(args.noise_folds))]
+    prefixes = tuple(f"{fold}-" for fold in args.noise_folds)
+    noise = [str(path) for path in sound_files(args.noise) if path.name.startswith(prefixes)]
+    if not noise:
+        raise ValueError(f"no noise of folds {', '.join(args.noise_folds)} below {args.noise}")
     for corpus in corpora:
         print(f"{corpus.name}: {len(corpus.files)} recordings, {len(set(corpus.speakers))} speakers")
     print(
-        f"noise: {len(noise_recordings)} recordings; probe: trained clean, {FOLD_DRAWS} draws of {FOLDS} speaker folds, "
+        f"noise: {len(noise)} recordings; probe: trained clean, {FOLD_DRAWS} draws of {FOLDS} speaker folds, "
         f"at most {args.at_most} recordings a corpus; UAR % [95% interval over speakers]\n",
         flush=True,
     )
-    report = {
-        kind: judge(corpora, extract, noise_recordings, args.cache) for kind, extract in kinds_of_features(args).items()
-    }
+    report = {kind: judge(corpora, extract, noise, args.cache) for kind, extract in kinds_of_features(args).items()}
     print(table(report, corpora))
     if args.speed:
         speed = report["speed"] = measure_speed(args.backbones[0])
