@@ -160,7 +160,7 @@ def test_killed_runs_lose_and_double_nothing(model_folder, corpus, embedded, tmp
 
 def test_a_run_with_other_settings_is_refused(model_folder, corpus, tmp_path):
     embed(model_folder, corpus, tmp_path, "--shard_size", 20)
-    with pytest.raises(RunError, match="shard_size=20.*another --output"):
+    with pytest.raises(RunError, match="shard_size 20.*another --output"):
         embed(model_folder, corpus, tmp_path, "--shard_size", 10)
 
 
