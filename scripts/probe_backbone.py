@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Judge a backbone by what a linear probe on its frozen features tells of emotion.
+"""Judge a backbone by what a linear probe on its frozen features recognizes of emotion.
 
 Features: mean and standard deviation over frames of every layer. Probe: class-balanced logistic regression
 whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
 on clean speech and with unseen noise at 10 and 0 dB; and, trained on the whole of one corpus, on the others.
 The same probe on openSMILE's eGeMAPS and ComParE functionals (in the dev extra; left out where it is
-not installed) and on an untrained copy of the first backbone says what the numbers are worth.
+not installed) and on an untrained copy of the first backbone shows what the numbers are worth.
 
     python scripts/probe_backbone.py checkpoints/wavlm-compact --corpora DATA/emodb DATA/ravdess \
         --noise DATA/noise/esc10 --cache /tmp/probe
@@ -99,7 +99,7 @@ class BackboneFeatures:
         else:
             self.model = WavLMModel.from_pretrained(directory).eval()
         if self.model.config.feat_extract_norm != "layer":
-            raise ValueError(f"{directory} normalises over time, so padding would change its features")
+            raise ValueError(f"{directory} normalizes over time, so padding would change its features")
 
     @property
     def key(self) -> str:
@@ -166,12 +166,12 @@ def features_of(corpus: Corpus, condition: str, extract, noise: list[str], cache
 
 
 class Probe:
-    """Logistic regression on standardised features clipped at 6, rotated to their row space (which changes no
-    prediction of an L2-penalised model, and makes 6,373 features as fast as there are recordings)."""
+    """Logistic regression on standardized features clipped at 6, rotated to their row space (which changes no
+    prediction of an L2-penalized model, and makes 6,373 features as fast as there are recordings)."""
 
     def fit(self, features, emotions, speakers):
         self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
-        values = self.standardise(features)
+        values = self.standardize(features)
         _, spread, rotation = np.linalg.svd(values, full_matrices=False)
         self.rotation = rotation[spread > 1e-5 * spread[0]].T
         rotated = values @ self.rotation
@@ -179,7 +179,7 @@ class Probe:
         self.classifier = self.regression(self.strength).fit(rotated, emotions)
         return self
 
-    def standardise(self, features):
+    def standardize(self, features):
         values = np.clip((features - self.mean) / self.scale, -6, 6)
         return (values / np.sqrt(values.shape[1])).astype(np.float64)
 
@@ -199,7 +199,7 @@ class Probe:
         return STRENGTHS[int(np.argmax(scores))]
 
     def predict(self, features):
-        return self.classifier.predict(self.standardise(features) @ self.rotation)
+        return self.classifier.predict(self.standardize(features) @ self.rotation)
 
 
 def interval(emotions, predicted, speakers) -> dict:

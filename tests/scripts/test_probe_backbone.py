@@ -74,9 +74,9 @@ def test_rotating_features_changes_no_prediction():
     features[:, 0] += emotions
     probe = probing.Probe().fit(features, emotions, np.arange(40) % 5)
     plain = LogisticRegression(C=probe.strength, class_weight="balanced", tol=1e-6, max_iter=2000)
-    plain.fit(probe.standardise(features), emotions)
+    plain.fit(probe.standardize(features), emotions)
     other = rng.standard_normal((100, 300))
-    agreement = (plain.predict(probe.standardise(other)) == probe.predict(other)).mean()
+    agreement = (plain.predict(probe.standardize(other)) == probe.predict(other)).mean()
     assert agreement >= 0.97  # the solver stops within its tolerance
 
 

@@ -1,6 +1,6 @@
 """A report as Markdown tables, rates in percent."""
 
-from hub_card.wording import condition_and_setting, percent
+from hub_card.wording import condition_and_setting, figures_explained, percent
 
 
 def as_markdown(report: dict) -> str:
@@ -8,6 +8,7 @@ def as_markdown(report: dict) -> str:
     parts = [
         f"# Robustness report, {report['created']}",
         f"```\n{report['command']}\n```",
+        figures_explained(report["results"]),
         _errors(report),
         _summaries(report),
         _comparisons(report),
