@@ -1,4 +1,4 @@
-"""The model card: what a report says of a model, as metadata that the Hub reads and a page that people read."""
+"""The model card: what a report tells of a model, as metadata that the Hub reads and a page that people read."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .licences import backbone_licence, strictest
 from .report import ModelReport, PublishError
-from .wording import condition_and_setting, condition_name, flat, percent, setting_name
+from .wording import condition_and_setting, condition_name, figures_explained, percent, setting_name
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PAPER = "https://arxiv.org/abs/2510.09072"
@@ -35,11 +35,11 @@ PLOTS = {
 }
 
 
-def build_card(report: ModelReport, config: dict, repo_id: str, code: str = "", plots: dict | None = None) -> ModelCard:
+def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | None = None) -> ModelCard:
     """The card of the model at `repo_id`.
 
     Args:
-        config: the model's config.json. code: its modeling file; the card shows only what it can do.
+        config: the model's config.json.
         plots: where the upload has each plot, by title.
 
     Raises:
@@ -54,7 +54,7 @@ def build_card(report: ModelReport, config: dict, repo_id: str, code: str = "", 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "flat": flat, "setting": setting_name, "condition": condition_name}
+    environment.filters |= {"percent": percent, "setting": setting_name, "condition": condition_name}
     page = environment.get_template(TEMPLATE.name).render(
         metadata=metadata.to_yaml(),
         repo_id=repo_id,
@@ -73,7 +73,7 @@ def build_card(report: ModelReport, config: dict, repo_id: str, code: str = "", 
         comparisons=report.comparisons,
         corruption_errors=report.corruption_errors,
         plots={PLOTS.get(title, title.replace("_", " ")): place for title, place in (plots or {}).items()},
-        has_timeline="def predict_timeline" in code,
+        figures=figures_explained(report.results),
         paper=PAPER,
     )
     return validated(page)

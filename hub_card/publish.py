@@ -72,8 +72,7 @@ def assemble(model_dir: str | Path, report: str | Path, repo_id: str) -> Upload:
     upload["report.json"] = _json(found.document)
     if found.training.get("config"):
         upload["training_config.yaml"] = yaml.safe_dump(found.training["config"], allow_unicode=True).encode()
-    code = next(file for file in files if file.name == "modeling_edrl_mea.py").read_text(encoding="utf-8")
-    upload["README.md"] = str(build_card(found, configurations["config.json"], repo_id, code, plots)).encode()
+    upload["README.md"] = str(build_card(found, configurations["config.json"], repo_id, plots)).encode()
     _search_for_traces(upload, (model_dir, report.parent))
     return dict(sorted(upload.items()))
 

@@ -53,7 +53,7 @@ MODEL = _object(
         },
     },
     {
-        "adapted": {"type": "boolean", "description": "standardisation re-estimated from each test's own recordings"},
+        "adapted": {"type": "boolean", "description": "standardization re-estimated from each test's own recordings"},
         "settings": _mapping({}, "a recipe's settings that differ from the defaults"),
     },
 )
@@ -164,8 +164,6 @@ REPORT_SCHEMA = {
             "summaries": _list(SUMMARY, "means over several results"),
             "errors": _list(ERROR),
             "noise": _maybe("object", "recordings and rooms, in training and in testing: they share none"),
-            "speed": _maybe("object"),
-            "environment": _maybe("object"),
         },
     ),
 }

@@ -1,7 +1,8 @@
 """Numbers and names of a report as its readers see them."""
 
-import json
 import math
+
+FEW_SPEAKERS = 5  # below it resampling shows little of how much speakers differ
 
 
 def percent(interval: dict | float | None, signed: bool = False) -> str:
@@ -47,15 +48,16 @@ def setting_name(row: dict) -> str:
     return ", ".join(parts) or f"level {row['level']}"
 
 
-def flat(measured: dict, prefix: str = "") -> dict[str, str]:
-    """A tree of measurements as lines: {"latency: 1 s of audio: p50_ms": "12.3"}."""
-    lines = {}
-    for key, value in measured.items():
-        name = f"{prefix}{key.replace('_', ' ')}"
-        if isinstance(value, dict):
-            lines |= flat(value, f"{name}: ")
-        elif isinstance(value, list):
-            lines[name] = ", ".join(json.dumps(item) if isinstance(item, (dict, list)) else str(item) for item in value)
-        elif value is not None:
-            lines[name] = f"{value:g}" if isinstance(value, float) else str(value)
-    return lines
+def figures_explained(results: list[dict]) -> str:
+    """What the columns of results mean, and a caution where intervals rest on few speakers."""
+    explained = (
+        "All in %. UAR: recall of each emotion, averaged over the emotions, so that rare ones count as much as frequent "
+        "ones. WA: share of recordings whose emotion is recognized. Macro-F1: F1 averaged over the emotions. ECE: expected "
+        "calibration error, how far the probability of the predicted emotion is from how often it is right. In brackets: "
+        "95% intervals from resampling the speakers tested on, where there were two or more."
+    )
+    few = sorted({row["n_speakers"] for row in results if 2 <= row["n_speakers"] < FEW_SPEAKERS})
+    if few:
+        speakers = " or ".join(map(str, few))
+        explained += f" **Caution:** intervals over {speakers} speakers are too narrow: other speakers may differ more."
+    return explained

@@ -60,7 +60,7 @@ def load(name: str, directory: str, whole_model: str | None) -> tuple[nn.Module,
     else:
         model_class = modeling_edrl_mea.EdrlMeaForAudioClassification
         model = model_class.from_backbone(directory, id2label=EMOTIONS, normalize_waveform=False)
-    # What WavLM-base's own preprocessor config says; with it stock gets no mask, which is its fastest way.
+    # As in WavLM-base's own preprocessor config; with it stock gets no mask, which is its fastest way.
     extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=kind == "ours")
     return model.eval().to(DTYPES[dtype]), extractor
 
@@ -215,8 +215,8 @@ def print_uar(args) -> None:
         labels = model.config.labels
     references = [labels.index(corpus.features["label"].names[label]) for label in corpus["label"]]
     changed = sum(a != b for a, b in zip(*found.values(), strict=True))
-    values = {dtype: 100 * uar(references, answers) for dtype, answers in found.items()}
-    print(f"\nUAR % on {len(references)} recordings of {args.corpus}, {changed} answers changed")
+    values = {dtype: 100 * uar(references, predictions) for dtype, predictions in found.items()}
+    print(f"\nUAR % on {len(references)} recordings of {args.corpus}, {changed} predictions changed")
     for dtype, value in values.items():
         print(f"ours {dtype:23}{value:10.2f}{value - values['float32']:+10.2f}", flush=True)
 

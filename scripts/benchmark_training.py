@@ -67,7 +67,7 @@ def main() -> None:
         corpus, folds = read(options)
         print(
             f"{len(corpus)} recordings, {options.folds} folds of speakers, {options.epochs} epochs; seconds of all "
-            "folds, UAR over all recordings, each tested by a model that never heard its speaker\n"
+            "folds, UAR over all recordings, each tested by a model that was not trained on its speaker\n"
         )
         on_waveforms, on_embeddings = {}, {}
         for train, test in tqdm(folds, desc="folds"):
@@ -99,13 +99,13 @@ def read(options) -> tuple:
 
 
 def table(title: str, found: dict[str, list]) -> str:
-    """`found`: seconds and answers of each fold by row, of which the last is what the others are compared to."""
+    """`found`: seconds and predictions of each fold by row, of which the last is what the others are compared to."""
     seconds = {name: sum(fold[0] for fold in folds) for name, folds in found.items()}
-    answers = {name: Predictions.joined([fold[1] for fold in folds]) for name, folds in found.items()}
+    predictions = {name: Predictions.joined([fold[1] for fold in folds]) for name, folds in found.items()}
     *_, reference = found
     lines = []
-    for name, own in answers.items():
-        counts, theirs = own.confusion()[0], answers[reference].confusion()[0]
+    for name, own in predictions.items():
+        counts, theirs = own.confusion()[0], predictions[reference].confusion()[0]
         reached, gain = bootstrap_interval("uar", counts), paired_bootstrap_difference("uar", counts, theirs)
         shown = "" if name == reference else f"{signed(gain.estimate)} ({signed(gain.low)} to {signed(gain.high)})"
         ratio = f"{seconds[reference] / seconds[name]:.1f} ×"
@@ -227,7 +227,7 @@ def against_regression(options, train, test, labels, folder: Path) -> list[tuple
     features = [part.layer_statistics.flatten(1).double().numpy() for part in (data, held_out)]
     mean, scale = features[0].mean(0), features[0].std(0) + 1e-6
     features = [(part - mean) / scale for part in features]
-    folds = closed_form._folds(features[0], data.labels.numpy(), data.speakers)
+    folds = closed_form.speaker_folds(features[0], data.labels.numpy(), data.speakers)
     search = GridSearchCV(
         LogisticRegression(class_weight="balanced", max_iter=5000), {"C": closed_form.INVERSE_REGULARIZATION}, cv=folds
     )

@@ -1,22 +1,20 @@
 #!/usr/bin/env python
-"""Judge a backbone by what a linear probe on its frozen features tells of emotion.
+"""Judge a backbone by what a linear probe on its frozen features recognizes of emotion.
 
 Features: mean and standard deviation over frames of every layer. Probe: class-balanced logistic regression
 whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
 on clean speech and with unseen noise at 10 and 0 dB; and, trained on the whole of one corpus, on the others.
 The same probe on openSMILE's eGeMAPS and ComParE functionals (in the dev extra; left out where it is
-not installed) and on an untrained copy of the first backbone says what the numbers are worth.
+not installed) and on an untrained copy of the first backbone shows what the numbers are worth.
 
     python scripts/probe_backbone.py checkpoints/wavlm-compact --corpora DATA/emodb DATA/ravdess \
         --noise DATA/noise/esc10 --cache /tmp/probe
 
-A corpus is a folder with `metadata.csv` (file_name, emotion, speaker); noise files' names start with their
-fold, as ESC's do. Features are cached: a second run takes minutes less.
+A corpus is what train/run.py takes; noise files' names start with their fold, as ESC's do. Features are cached: a
+second run takes minutes less.
 """
 
 import argparse
-import csv
-import hashlib
 import itertools
 import json
 import os
@@ -29,15 +27,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mixtures import SAMPLING_RATE, decode
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from train.data.files import atomic_write  # noqa: E402
+from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
+from train.data.corpora import load_corpus  # noqa: E402
+from train.data.files import atomic_write, file_hash, fingerprint  # noqa: E402
+from train.degradation.effects import mix_at_snr  # noqa: E402
+from train.degradation.sources import sound_files  # noqa: E402
+from train.evaluation.markdown import markdown_table  # noqa: E402
+from train.evaluation.metrics import bootstrap_interval, confusion_by_speaker, uar  # noqa: E402
 
-EMOTIONS = ("anger", "happiness", "neutral", "sadness")
 CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
 STRENGTHS = (1.0, 5.0, 25.0, 125.0)  # C times the number of features, so that one grid suits 88 and 6,373
 FOLDS = 5
@@ -46,55 +48,40 @@ FOLD_DRAWS = 5  # ways to put speakers into folds: of nine speakers, another dra
 
 @dataclass
 class Corpus:
-    """Files of four emotions from one folder."""
+    """Recordings of four emotions of one corpus."""
 
     name: str
     files: list[str]
-    emotions: np.ndarray  # indices into EMOTIONS
+    emotions: np.ndarray  # class ids
     speakers: np.ndarray
 
 
-def read_corpus(folder: Path, at_most: int) -> Corpus:
-    """The recordings of EMOTIONS in `folder/metadata.csv`; of more than `at_most`, a sample fixed by name."""
-    table = folder / "metadata.csv"
-    if not table.exists():
-        raise ValueError(f"{table} is missing: it names file_name, emotion and speaker of each recording")
-    with open(table, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["emotion"] in EMOTIONS]
-    if not rows:
-        raise ValueError(f"{table} lists no recording of {', '.join(EMOTIONS)}")
-    rows.sort(key=lambda row: zlib.crc32(row["file_name"].encode()))
-    rows = sorted(rows[:at_most], key=lambda row: row["file_name"])
-    return Corpus(
-        folder.name,
-        [str(folder / row["file_name"]) for row in rows],
-        np.array([EMOTIONS.index(row["emotion"]) for row in rows]),
-        np.array([row["speaker"] for row in rows]),
-    )
+def read_corpus(source: str, at_most: int) -> Corpus:
+    """The recordings of four emotions of a corpus; of more than `at_most`, a sample fixed by name."""
+    dataset = load_corpus(source, label_scheme="four_emotions")
+    folder = source.rpartition("=")[2]
+    names = [os.path.relpath(path, folder) for path in dataset["audio"]]
+    chosen = sorted(range(len(names)), key=lambda row: zlib.crc32(names[row].encode()))[:at_most]
+    rows = dataset.select(sorted(chosen, key=lambda row: names[row]))
+    return Corpus(rows["corpus"][0], list(rows["audio"]), np.array(rows["label"]), np.array(rows["speaker"]))
 
 
 # --- recordings and noise -----------------------------------------------------------------------------------
 
 
-def load(path: str) -> np.ndarray:
-    """(n,) float32 at 16 kHz, channels mixed."""
-    return decode(path).astype(np.float32) / 32768
-
-
-def noisy(path: str, noise_files: list[str], snr: float | None) -> np.ndarray:
+def noisy(path: str, noise: list[str], snr: float | None) -> np.ndarray:
     """The recording with a stretch of noise at `snr` dB; which one depends on the file's name alone."""
-    signal = load(path)
+    signal = load_recording(path)
     if snr is None:
         return signal
     rng = np.random.default_rng(zlib.crc32(Path(path).name.encode()))
-    noise = np.zeros(1)
-    while noise.var() < 1e-8:  # ESC clips are padded with silence
-        noise = load(noise_files[rng.integers(len(noise_files))])
-        noise = np.tile(noise, -(-len(signal) // len(noise)) + 1)
-        start = rng.integers(len(noise) - len(signal) + 1)
-        noise = noise[start : start + len(signal)]
-    gain = np.sqrt(signal.var() / noise.var() * 10 ** (-snr / 10))
-    return (signal + gain * noise).astype(np.float32)
+    stretch = np.zeros(1)
+    while stretch.var() < 1e-8:  # ESC clips are padded with silence
+        recording = load_recording(noise[rng.integers(len(noise))])
+        recording = np.tile(recording, -(-len(signal) // len(recording)) + 1)
+        start = rng.integers(len(recording) - len(signal) + 1)
+        stretch = recording[start : start + len(signal)]
+    return mix_at_snr(signal, stretch, snr)
 
 
 # --- features -----------------------------------------------------------------------------------------------
@@ -112,13 +99,13 @@ class BackboneFeatures:
         else:
             self.model = WavLMModel.from_pretrained(directory).eval()
         if self.model.config.feat_extract_norm != "layer":
-            raise ValueError(f"{directory} normalises over time, so padding would change its features")
+            raise ValueError(f"{directory} normalizes over time, so padding would change its features")
 
     @property
     def key(self) -> str:
-        weights = "untrained" if self.untrained else (Path(self.directory) / "model.safetensors").read_bytes()
-        config = (Path(self.directory) / "config.json").read_bytes()
-        return hashlib.sha1(config + (weights if isinstance(weights, bytes) else weights.encode())).hexdigest()
+        folder = Path(self.directory)
+        weights = "untrained" if self.untrained else file_hash(folder / "model.safetensors")
+        return fingerprint([file_hash(folder / "config.json"), weights])
 
     @torch.inference_mode()
     def __call__(self, signals: list[np.ndarray], batch_size: int = 16) -> np.ndarray:
@@ -163,12 +150,12 @@ def smile_functionals(job: tuple[str, np.ndarray]) -> np.ndarray:
     return np.nan_to_num(_smile.process_signal(signal, SAMPLING_RATE).to_numpy(np.float32)[0])
 
 
-def features_of(corpus: Corpus, condition: str, extract, noise_files: list[str], cache: Path) -> np.ndarray:
+def features_of(corpus: Corpus, condition: str, extract, noise: list[str], cache: Path) -> np.ndarray:
     """(files, features) of a corpus in one condition, from the cache where it has them."""
-    parts = (extract.key, condition, *corpus.files, *noise_files)
-    stored = cache / f"{hashlib.sha1(repr(parts).encode()).hexdigest()}.npy"
+    parts = (extract.key, condition, *corpus.files, *noise)
+    stored = cache / f"{fingerprint(parts, 40)}.npy"
     if not stored.exists():
-        signals = [noisy(path, noise_files, CONDITIONS[condition]) for path in corpus.files]
+        signals = [noisy(path, noise, CONDITIONS[condition]) for path in corpus.files]
         features = extract(signals)
         with atomic_write(stored) as temporary, open(temporary, "wb") as file:
             np.save(file, features)
@@ -179,12 +166,12 @@ def features_of(corpus: Corpus, condition: str, extract, noise_files: list[str],
 
 
 class Probe:
-    """Logistic regression on standardised features clipped at 6, rotated to their row space (which changes no
-    prediction of an L2-penalised model, and makes 6,373 features as fast as there are recordings)."""
+    """Logistic regression on standardized features clipped at 6, rotated to their row space (which changes no
+    prediction of an L2-penalized model, and makes 6,373 features as fast as there are recordings)."""
 
     def fit(self, features, emotions, speakers):
         self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
-        values = self.standardise(features)
+        values = self.standardize(features)
         _, spread, rotation = np.linalg.svd(values, full_matrices=False)
         self.rotation = rotation[spread > 1e-5 * spread[0]].T
         rotated = values @ self.rotation
@@ -192,7 +179,7 @@ class Probe:
         self.classifier = self.regression(self.strength).fit(rotated, emotions)
         return self
 
-    def standardise(self, features):
+    def standardize(self, features):
         values = np.clip((features - self.mean) / self.scale, -6, 6)
         return (values / np.sqrt(values.shape[1])).astype(np.float64)
 
@@ -212,25 +199,19 @@ class Probe:
         return STRENGTHS[int(np.argmax(scores))]
 
     def predict(self, features):
-        return self.classifier.predict(self.standardise(features) @ self.rotation)
+        return self.classifier.predict(self.standardize(features) @ self.rotation)
 
 
-def uar(emotions: np.ndarray, predicted: np.ndarray) -> float:
-    """Unweighted average recall, per cent, over the emotions that occur."""
-    return 100 * np.mean([(predicted[emotions == e] == e).mean() for e in np.unique(emotions)])
-
-
-def interval(emotions, predicted, speakers, draws: int = 500) -> tuple[float, float]:
-    """95% bootstrap interval of the UAR, resampling speakers."""
-    rng, names = np.random.default_rng(0), np.unique(speakers)
-    rows = {name: np.flatnonzero(speakers == name) for name in names}
-    samples = (np.concatenate([rows[n] for n in rng.choice(names, len(names))]) for _ in range(draws))
-    return tuple(np.percentile([uar(emotions[s], predicted[s]) for s in samples], (2.5, 97.5)))
+def interval(emotions, predicted, speakers) -> dict:
+    """UAR and its 95% interval from resampling speakers, per cent."""
+    counts, _ = confusion_by_speaker(emotions, predicted, speakers, 1 + int(max(emotions.max(), predicted.max())))
+    estimate, low, high = bootstrap_interval("uar", counts)
+    return {"uar": 100 * estimate, "interval": (100 * low, 100 * high)}
 
 
 def within_corpus(corpus: Corpus, features: dict[str, np.ndarray]) -> dict[str, dict]:
     """UAR and its interval in each condition, over FOLD_DRAWS ways to put speakers into folds; every speaker is tested
-    by probes that never heard them."""
+    by probes that were not trained on them."""
     predicted = {condition: np.empty((FOLD_DRAWS, len(corpus.files)), int) for condition in features}
     folds = min(FOLDS, len(set(corpus.speakers)))
     for draw in range(FOLD_DRAWS):
@@ -241,10 +222,7 @@ def within_corpus(corpus: Corpus, features: dict[str, np.ndarray]) -> dict[str, 
                 predicted[condition][draw, test] = probe.predict(values[test])
     emotions, speakers = np.tile(corpus.emotions, FOLD_DRAWS), np.tile(corpus.speakers, FOLD_DRAWS)
     return {
-        condition: {
-            "uar": uar(emotions, found.ravel()),  # the mean over draws: each has the same emotions
-            "interval": interval(emotions, found.ravel(), speakers),
-        }
+        condition: interval(emotions, found.ravel(), speakers)  # the mean over draws: each has the same emotions
         for condition, found in predicted.items()
     }
 
@@ -256,13 +234,13 @@ def across_corpora(corpora: list[Corpus], clean: list[np.ndarray]) -> dict[str, 
         probe = Probe().fit(clean[i], trained.emotions, trained.speakers)
         for j, tested in enumerate(corpora):
             if i != j:
-                scores[f"{trained.name} > {tested.name}"] = uar(tested.emotions, probe.predict(clean[j]))
+                scores[f"{trained.name} > {tested.name}"] = 100 * uar(tested.emotions, probe.predict(clean[j]))
     return scores
 
 
-def judge(corpora: list[Corpus], extract, noise_files: list[str], cache: Path) -> dict:
+def judge(corpora: list[Corpus], extract, noise: list[str], cache: Path) -> dict:
     """Both protocols for one kind of features."""
-    per_corpus = [{c: features_of(corpus, c, extract, noise_files, cache) for c in CONDITIONS} for corpus in corpora]
+    per_corpus = [{c: features_of(corpus, c, extract, noise, cache) for c in CONDITIONS} for corpus in corpora]
     within = {c.name: within_corpus(c, features) for c, features in zip(corpora, per_corpus, strict=True)}
     across = across_corpora(corpora, [features["clean"] for features in per_corpus]) if len(corpora) > 1 else {}
     return {"features": per_corpus[0]["clean"].shape[1], "within": within, "across": across}
@@ -297,24 +275,19 @@ def table(report: dict, corpora: list[Corpus]) -> str:
     names = [corpus.name for corpus in corpora]
     columns = [f"{name} {condition}" for condition in CONDITIONS for name in names]
     means = [f"mean {condition}" for condition in CONDITIONS]
-    lines = ["| features | size | " + " | ".join(columns + means) + " |"]
-    lines.append("|---" * (2 + len(columns) + len(means)) + "|")
+    lines = []
     for kind, found in report.items():
         cells = [found["within"][n][c] for c in CONDITIONS for n in names]
         shown = [f"{cell['uar']:.1f} [{cell['interval'][0]:.0f}–{cell['interval'][1]:.0f}]" for cell in cells]
         average = [np.mean([found["within"][n][c]["uar"] for n in names]) for c in CONDITIONS]
-        lines.append(f"| {kind} | {found['features']} | " + " | ".join(shown + [f"{a:.1f}" for a in average]) + " |")
+        lines.append([kind, str(found["features"]), *shown, *(f"{mean:.1f}" for mean in average)])
+    tables = [markdown_table(["features", "size", *columns, *means], lines)]
     if len(names) > 1:
         pairs = [f"{a} > {b}" for a, b in itertools.permutations(names, 2)]
-        lines += [
-            "",
-            "| across corpora, clean | " + " | ".join(pairs) + " | mean |",
-            "|---" * (2 + len(pairs)) + "|",
-        ]
-        for kind, found in report.items():
-            scores = [found["across"][pair] for pair in pairs]
-            lines.append(f"| {kind} | " + " | ".join(f"{s:.1f}" for s in [*scores, np.mean(scores)]) + " |")
-    return "\n".join(lines)
+        scores = {kind: [found["across"][pair] for pair in pairs] for kind, found in report.items()}
+        lines = [[kind, *(f"{score:.1f}" for score in [*found, np.mean(found)])] for kind, found in scores.items()]
+        tables.append(markdown_table(["across corpora, clean", *pairs, "mean"], lines))
+    return "\n\n".join(tables)
 
 
 def kinds_of_features(args) -> dict:
@@ -338,7 +311,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("backbones", nargs="+", help="directories of WavLM backbones")
-    add("--corpora", nargs="+", type=Path, required=True)
+    add("--corpora", nargs="+", required=True, help="as train/run.py's --dataset_name")
     add("--noise", type=Path, required=True)
     add("--noise_folds", nargs="+", default=["4", "5"], help="folds of noise never used in training")
     add("--at_most", type=int, default=500, help="recordings per corpus")
@@ -354,21 +327,18 @@ def main(argv=None):
     args = parse_arguments(argv)
     args.cache.mkdir(parents=True, exist_ok=True)
     corpora = [read_corpus(folder, args.at_most) for folder in args.corpora]
-    noise_files = sorted(
-        str(p) for p in args.noise.rglob("*") if p.name.startswith(tuple(f"{f}-" for f in args.noise_folds))
-    )
-    if not noise_files:
+    prefixes = tuple(f"{fold}-" for fold in args.noise_folds)
+    noise = [str(path) for path in sound_files(args.noise) if path.name.startswith(prefixes)]
+    if not noise:
         raise ValueError(f"no noise of folds {', '.join(args.noise_folds)} below {args.noise}")
     for corpus in corpora:
         print(f"{corpus.name}: {len(corpus.files)} recordings, {len(set(corpus.speakers))} speakers")
     print(
-        f"noise: {len(noise_files)} recordings; probe: trained clean, {FOLD_DRAWS} draws of {FOLDS} speaker folds, "
+        f"noise: {len(noise)} recordings; probe: trained clean, {FOLD_DRAWS} draws of {FOLDS} speaker folds, "
         f"at most {args.at_most} recordings a corpus; UAR % [95% interval over speakers]\n",
         flush=True,
     )
-    report = {
-        kind: judge(corpora, extract, noise_files, args.cache) for kind, extract in kinds_of_features(args).items()
-    }
+    report = {kind: judge(corpora, extract, noise, args.cache) for kind, extract in kinds_of_features(args).items()}
     print(table(report, corpora))
     if args.speed:
         speed = report["speed"] = measure_speed(args.backbones[0])

@@ -19,14 +19,17 @@ robust to noise.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from mixtures import SAMPLING_RATE, audio_files, coloured_noise, decode, normalise
 from torch import nn
 from torch.nn import functional as F
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel, WhisperFeatureExtractor, WhisperModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from train.data.mixtures import SAMPLING_RATE, audio_files, coloured_noise, decode, normalise  # noqa: E402
 
 WINDOW, HOP = 400, 160  # samples of Whisper's spectrogram
 STEPS = 8  # of level in each mel band

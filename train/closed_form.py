@@ -90,7 +90,7 @@ def start_disentanglement(model: EdrlMeaForAudioClassification, data: Embeddings
 def fit_regression(features: np.ndarray, data: Embeddings) -> LogisticRegression:
     labels, weights = data.labels.numpy(), data.sample_weights.numpy()
     regression = LogisticRegression(max_iter=5000)
-    folds = _folds(features, labels, data.speakers)
+    folds = speaker_folds(features, labels, data.speakers)
     if folds:
         search = GridSearchCV(regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds)
         return search.fit(features, labels, sample_weight=weights).best_estimator_
@@ -108,7 +108,7 @@ def classifier_features(model: EdrlMeaForAudioClassification, data: Embeddings) 
     return torch.cat(features).double().cpu().numpy()
 
 
-def _folds(features, labels, speakers) -> list:
+def speaker_folds(features, labels, speakers) -> list:
     groups = np.unique(speakers, return_inverse=True)[1]
     n_folds = min(N_FOLDS, len(set(groups)))
     if n_folds < 2:

@@ -294,9 +294,9 @@ def test(trainer: EdrlMeaTrainer, validation: SpeechDataset, test_set, others, a
     cache, rows = trainer.cache(), []
 
     def row(dataset, title, corruption=None, **about):
-        answers = evaluate(model, SpeechDataset(dataset, title).embed(cache, corruption))
+        predictions = evaluate(model, SpeechDataset(dataset, title).embed(cache, corruption))
         about |= {"train": trained_on, "test": " + ".join(dict.fromkeys(dataset["corpus"])), "temperature": temperature}
-        rows.append(result_row(name, labels, answers, **about))
+        rows.append(result_row(name, labels, predictions, **about))
 
     name = Path(trainer.args.output_dir).name
     row(test_set, "test speech")

@@ -31,6 +31,16 @@ class RunError(ValueError):
     """The output directory does not fit the run."""
 
 
+def check_settings(folder: Path, held: dict, settings: dict, option: str) -> None:
+    """Raises RunError, naming what differs, where a folder (given as `option`) holds a run with other settings."""
+    changed = sorted(name for name in held.keys() | settings.keys() if held.get(name) != settings.get(name))
+    if changed:
+        listed = ", ".join(f"{name} {held.get(name)!r} → {settings.get(name)!r}" for name in changed)
+        raise RunError(
+            f"{folder} holds a run with other settings ({listed}). Give another {option}, or remove this one."
+        )
+
+
 class RunFolder:
     """`run.json`, `steps.safetensors` and sealed `checkpoint-N/` in a run's output directory."""
 
@@ -71,14 +81,7 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))
         if self.run_file.exists():
-            held = self._held_settings()
-            changed = sorted(name for name in held.keys() | settings.keys() if held.get(name) != settings.get(name))
-            if changed:
-                listed = ", ".join(f"{name} {held.get(name)!r} → {settings.get(name)!r}" for name in changed)
-                raise RunError(
-                    f"{self.folder} holds a run with other settings ({listed}). Give another --output_dir, or remove "
-                    "this one."
-                )
+            check_settings(self.folder, self._held_settings(), settings, "--output_dir")
         for name in OURS:
             remove_unfinished(self.folder, name)
         with atomic_write(self.run_file) as temporary:

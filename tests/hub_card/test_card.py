@@ -98,7 +98,7 @@ def test_the_page_shows_plots_that_are_in_the_upload(card, model_dir, report):
 
 
 @pytest.mark.parametrize(
-    "section", ["Use", "Results", "Training", "Whose is what", "Calibration", "Speed", "Limits and misuse", "Citation"]
+    "section", ["Use", "Results", "Training", "Whose is what", "Calibration", "Limits and misuse", "Citation"]
 )
 def test_the_page_has_what_people_look_for(card, section):
     assert f"\n## {section}\n" in card.text

@@ -182,7 +182,7 @@ def other_weights(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "named"),
     [
         (lambda folder: (folder / "config.json").unlink(), "is no saved model: it has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
@@ -200,9 +200,9 @@ def other_weights(folder):
         (lambda folder: (folder / "uar_against_snr.png").unlink(), "plot 'uar_against_snr' is missing"),
     ],
 )
-def test_a_bad_directory_or_report_is_refused_by_name(model_dir, damage, said):
+def test_a_bad_directory_or_report_is_refused_by_name(model_dir, damage, named):
     damage(model_dir)
-    with pytest.raises(PublishError, match=said):
+    with pytest.raises(PublishError, match=named):
         assemble(model_dir, model_dir / "report.json", NAME)
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hub_card.wording import condition_and_setting, percent
+from hub_card.wording import condition_and_setting, figures_explained, percent
 
 
 def test_an_interval_of_one_speaker_is_not_shown():
@@ -16,7 +16,7 @@ def test_what_is_not_known_is_a_dash(unknown):
 
 
 @pytest.mark.parametrize(
-    ("condition", "level", "setting", "said"),
+    ("condition", "level", "setting", "expected"),
     [
         ("clean", None, None, "clean"),
         ("noise_esc_10", 2, {"snr_db": 10.0, "recordings": 16}, "esc 10 noise, 10 dB"),
@@ -25,5 +25,10 @@ def test_what_is_not_known_is_a_dash(unknown):
         ("unheard of", 2, {"depth": 3}, "unheard of, level 2"),
     ],
 )
-def test_a_condition_is_named_with_what_its_level_means(condition, level, setting, said):
-    assert condition_and_setting({"condition": condition, "level": level, "setting": setting}) == said
+def test_a_condition_is_named_with_what_its_level_means(condition, level, setting, expected):
+    assert condition_and_setting({"condition": condition, "level": level, "setting": setting}) == expected
+
+
+def test_intervals_over_two_speakers_come_with_a_caution():
+    assert "2 or 4 speakers are too narrow" in figures_explained([{"n_speakers": n} for n in (1, 2, 4, 12)])
+    assert "Caution" not in figures_explained([{"n_speakers": n} for n in (1, 12)])

@@ -22,7 +22,8 @@ from tests.conftest import noise_recordings
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
-from corpus_shards import RunError  # noqa: E402
+
+from train.run_folder import RunError  # noqa: E402
 
 BAD = {
     "empty.wav": (b"", "does not decode"),
@@ -159,7 +160,7 @@ def test_killed_runs_lose_and_double_nothing(model_folder, corpus, embedded, tmp
 
 def test_a_run_with_other_settings_is_refused(model_folder, corpus, tmp_path):
     embed(model_folder, corpus, tmp_path, "--shard_size", 20)
-    with pytest.raises(RunError, match="shard_size=20.*another --output"):
+    with pytest.raises(RunError, match="shard_size 20.*another --output"):
         embed(model_folder, corpus, tmp_path, "--shard_size", 10)
 
 

@@ -15,6 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import probe_backbone as probing  # noqa: E402
 
+from modeling_edrl_mea import load_recording  # noqa: E402
+
+EMOTIONS = ("anger", "happiness", "neutral", "sadness")
+
 
 @pytest.fixture(scope="module")
 def corpus_folder(tmp_path_factory) -> Path:
@@ -26,7 +30,7 @@ def corpus_folder(tmp_path_factory) -> Path:
         samples = rng.standard_normal(8000 + 400 * (i % 5))
         samples = np.convolve(samples, np.ones(1 + 3 * emotion) / (1 + 3 * emotion), "same")
         soundfile.write(folder / f"{i}.wav", 0.2 * samples, 16000)
-        rows.append(f"{i}.wav,{probing.EMOTIONS[emotion]},speaker{i // 12}")
+        rows.append(f"{i}.wav,{EMOTIONS[emotion]},speaker{i // 12}")
     (folder / "metadata.csv").write_text("\n".join(rows))
     return folder
 
@@ -59,7 +63,7 @@ def test_noise_is_added_at_the_level_asked_for_and_is_the_same_each_time(corpus_
 
 def test_features_do_not_depend_on_the_batch(backbone, corpus_folder):
     extract = probing.BackboneFeatures(str(backbone))
-    signals = [probing.load(str(corpus_folder / f"{i}.wav")) for i in range(5)]
+    signals = [load_recording(str(corpus_folder / f"{i}.wav")) for i in range(5)]
     together, alone = extract(signals), extract(signals, batch_size=1)
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
@@ -70,9 +74,9 @@ def test_rotating_features_changes_no_prediction():
     features[:, 0] += emotions
     probe = probing.Probe().fit(features, emotions, np.arange(40) % 5)
     plain = LogisticRegression(C=probe.strength, class_weight="balanced", tol=1e-6, max_iter=2000)
-    plain.fit(probe.standardise(features), emotions)
+    plain.fit(probe.standardize(features), emotions)
     other = rng.standard_normal((100, 300))
-    agreement = (plain.predict(probe.standardise(other)) == probe.predict(other)).mean()
+    agreement = (plain.predict(probe.standardize(other)) == probe.predict(other)).mean()
     assert agreement >= 0.97  # the solver stops within its tolerance
 
 
@@ -85,10 +89,10 @@ def test_no_speaker_is_both_trained_on_and_tested():
 
 
 def test_a_sample_of_a_corpus_is_the_same_each_time(corpus_folder):
-    some, again = probing.read_corpus(corpus_folder, 20), probing.read_corpus(corpus_folder, 20)
+    some, again = (probing.read_corpus(str(corpus_folder), 20) for _ in range(2))
     assert len(some.files) == 20 and some.files == again.files
-    with pytest.raises(ValueError, match=r"metadata\.csv is missing"):
-        probing.read_corpus(corpus_folder / "elsewhere", 20)
+    with pytest.raises(ValueError, match="elsewhere"):
+        probing.read_corpus(str(corpus_folder / "elsewhere"), 20)
 
 
 def test_the_probe_prints_every_condition_and_reads_its_cache(

@@ -29,7 +29,7 @@ class Contender(Protocol):
     trained_on: tuple[str, ...]  # corpora that it was trained on before the benchmark
     folder: str | None  # of its weights
     settings: dict  # everything that changes its predictions but the recordings; JSON-able
-    given_settings: dict | None  # what the file of a recipe says
+    given_settings: dict | None  # what the file of a recipe sets
     temperature_fitted_on: str
     embedding_name: str
 

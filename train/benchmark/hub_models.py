@@ -74,7 +74,7 @@ class HubModel:
     @property
     def temperature_fitted_on(self) -> str:
         if self.own_temperature is not None:
-            return "its own validation speakers, as its report says"
+            return "its own validation speakers, as in its report"
         return "clean speech of the half of each corpus's speakers that a recording's own is not in"
 
     @property
@@ -239,7 +239,7 @@ class StockClassifier:
         return torch.cat(logits)
 
     def _batches(self, waveforms):
-        # Without a mask (base models, whose first layer normalises over time) padding would change the scores.
+        # Without a mask (base models, whose first layer normalizes over time) padding would change the scores.
         size = BATCH if getattr(self.extract, "return_attention_mask", False) else 1
         for start in range(0, len(waveforms), size):
             yield [np.asarray(wave, dtype=np.float32) for wave in waveforms[start : start + size]]

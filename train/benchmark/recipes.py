@@ -28,7 +28,7 @@ QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot take part; the message says why."""
+    """A recipe that cannot take part; the message tells why."""
 
 
 class Recipe:
@@ -88,7 +88,7 @@ class Recipe:
 
     @property
     def given_settings(self) -> dict:
-        """What its file says, for reports."""
+        """What its file sets, for reports."""
         given = yaml.safe_load(Path(self.source).read_text(encoding="utf-8")) or {}
         if "model_name_or_path" in given:
             given["model_name_or_path"] = Path(given["model_name_or_path"]).name

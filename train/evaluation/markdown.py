@@ -1,6 +1,6 @@
 """A report as Markdown tables, rates in percent."""
 
-from hub_card.wording import condition_and_setting, percent
+from hub_card.wording import condition_and_setting, figures_explained, percent
 from train.data.summary import as_text
 
 
@@ -10,6 +10,7 @@ def as_markdown(report: dict) -> str:
         f"# Robustness report, {report['created']}",
         f"```\n{report['command']}\n```",
         _data(report),
+        figures_explained(report["results"]),
         _errors(report),
         _summaries(report),
         _comparisons(report),

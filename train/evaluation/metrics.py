@@ -1,4 +1,4 @@
-"""How well emotions are recognised: UAR first, then WA, macro-F1, recall per emotion, calibration.
+"""How well emotions are recognized: UAR first, then WA, macro-F1, recall per emotion, calibration.
 
 Every figure here is a function of counts that add up over recordings: a confusion matrix (rows are
 references), or the bins of a reliability diagram. Counts are kept per speaker, so that a bootstrap which

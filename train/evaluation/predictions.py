@@ -1,4 +1,4 @@
-"""What a model says of embedded recordings, and how right that is."""
+"""A model's predictions for embedded recordings, and how right they are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ from .metrics import confusion_by_speaker
 
 @dataclass
 class Predictions:
-    """What a model said of N recordings: class ids (N,), probabilities (N, C), speakers (N,), names (N,) or None."""
+    """A model's predictions for N recordings: class ids (N,), probabilities (N, C), speakers (N,), names (N,) or None."""
 
     references: np.ndarray
     probabilities: np.ndarray
     speakers: np.ndarray
-    names: np.ndarray | None = None  # of the recordings, to pair two models' answers
+    names: np.ndarray | None = None  # of the recordings, to pair two models' predictions
 
     def __post_init__(self):
         self.references, self.probabilities = np.asarray(self.references), np.asarray(self.probabilities, np.float64)
@@ -31,7 +31,7 @@ class Predictions:
         return len(self.references)
 
     def calibrated(self, temperature: float | np.ndarray) -> "Predictions":
-        """The same answers at a temperature, or at one for each recording (N,)."""
+        """The same predictions at a temperature, or at one for each recording (N,)."""
         return replace(self, probabilities=with_temperature(self.probabilities, temperature))
 
     def rows(self, rows: np.ndarray) -> "Predictions":
@@ -40,7 +40,7 @@ class Predictions:
 
     @classmethod
     def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """The answers of several folds as one."""
+        """The predictions of several folds as one."""
         fields = [
             [part.references for part in parts],
             [part.probabilities for part in parts],
@@ -83,16 +83,16 @@ def row_without_adaptation(row: str) -> str:
 
 
 def probabilities_of(
-    model: EdrlMeaForAudioClassification, statistics: torch.Tensor, way: AdaptationMode = "plain", speakers=None
+    model: EdrlMeaForAudioClassification, statistics: torch.Tensor, mode: AdaptationMode = "plain", speakers=None
 ) -> np.ndarray:
     """Probabilities (N, C) from layer statistics (N, L+1, S'); the model stays as it was.
 
-    `speakers` (N,): who is heard, for "speaker"; a speaker's recordings adapt as `model.adapt` would.
+    `speakers` (N,): who speaks, for "speaker"; a speaker's recordings adapt as `model.adapt` would.
     """
-    if way == "plain":
+    if mode == "plain":
         n = len(statistics)
         return predict(model, Embeddings(statistics, torch.zeros(n, dtype=torch.long), [""] * n, torch.arange(n)))
-    groups = np.zeros(len(statistics), int) if way == "test" else np.unique(speakers, return_inverse=True)[1]
+    groups = np.zeros(len(statistics), int) if mode == "test" else np.unique(speakers, return_inverse=True)[1]
     probabilities = np.empty((len(statistics), model.config.num_labels))
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)

@@ -1,17 +1,17 @@
 """The report: what a model was measured to do, as JSON. It is the only thing that `hub_card` reads.
 
-`REPORT_SCHEMA` below says what each field means; `write_report` refuses a report that does not fit it. A report is
+`REPORT_SCHEMA` describes each field; `write_report` refuses a report that does not fit it. A report is
 built of three kinds of parts:
 
-    answers = Predictions(references, probabilities, speakers)           # what a model said of some recordings
-    row = result_row("my-model", labels, answers, test="emodb", train=["emodb"], temperature=1.3)
+    predictions = Predictions(references, probabilities, speakers)       # of some recordings
+    row = result_row("my-model", labels, predictions, test="emodb", train=["emodb"], temperature=1.3)
     model = model_entry("my-model", labels, source="outputs/my-model", folder="outputs/my-model",
                         parameters=4_512_345, temperature=1.3, fitted_on="validation speakers of emodb")
     report = new_report(command, seed=0, models=[model], results=[row],
                         training=training_entry([train_set], "four_emotions", augmentation, config, splits))
     write_report(report, "outputs/my-model")                         # report.json and report.md
 
-All proportions are in 0…1. JSON has no NaN: what cannot be said (an interval over one speaker) is null.
+All proportions are in 0…1. JSON has no NaN: what is not known (an interval over one speaker) is null.
 """
 
 import copy
@@ -56,7 +56,7 @@ PACKAGES = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "audio
 def result_row(
     model: str,
     labels: Sequence[str],
-    answers: Predictions,
+    predictions: Predictions,
     *,
     test: str,
     train: Sequence[str] = (),
@@ -73,12 +73,12 @@ def result_row(
     `labels`: emotions in the order of the probabilities. `temperature`: one fitted on other speakers, or one for each
     recording (N,); it gives `ece_calibrated`. Intervals resample speakers. `more` is added to the row as it is.
     """
-    confusion, speakers = answers.confusion()
-    reliability, _ = calibration_by_speaker(answers.references, answers.probabilities, answers.speakers)
+    confusion, speakers = predictions.confusion()
+    reliability, _ = calibration_by_speaker(predictions.references, predictions.probabilities, predictions.speakers)
     metrics = {name: interval_entry(name, confusion, resamples) for name in ("uar", "wa", "macro_f1")}
     metrics["ece"] = interval_entry("ece", reliability, resamples)
     if temperature is not None:
-        calibrated = answers.calibrated(temperature)
+        calibrated = predictions.calibrated(temperature)
         reliability, _ = calibration_by_speaker(calibrated.references, calibrated.probabilities, calibrated.speakers)
         metrics["ece_calibrated"] = interval_entry("ece", reliability, resamples)
     total = confusion.sum(0)
@@ -91,7 +91,7 @@ def result_row(
         "condition": condition,
         "level": level,
         "setting": dict(setting) if setting else None,
-        "n_recordings": len(answers),
+        "n_recordings": len(predictions),
         "n_speakers": len(speakers),
         "metrics": metrics,
         "recall": {label: _number(recall) for label, recall in zip(labels, recalls, strict=True)},
@@ -150,7 +150,7 @@ def training_entry(corpora, label_scheme: str, augmentation=None, config: Mappin
 
 
 def corpus_entries(*datasets) -> list[dict]:
-    """What a report says of each corpus in datasets with columns corpus, speaker and language."""
+    """What a report tells of each corpus in datasets with columns corpus, speaker and language."""
     names, speakers, languages = (
         np.array([value or "" for dataset in datasets for value in dataset[column]])
         for column in ("corpus", "speaker", "language")

@@ -105,7 +105,7 @@ def test_folds_in_emoboxs_files_are_the_folds_used(tmp_path, corpora):
     for (train, test), (expected_train, expected_test) in zip(found, given, strict=True):
         assert train.tolist() == expected_train.tolist() and test.tolist() == expected_test.tolist()
     trials, _ = plan({"a": corpora["a"]}, ["clean"], given_folds={"a": found})
-    assert trials[0].folds == {"count": 3, "given": True, "shared_speakers": 6}  # by recording, so it is said
+    assert trials[0].folds == {"count": 3, "given": True, "shared_speakers": 6}  # by recording, so it is reported
 
 
 def test_a_cross_corpus_list_narrows_what_is_tested(tmp_path, corpora):

@@ -12,15 +12,15 @@ EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
 
 
 @pytest.fixture
-def answers():
+def predictions():
     rng = np.random.default_rng(0)
     references = rng.integers(0, 4, 400)
     probabilities = rng.dirichlet(np.ones(4), 400)
     return references, probabilities, rng.integers(0, 20, 400).astype(str)
 
 
-def test_figures_equal_those_of_scikit_learn(answers):
-    references, probabilities, _ = answers
+def test_figures_equal_those_of_scikit_learn(predictions):
+    references, probabilities, _ = predictions
     predictions = probabilities.argmax(1)
     ours = scores(references, predictions, EMOTIONS)
     assert ours["uar"] == pytest.approx(balanced_accuracy_score(references, predictions))
@@ -31,15 +31,15 @@ def test_figures_equal_those_of_scikit_learn(answers):
     assert uar(references, predictions) == ours["uar"]
 
 
-def test_probabilities_give_the_figures_of_their_largest_and_a_calibration_error(answers):
-    references, probabilities, _ = answers
+def test_probabilities_give_the_figures_of_their_largest_and_a_calibration_error(predictions):
+    references, probabilities, _ = predictions
     from_probabilities = scores(references, probabilities, EMOTIONS)
     assert 0 < from_probabilities.pop("ece") < 1
     assert from_probabilities == scores(references, probabilities.argmax(1), EMOTIONS)
 
 
-def test_calibration_error_follows_its_definition(answers):
-    references, probabilities, _ = answers
+def test_calibration_error_follows_its_definition(predictions):
+    references, probabilities, _ = predictions
     confidence, right = probabilities.max(1), probabilities.argmax(1) == references
     expected = 0
     for low in np.arange(10) / 10:
@@ -70,9 +70,9 @@ def test_a_class_that_one_resample_lacks_does_not_spoil_it():
 
 
 @pytest.mark.parametrize("as_probabilities", [False, True])
-def test_the_evaluate_metric_works_without_a_network(answers, as_probabilities, monkeypatch):
+def test_the_evaluate_metric_works_without_a_network(predictions, as_probabilities, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
-    references, probabilities, _ = answers
+    references, probabilities, _ = predictions
     predictions = probabilities if as_probabilities else probabilities.argmax(1)
     expected = scores(references, predictions, EMOTIONS)
     for metric in (SpeechEmotionMetrics(), evaluate.load(metrics.__file__)):
@@ -109,8 +109,8 @@ def test_intervals_resample_speakers_not_recordings():
     assert metrics.bootstrap_interval("uar", again) == pytest.approx(metrics.bootstrap_interval("uar", once))
 
 
-def test_the_vectorised_interval_is_that_of_resampling_one_speaker_after_another(answers):
-    references, probabilities, speakers = answers
+def test_the_vectorized_interval_is_that_of_resampling_one_speaker_after_another(predictions):
+    references, probabilities, speakers = predictions
     predictions = probabilities.argmax(1)
     counts, names = confusion_by_speaker(references, predictions, speakers, 4)
     rng = np.random.default_rng(1)
@@ -124,8 +124,8 @@ def test_the_vectorised_interval_is_that_of_resampling_one_speaker_after_another
     assert interval.high == pytest.approx(high, abs=0.01)
 
 
-def test_a_paired_difference_is_narrower_than_its_parts(answers):
-    references, probabilities, speakers = answers
+def test_a_paired_difference_is_narrower_than_its_parts(predictions):
+    references, probabilities, speakers = predictions
     predictions = probabilities.argmax(1)
     better = np.where(np.arange(400) % 10 == 0, references, predictions)
     counts, _ = confusion_by_speaker(references, predictions, speakers, 4)
@@ -138,8 +138,8 @@ def test_a_paired_difference_is_narrower_than_its_parts(answers):
     assert metrics.paired_bootstrap_difference("uar", counts, counts) == (0, 0, 0)
 
 
-def test_conditions_can_be_averaged_before_resampling(answers):
-    references, probabilities, speakers = answers
+def test_conditions_can_be_averaged_before_resampling(predictions):
+    references, probabilities, speakers = predictions
     counts, _ = confusion_by_speaker(references, probabilities.argmax(1), speakers, 4)
     averaged = metrics.bootstrap_interval(lambda c: metrics.uar_of(c).mean(-1), np.stack([counts] * 3, 1))
     assert averaged == pytest.approx(metrics.bootstrap_interval("uar", counts))
@@ -151,8 +151,8 @@ def test_strata_keep_their_size_in_every_resample():
     assert np.all(weights[:, :3].sum(1) == 3) and np.all(weights[:, 3:].sum(1) == 5)
 
 
-def test_calibration_error_has_an_interval_too(answers):
-    references, probabilities, speakers = answers
+def test_calibration_error_has_an_interval_too(predictions):
+    references, probabilities, speakers = predictions
     counts, _ = metrics.calibration_by_speaker(references, probabilities, speakers)
     interval = metrics.bootstrap_interval("ece", counts)
     assert interval.estimate == pytest.approx(metrics.expected_calibration_error(references, probabilities))

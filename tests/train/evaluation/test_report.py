@@ -18,52 +18,52 @@ from train.evaluation.report import (
 EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
 
 
-def answers(n: int = 120, n_speakers: int = 6, accuracy: float = 0.7, seed: int = 0) -> Predictions:
+def predictions_of(n: int = 120, n_speakers: int = 6, accuracy: float = 0.7, seed: int = 0) -> Predictions:
     rng = np.random.default_rng(seed)
     references = np.arange(n) % 4
-    said = np.where(rng.random(n) < accuracy, references, rng.integers(0, 4, n))
+    predicted = np.where(rng.random(n) < accuracy, references, rng.integers(0, 4, n))
     probabilities = np.full((n, 4), 0.1)
-    probabilities[np.arange(n), said] = 0.7
+    probabilities[np.arange(n), predicted] = 0.7
     speakers = np.array([f"speaker_{i // 4 % n_speakers}" for i in range(n)])
     return Predictions(references, probabilities, speakers, np.arange(n).astype(str))
 
 
 def report(**changes) -> dict:
-    row = result_row("ours", EMOTIONS, answers(), test="emodb", train=["emodb"], temperature=1.5)
+    row = result_row("ours", EMOTIONS, predictions_of(), test="emodb", train=["emodb"], temperature=1.5)
     return (
         new_report("python x", seed=0, models=[model_entry("ours", EMOTIONS, source="recipe.yaml")], results=[row])
         | changes
     )
 
 
-def test_a_row_says_what_scikit_learn_says():
+def test_a_row_has_the_figures_of_scikit_learn():
     from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-    given = answers()
+    given = predictions_of()
     row = result_row("ours", EMOTIONS, given, test="emodb")
-    said = given.probabilities.argmax(1)
-    assert row["metrics"]["uar"]["value"] == pytest.approx(balanced_accuracy_score(given.references, said))
-    assert row["confusion"] == confusion_matrix(given.references, said).tolist()
+    predicted = given.probabilities.argmax(1)
+    assert row["metrics"]["uar"]["value"] == pytest.approx(balanced_accuracy_score(given.references, predicted))
+    assert row["confusion"] == confusion_matrix(given.references, predicted).tolist()
     assert row["metrics"]["uar"]["low"] < row["metrics"]["uar"]["value"] < row["metrics"]["uar"]["high"]
     assert row["n_speakers"] == 6 and list(row["recall"]) == EMOTIONS
 
 
 def test_folds_joined_give_the_row_of_the_whole():
-    whole = answers()
+    whole = predictions_of()
     first = np.isin(whole.speakers, ["speaker_0", "speaker_3"])
     joined = Predictions.joined([whole.rows(first), whole.rows(~first)])
     assert result_row("m", EMOTIONS, joined, test="emodb") == result_row("m", EMOTIONS, whole, test="emodb")
 
 
 def test_one_speaker_gives_a_figure_without_an_interval(tmp_path):
-    row = result_row("ours", EMOTIONS, answers(n_speakers=1), test="emodb")
+    row = result_row("ours", EMOTIONS, predictions_of(n_speakers=1), test="emodb")
     assert row["metrics"]["uar"]["low"] is None and row["metrics"]["uar"]["value"] > 0
     written = write_report(report(results=[row]), tmp_path)
     assert json.loads(written.read_text())["results"][0]["metrics"]["wa"]["high"] is None
 
 
 def test_a_written_report_is_valid_json_without_nan_beside_a_table(tmp_path):
-    absent = answers()
+    absent = predictions_of()
     absent.references[:] = np.arange(120) % 3  # no sadness, so no recall of it
     row = result_row("ours", EMOTIONS, absent, test="emodb", setting={"snr_db": float("nan")})
     written = write_report(report(results=[row], duration_seconds=np.float64(3)), tmp_path)
