@@ -43,17 +43,9 @@ def markdown_table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
-MEASURES = (
-    "UAR: unweighted average recall, the mean of the classes' recalls, so that rare classes count as frequent "
-    "ones. WA: weighted accuracy, the share of recordings that are right. ECE: expected calibration error, by "
-    "how much confidence and accuracy differ, over 15 bins; calibrated: at a temperature fitted on other "
-    "speakers. Intervals (95%) resample speakers; of two or three speakers they say little."
-)
-
-
 def _data(report: dict) -> str:
     data = (report.get("training") or {}).get("data") or report.get("data")
-    return (f"## What was read\n\n{as_text(data)}\n\n" if data else "") + MEASURES
+    return f"## What was read\n\n{as_text(data)}" if data else ""
 
 
 def _errors(report: dict) -> str:
