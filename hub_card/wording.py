@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 
 def percent(interval: dict | float | None, signed: bool = False) -> str:
@@ -59,3 +60,19 @@ def flat(measured: dict, prefix: str = "") -> dict[str, str]:
         elif value is not None:
             lines[name] = f"{value:g}" if isinstance(value, float) else str(value)
     return lines
+
+
+class AsIs(str):
+    """Text that is meant as Markdown."""
+
+
+def as_plain_text(value):
+    """Text that cannot leave its line or its cell of a table, nor become a link, HTML or code."""
+    if not isinstance(value, str) or isinstance(value, AsIs):
+        return value
+    return re.sub(r"([|`<>\[\]])", r"\\\1", " ".join(value.split("\n")))
+
+
+def as_code(value) -> AsIs:
+    """Text within a block or a span of code, which it cannot end."""
+    return AsIs(str(value).replace("`", "'"))
