@@ -29,7 +29,10 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
+from modeling_edrl_mea.frames import longest_input  # noqa: E402
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
+from modeling_edrl_mea.stock_encoders import StockEncoder  # noqa: E402
+from modeling_edrl_mea.wavlm import LengthAwareWavLM  # noqa: E402
 
 OPSET = 20  # the first with Gelu
 TOLERANCE = 1e-4  # of probabilities, on real recordings
@@ -47,8 +50,9 @@ class WaveformClassifier(nn.Module):
         self.outputs = ["logits", "probabilities", "speech_embedding"] + ["aligned_embedding"] * has_alignment
 
     def forward(self, input_values: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        # Asking for attentions takes the plain formula, which exports; unused, they are not in the graph.
-        frames = self.model.backbone(input_values, attention_mask, output_attentions=True)
+        # Asking WavLM for attentions takes the plain formula, which exports; unused, they are not in the graph.
+        plainly = isinstance(self.model.backbone, LengthAwareWavLM)
+        frames = self.model.backbone(input_values, attention_mask, output_attentions=plainly)
         pooling = self.model.edrl_mea.pooling
         statistics = pooling.statistics(pooling.moments(frames.hidden_states, frames.frame_mask))
         output = self.model(layer_statistics=statistics)
@@ -58,12 +62,21 @@ class WaveformClassifier(nn.Module):
 
 
 def export(model: EdrlMeaForAudioClassification, path: Path) -> None:
-    """Write the graph, with the settings that its inputs need."""
+    """Write the graph, with the settings that its inputs need.
+
+    Raises ValueError for a backbone whose batches are taken apart by length, which no graph can do.
+    """
+    backbone_config = model.config.backbone_config
+    if isinstance(model.backbone, StockEncoder):
+        raise ValueError(
+            f"A {backbone_config.model_type} backbone does not export: padding changes what it says, and a graph "
+            "cannot take a batch apart. WavLM and Whisper do."
+        )
     classifier = WaveformClassifier(model).eval()
     n_samples = int(EXAMPLE_SECONDS * model.config.sampling_rate)
     mask = torch.ones(2, n_samples, dtype=torch.long)
     mask[1, n_samples // 2 :] = 0
-    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples")}
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", max=longest_input(backbone_config))}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="# The axis name")  # both inputs share their axes
     program = torch.onnx.export(
@@ -183,7 +196,10 @@ def main(argv: list[str] | None = None) -> None:
     model = EdrlMeaForAudioClassification.from_pretrained(args.model).float().eval()
     args.output.mkdir(parents=True, exist_ok=True)
     paths = {"onnx": args.output / "model.onnx", "onnx int8": args.output / "model_int8.onnx"}
-    export(model, paths["onnx"])
+    try:
+        export(model, paths["onnx"])
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     quantize(*paths.values())
     waveforms = some_recordings(model, args.recordings)
     for name, path in paths.items():

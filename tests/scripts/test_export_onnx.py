@@ -13,6 +13,7 @@ import torch
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 from tests.conftest import EMOTIONS, noise_recordings
+from tests.support.encoders import ENCODERS
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[onnx]"')
 pytestmark = pytest.mark.slow  # an export takes some 10 s
@@ -100,3 +101,18 @@ def test_a_backbone_with_group_norm_exports_too(tiny_backbone_config, recordings
     inputs = {name: torch.from_numpy(value) for name, value in export_onnx.prepare(model, loud).items()}
     with torch.no_grad():
         np.testing.assert_allclose(found, model(**inputs).logits.numpy(), atol=1e-4)
+
+
+def test_whisper_exports_too(recordings, tmp_path):
+    config = ENCODERS["Whisper"]()
+    model = EdrlMeaForAudioClassification.from_backbone(config, id2label=EMOTIONS, arrangement="linear").eval()
+    export_onnx.export(model, tmp_path / "model.onnx")
+    assert export_onnx.largest_difference(model, tmp_path / "model.onnx", recordings) < 1e-4
+
+
+@pytest.mark.parametrize("encoder", ["HuBERT", "Wav2Vec2-BERT"])
+def test_a_backbone_that_no_graph_can_hold_is_refused_by_name(encoder, tmp_path):
+    config = ENCODERS[encoder]()
+    model = EdrlMeaForAudioClassification.from_backbone(config, id2label=EMOTIONS, arrangement="linear").eval()
+    with pytest.raises(ValueError, match=f"{config.model_type} backbone does not export"):
+        export_onnx.export(model, tmp_path / "model.onnx")
