@@ -51,10 +51,10 @@ def setting_name(row: dict) -> str:
 def figures_explained(results: list[dict]) -> str:
     """What the columns of results mean, and a caution where intervals rest on few speakers."""
     explained = (
-        "All in %. UAR: recall of each emotion, averaged over the emotions, so that rare ones count as much as frequent "
-        "ones. WA: share of recordings whose emotion is recognized. Macro-F1: F1 averaged over the emotions. ECE: expected "
-        "calibration error, how far the probability of the predicted emotion is from how often it is right. In brackets: "
-        "95% intervals from resampling the speakers tested on, where there were two or more."
+        "All in %. UAR: recall of each emotion, averaged over the emotions, so that rare ones count as much as "
+        "frequent ones. WA: share of recordings whose emotion is recognized. Macro-F1: F1 averaged over the emotions. "
+        "ECE: expected calibration error, how far the probability of the predicted emotion is from how often it is "
+        "right. In brackets: 95% intervals from resampling the speakers tested on, where there were two or more."
     )
     few = sorted({row["n_speakers"] for row in results if 2 <= row["n_speakers"] < FEW_SPEAKERS})
     if few:
