@@ -86,8 +86,6 @@ def write_model_report(folder: Path, model_dir: Path, labels: list[str], **chang
             }
         ],
         plots={"uar_against_snr": "uar_against_snr.png"},
-        speed={"one_second_of_audio": {"p50_ms": 3.25, "threads": 1}},
-        environment={"cpu": "2 cores", "training_hours": 0.4},
     )
     plot(folder / "uar_against_snr.png", interval_entry("uar", answers(labels, 0.8, 1).confusion()[0])["value"])
     return write_report(report | changes, folder)

@@ -16,7 +16,7 @@ from .metrics import confusion_by_speaker
 
 @dataclass
 class Predictions:
-    """A model's predictions for N recordings: class ids (N,), probabilities (N, C), speakers and names (N,)."""
+    """For N recordings: class ids (N,), a model's probabilities (N, C), speakers (N,), names (N,) or None."""
 
     references: np.ndarray
     probabilities: np.ndarray
