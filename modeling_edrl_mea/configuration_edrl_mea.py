@@ -23,7 +23,10 @@ PAPER_FAITHFUL = {
 }
 
 
-COUNTS = ("sampling_rate", "block_size", "encoder_hidden_size", "n_components")
+COUNTS = ("sampling_rate", "block_size", "n_components")
+# Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
+RETIRED = {"whitening_size": None, "encoder_hidden_size": None, "scale_blocks": True}
+RETIRED_IN_TRAINING = ("choose_n_components", "alignment_ridge")  # of no consequence once a model is trained
 
 
 class EdrlMeaConfig(PreTrainedConfig):
@@ -31,8 +34,59 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     Raises `ValueError` for an unknown choice and for settings that contradict each other, naming both.
 
-    Notation in the comments: D backbone width, L backbone layers, C emotions, d block size, k components,
-    S width of the speech embedding u.
+    Notation: D backbone width, L backbone layers, C emotions, d block size, k components, S width of the speech
+    embedding u.
+
+    Args:
+        backbone_config: configuration of any speech encoder that `backbone.py` knows; by default that of WavLM-base.
+        normalize_waveform: bring each recording to zero mean and unit variance; as the backbone was pretrained
+            (WavLM base: no, large: yes).
+        sampling_rate: Hz; that of every published encoder.
+        max_window_seconds: longer audio goes through the backbone in windows of this many seconds, since attention
+            is quadratic in length.
+        window_overlap_seconds: seconds of context on both sides of a window's seam; half of it is dropped from each
+            window.
+        pooling: statistics over frames: mean_std, mean or attentive; the spread over time carries emotion as the
+            mean does.
+        layer_combination: weighted_sum takes softmax weights over layers, learned in stage 1, so that S stays that
+            of one layer whatever the backbone; concatenate puts every layer side by side, which suits a small
+            backbone but takes an (L+1)²-fold covariance for a large one.
+        standardization_clip: standard deviations at which standardized statistics are cut off, so that one broken
+            recording does not dominate a covariance.
+        adaptation_prior: recordings that the training statistics count for when `adapt` re-estimates them, so that
+            a handful of new ones cannot overturn them.
+        arrangement: how the parts follow one another, and whose logits count: linear is u → classifier (the
+            baseline); edrl is u → EDRL and its own classifier; mea is u → MEA → classifier; edrl_mea is u → EDRL →
+            MEA → classifier (the paper); mea_edrl is u → MEA → EDRL and its own classifier.
+        block_size: d, the width of each of EDRL's embeddings; small blocks overfit less: 64 lost up to 3 points of
+            UAR.
+        start_from_regression: start EDRL as the logistic regression on what it is given instead of at random, so
+            that from little data it learns refinements, not the task anew. Not used where EDRL's blocks are aligned.
+        disentanglement_dropout: share of u's features dropped in training.
+        mixup_alpha: u and labels are mixed within a batch in training by Beta(α, α) shares, against overfitting;
+            0: not.
+        embedding_noise: standard deviation of the Gaussian noise added in training to the standardized u, against
+            overfitting.
+        classification_weight: of the cross-entropy of a linear layer on [z₀, z₁…z_C], the loss that the others are
+            weighed against.
+        intra_class_weight: of the cross-entropy over the encoders' own scores, which makes each encoder tell its
+            emotion from the rest.
+        reconstruction_weight: of the error with which decoder y rebuilds u from (z_y, z₀); a small weight, since
+            what decides is the class, not the rebuilt speech.
+        decorrelation_weight: of the squared correlation between each z_c and z₀; a small weight, as above.
+        shared_invariance_weight: of the spread of the class means of z₀, which should carry what emotions share; a
+            small weight, as above.
+        temperature: what the weights of the last classifier were divided by (`set_temperature`), so that it is as
+            sure as it is right; 1: not calibrated.
+        n_components: k, the width of the aligned embedding; as many as a small corpus has directions.
+        alignment_target: Y of MEA, any of own_speech, clean_original and labels, side by side; what labels would
+            add, the classifier learns from them directly.
+        noise_shrinkage: s, how much directions in which noisy copies stray from their clean originals are shrunk in
+            u before MEA: by √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where
+            EDRL's blocks are aligned.
+        standardize_components: give every component of the aligned embedding unit variance; otherwise they have it
+            on average, so that what is regularized after MEA trusts the first components most.
+        align_speech_embedding: give MEA u itself as one more block beside EDRL's; the paper's blocks are EDRL's.
     """
 
     model_type = "edrl_mea"
@@ -47,69 +101,40 @@ class EdrlMeaConfig(PreTrainedConfig):
         "attentions",
     ]
 
-    # The backbone
-    # of any encoder that `backbone.py` knows; None: WavLM-base's shape
     backbone_config: PreTrainedConfig | dict | None = None
-    normalize_waveform: bool = (
-        False  # zero mean, unit variance a recording; as the backbone was pretrained (base: no, large: yes)
-    )
-    sampling_rate: int = 16_000  # Hz; every published encoder
-    max_window_seconds: float = (
-        20.0  # longer audio goes through the backbone in windows: attention is quadratic in length
-    )
-    window_overlap_seconds: float = (
-        2.0  # context on both sides of a window's seam; half of it is dropped from each window
-    )
+    normalize_waveform: bool = False
+    sampling_rate: int = 16_000
+    max_window_seconds: float = 20.0
+    window_overlap_seconds: float = 2.0
 
-    # From frames to the speech embedding u
-    pooling: Literal["mean_std", "mean", "attentive"] = (
-        "mean_std"  # the spread over time carries emotion as the mean does
-    )
-    # weighted_sum: softmax weights over layers, learned in stage 1, so S stays that of one layer whatever the backbone.
-    # concatenate: every layer side by side; better for a small backbone, but a (L+1)²-fold covariance for a large one.
+    pooling: Literal["mean_std", "mean", "attentive"] = "mean_std"
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
-    standardization_clip: float = 6.0  # in standard deviations; one broken recording must not dominate a covariance
-    adaptation_prior: float = 3.0  # recordings that the training statistics count for when `adapt` re-estimates them
+    standardization_clip: float = 6.0
+    adaptation_prior: float = 3.0
 
-    # How the rooms follow one another, and which logits count:
-    #   linear     u → classifier                       (baseline)
-    #   edrl       u → EDRL and its own classifier
-    #   mea        u → MEA → classifier
-    #   edrl_mea   u → EDRL → MEA → classifier          (the paper)
-    #   mea_edrl   u → MEA → EDRL and its own classifier
     arrangement: Arrangement = "mea_edrl"
 
-    # EDRL: one encoder per emotion (intra-class) beside one that they share (inter-class)
-    block_size: int = 16  # d; small blocks overfit less: 64 lost up to 3 points of UAR
-    encoder_hidden_size: int | None = None  # width of a hidden layer in each encoder; None: encoders are linear
-    # EDRL starts as the logistic regression on what it is given, instead of at random: of little data it then learns
-    # refinements, not the task anew. Not used with a hidden layer, nor where EDRL's blocks are aligned.
+    block_size: int = 16
     start_from_regression: bool = True
-    disentanglement_dropout: float = 0.5  # on u, and on the encoders' hidden layer
-    mixup_alpha: float = 0.4  # Beta(α, α) mixing of u and labels within a batch in training; 0: none
-    embedding_noise: float = 0.1  # standard deviation of Gaussian noise on the standardised u in training
-    classification_weight: float = 1.0  # cross-entropy of a linear layer on [z₀, z₁…z_C]
-    intra_class_weight: float = 0.5  # cross-entropy over the encoders' own scores
-    reconstruction_weight: float = 0.1  # decoder y rebuilds u from (z_y, z₀)
-    decorrelation_weight: float = 0.1  # squared correlation between each z_c and z₀
-    shared_invariance_weight: float = 0.1  # spread of the class means of z₀
+    disentanglement_dropout: float = 0.5
+    mixup_alpha: float = 0.4
+    embedding_noise: float = 0.1
+    classification_weight: float = 1.0
+    intra_class_weight: float = 0.5
+    reconstruction_weight: float = 0.1
+    decorrelation_weight: float = 0.1
+    shared_invariance_weight: float = 0.1
 
-    # By what the weights of the last classifier were divided (`set_temperature`), so that it is as sure as it is right
     temperature: float = 1.0
 
-    # MEA: multiblock partial least squares
-    n_components: int = 128  # k; of a small corpus, as many as there are directions
-    # Y, side by side; what labels would add, the classifier learns from them directly.
+    n_components: int = 128
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
-    # How much directions in which noisy copies stray from their clean originals are shrunk in u before PLS, by
-    # √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where EDRL's blocks are aligned.
     noise_shrinkage: float = 10.0
-    # True: every component of t has unit variance. False: t as a whole has, so that what is regularised after MEA
-    # trusts the first components most.
     standardize_components: bool = False
-    align_speech_embedding: bool = False  # u itself as one more block beside EDRL's
+    align_speech_embedding: bool = False
 
     def __post_init__(self, **kwargs):
+        _drop_retired(kwargs)
         _check_spelling(kwargs, type(self).__annotations__)
         if self.backbone_config is None:
             self.backbone_config = WavLMConfig()
@@ -158,9 +183,8 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     def _check_numbers(self):
         for name in COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in ("standardization_clip", "max_window_seconds", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
@@ -239,9 +263,8 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @property
     def starts_from_regression(self) -> bool:
-        """Whether `start_from_regression` says so and the arrangement's encoders allow it."""
-        linear = self.encoder_hidden_size is None
-        return self.start_from_regression and linear and self.arrangement in ("edrl", "mea_edrl")
+        """Whether `start_from_regression` says so and the arrangement allows it."""
+        return self.start_from_regression and self.arrangement in ("edrl", "mea_edrl")
 
     @property
     def n_layers(self) -> int:
@@ -285,6 +308,15 @@ class EdrlMeaConfig(PreTrainedConfig):
         """Width of MEA's Y."""
         sizes = {"labels": self.num_labels}
         return sum(sizes.get(target, self.speech_embedding_size) for target in self.alignment_target)
+
+
+def _drop_retired(given: dict) -> None:
+    """Configurations that were saved with settings of earlier versions still load where those did nothing."""
+    for name, value in RETIRED.items():
+        if given.pop(name, value) != value:
+            raise ValueError(f"{name} is no longer a setting; only models with {name}={value} load.")
+    for name in RETIRED_IN_TRAINING:
+        given.pop(name, None)
 
 
 def _check_spelling(given, fields) -> None:

@@ -48,12 +48,9 @@ class EmotionDisentanglement(nn.Module):
         n_classes, size, block = config.num_labels, config.disentanglement_input_size, config.block_size
         self.mixup_alpha, self.noise = config.mixup_alpha, config.embedding_noise
         self.loss_weights = {name: getattr(config, f"{name}_weight") for name in LOSSES}
-        hidden = config.encoder_hidden_size
         self.dropout = nn.Dropout(config.disentanglement_dropout)
-        self.intra_hidden = ClassWiseLinear(n_classes, size, hidden) if hidden else None
-        self.intra_output = ClassWiseLinear(n_classes, hidden or size, block)
-        self.shared_hidden = nn.Linear(size, hidden) if hidden else None
-        self.shared_output = nn.Linear(hidden or size, block)
+        self.intra_output = ClassWiseLinear(n_classes, size, block)
+        self.shared_output = nn.Linear(size, block)
         self.score = ClassWiseLinear(n_classes, block, 1)
         self.decoder = ClassWiseLinear(n_classes, 2 * block, size)
         self.classifier = nn.Linear((n_classes + 1) * block, n_classes)
@@ -75,7 +72,8 @@ class EmotionDisentanglement(nn.Module):
         return Disentanglement(*own, whole.losses)
 
     def _disentangle(self, u: torch.Tensor) -> Disentanglement:
-        intra, shared = self._encode(self.dropout(u))
+        u = self.dropout(u)
+        intra, shared = self.intra_output(u), self.shared_output(u)
         return Disentanglement(intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1)))
 
     def _with_losses(self, encoded, u, targets, sample_weights) -> Disentanglement:
@@ -94,7 +92,7 @@ class EmotionDisentanglement(nn.Module):
     @torch.no_grad()
     def start_from(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Start as a linear classifier with `weight` (C, S) and `bias` (C,): the first number of z_c becomes the logit
-        of emotion c, which its score and the classifier pass on. The encoders must be linear."""
+        of emotion c, which its score and the classifier pass on."""
         self.intra_output.weight[..., 0].copy_(weight)
         self.intra_output.bias[:, 0].copy_(bias)
         for layer in (self.score, self.classifier):
@@ -104,13 +102,6 @@ class EmotionDisentanglement(nn.Module):
         n_classes, block = self.intra_output.bias.shape
         for emotion in range(n_classes):
             self.classifier.weight[emotion, (1 + emotion) * block] = 1
-
-    def _encode(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.intra_hidden is None:
-            return self.intra_output(u), self.shared_output(u)
-        intra = self.dropout(F.gelu(self.intra_hidden(u)))
-        shared = self.dropout(F.gelu(self.shared_hidden(u)))
-        return self.intra_output(intra), self.shared_output(shared)
 
     def _mix(self, u, targets, sample_weights):
         """Mixup (Zhang et al. 2018) of the batch with a permutation of itself."""
@@ -137,14 +128,14 @@ LOSSES = ("classification", "intra_class", "reconstruction", "decorrelation", "s
 
 
 def init_linear(module: nn.Linear, init) -> None:
-    """nn.Linear's own initialisation, bias zero; `init` is `transformers.initialization` or `torch.nn.init`."""
+    """nn.Linear's own initialization, bias zero; `init` is `transformers.initialization` or `torch.nn.init`."""
     bound = module.in_features**-0.5
     init.uniform_(module.weight, -bound, bound)
     init.zeros_(module.bias)
 
 
 def init_class_wise(module: ClassWiseLinear, init) -> None:
-    """nn.Linear's own initialisation, a class at a time."""
+    """nn.Linear's own initialization, a class at a time."""
     bound = 1 / math.sqrt(module.weight.shape[1])
     init.uniform_(module.weight, -bound, bound)
     init.zeros_(module.bias)
@@ -174,13 +165,13 @@ def between_class_share(shared: torch.Tensor, targets: torch.Tensor) -> torch.Te
     """Share of z₀'s variance that lies between the class means, in [0, 1]."""
     if len(shared) < 2:
         return shared.new_zeros(())
-    centred = shared - shared.mean(0)
+    centered = shared - shared.mean(0)
     counts = targets.sum(0)
-    class_means = targets.T @ centred / counts.clamp_min(1e-6).unsqueeze(1)
+    class_means = targets.T @ centered / counts.clamp_min(1e-6).unsqueeze(1)
     between = (class_means.square() * counts.unsqueeze(1)).sum()
-    return between / centred.square().sum().clamp_min(1e-8)
+    return between / centered.square().sum().clamp_min(1e-8)
 
 
 def _standardized(values: torch.Tensor) -> torch.Tensor:
-    centred = values - values.mean(0)
-    return centred * torch.rsqrt(centred.square().mean(0) + 1e-6)
+    centered = values - values.mean(0)
+    return centered * torch.rsqrt(centered.square().mean(0) + 1e-6)

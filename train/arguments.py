@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import os
+import re
 import sys
 import typing
 from collections.abc import Iterator
@@ -135,6 +136,13 @@ class EdrlMeaTrainingArguments(TrainingArguments):
     seed: int = field(default=0)
 
 
+def _config_help(name: str) -> str:
+    """What the docstring of EdrlMeaConfig says of a field, and its default."""
+    text = re.search(rf"^ +{name}: (.*\n(?: {{12}}.*\n)*)", EdrlMeaConfig.__doc__, re.M)[1]
+    default = getattr(EdrlMeaConfig, name)
+    return f"{' '.join(text.split())} Where not given: {default}, or as in the model gone on from.".replace("%", "%%")
+
+
 def _config_field(spec: dataclasses.Field):
     kind = spec.type
     if typing.get_origin(kind) in (list, tuple) or spec.name == "alignment_target":
@@ -144,7 +152,7 @@ def _config_field(spec: dataclasses.Field):
     return (
         spec.name,
         kind | None,
-        field(default=None, metadata={"help": "field of EdrlMeaConfig, with its default"}),
+        field(default=None, metadata={"help": _config_help(spec.name)}),
     )
 
 

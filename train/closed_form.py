@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from torch import Tensor
 from torch.linalg import solve_triangular
-from torch.nn.functional import one_hot
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
+from modeling_edrl_mea.labels import as_targets
 from train.data.embeddings import ROWS, Embeddings
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def alignment_inputs(
     if metric is not None:
         u, clean = metric.apply(u), metric.apply(clean)
     disentangled = heads.disentanglement(u) if config.arrangement == "edrl_mea" else None
-    labels = one_hot(data.labels[rows].long(), config.num_labels).to(u)
+    labels = as_targets(data.labels[rows], config.num_labels)[0].to(u)
     targets = {"own_speech": u, "clean_original": clean, "labels": labels}
     y = torch.cat([targets[target] for target in config.alignment_target], dim=-1)
     return heads.alignment_blocks(u, disentangled), y

@@ -1,5 +1,8 @@
 """Settings: what is wrong is named before anything is computed."""
 
+import json
+import re
+
 import pytest
 
 from modeling_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
@@ -21,7 +24,7 @@ from tests.conftest import EMOTIONS
         ({"id2label": ["anger", "sadness"]}, "must map ids to names"),
         ({"block_size": 0}, "block_size=0"),
         ({"n_components": -1}, "n_components=-1"),
-        ({"encoder_hidden_size": 0}, "encoder_hidden_size=0"),
+        ({"whitening_size": 8}, "whitening_size is no longer a setting"),
         ({"align_speech_embedding": True, "arrangement": "mea_edrl"}, "align_speech_embedding"),
         ({"noise_shrinkage": -1.0}, "noise_shrinkage"),
         ({"sampling_rate": 0}, "sampling_rate=0"),
@@ -89,3 +92,16 @@ def test_sizes_follow_from_the_arrangement(tiny_backbone_config):
     assert (blocks.alignment_target_size, both.alignment_target_size) == (one_layer, one_layer + 4)
     wide = EdrlMeaConfig(arrangement="linear", layer_combination="concatenate", **settings)
     assert wide.speech_embedding_size == 3 * one_layer
+
+
+def test_a_configuration_of_an_earlier_version_loads_without_what_is_gone(tmp_path):
+    EdrlMeaConfig().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    gone = {"whitening_size": None, "scale_blocks": True, "choose_n_components": True, "alignment_ridge": 0.1}
+    file.write_text(json.dumps(json.loads(file.read_text()) | gone))
+    assert not gone.keys() & EdrlMeaConfig.from_pretrained(tmp_path).to_dict().keys()
+
+
+def test_every_setting_says_why_in_help():
+    documented = set(re.findall(r"^        (\w+): ", EdrlMeaConfig.__doc__, re.M))
+    assert documented == set(EdrlMeaConfig.__annotations__) - {"model_type"}

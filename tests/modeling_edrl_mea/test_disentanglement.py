@@ -24,7 +24,6 @@ def disentanglement(**settings) -> EmotionDisentanglement:
         "block_size": BLOCK,
         "mixup_alpha": 0.4,
         "embedding_noise": 0.1,
-        "encoder_hidden_size": None,
         "disentanglement_dropout": 0.5,
     }
     module = EmotionDisentanglement(SimpleNamespace(**(defaults | settings)))
@@ -39,10 +38,9 @@ def exact(**settings) -> EmotionDisentanglement:
     return disentanglement(mixup_alpha=0.0, embedding_noise=0.0, disentanglement_dropout=0.0, **settings)
 
 
-@pytest.mark.parametrize("hidden", [None, 7])
 @pytest.mark.parametrize("batch", [1, 6])
-def test_every_loss_is_there_finite_and_reaches_some_weight(batch, hidden):
-    module = disentanglement(encoder_hidden_size=hidden)
+def test_every_loss_is_there_finite_and_reaches_some_weight(batch):
+    module = disentanglement()
     result = module(torch.randn(batch, WIDTH), torch.arange(batch) % CLASSES)
     assert set(result.losses) == set(LOSSES)
     assert all(loss.isfinite() and loss.dim() == 0 for loss in result.losses.values())
@@ -153,9 +151,9 @@ def test_evaluation_is_deterministic_and_each_recording_its_own():
 
 
 def test_encoders_of_emotions_share_no_weights():
-    module, u = exact(encoder_hidden_size=7), torch.randn(2, WIDTH)
+    module, u = exact(), torch.randn(2, WIDTH)
     module(u).intra_class_embeddings[:, 0].sum().backward()
-    assert (module.intra_hidden.weight.grad[1:] == 0).all() and (module.intra_output.weight.grad[1:] == 0).all()
+    assert (module.intra_output.weight.grad[1:] == 0).all() and (module.intra_output.weight.grad[1:] == 0).all()
     assert module.shared_output.weight.grad is None
 
 
