@@ -76,7 +76,7 @@ class EdrlMeaConfig(PreTrainedConfig):
         decorrelation_weight: of the squared correlation between each z_c and z₀; a small weight, as above.
         shared_invariance_weight: of the spread of the class means of z₀, which should carry what emotions share; a
             small weight, as above.
-        temperature: what the last classifier's weights were divided by (`set_temperature`), so that the model is as
+        temperature: what the weights of the last classifier were divided by (`set_temperature`), so that it is as
             sure as it is right; 1: not calibrated.
         n_components: k, the width of the aligned embedding; as many as a small corpus has directions.
         alignment_target: Y of MEA, any of own_speech, clean_original and labels, side by side; what labels would
