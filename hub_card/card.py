@@ -26,6 +26,7 @@ EXAMPLES = [
     {"example_title": f"A {emotion} recording", "src": f"https://cdn-media.huggingface.co/speech_samples/{clip}.wav"}
     for emotion, clip in (("happy", "IEMOCAP_Ses01F_impro03_F013"), ("neutral", "IEMOCAP_Ses01F_impro04_F000"))
 ]
+TAGS = ["speech-emotion-recognition", "emotion-recognition", "edrl-mea", "noise-robustness", "speech"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 METRICS = {  # name in the report: (Hub's identifier, name on the page); UAR is what scikit-learn calls macro recall
     "uar": ("recall", "UAR"),
@@ -125,7 +126,7 @@ def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardD
         base_model=base_model(report, config),
         datasets=[corpus["name"] for corpus in corpora] or None,
         metrics=["recall", "accuracy", "f1"],
-        tags=["speech-emotion-recognition", "emotion-recognition", "edrl-mea", "wavlm", "noise-robustness", "speech"],
+        tags=[*TAGS, (config.get("backbone_config") or {}).get("model_type", "wavlm")],
         widget=EXAMPLES,
         eval_results=eval_results(report, repo_id),
     )

@@ -24,6 +24,7 @@ BACKBONES = {
     "wavlm-base": "cc-by-sa-3.0",  # microsoft/UniSpeech, LICENSE
     "wavlm-base-plus": "cc-by-sa-3.0",
     "wavlm-large": "cc-by-sa-3.0",
+    "whisper-tiny.en": "mit",  # openai/whisper, LICENSE
 }
 
 

@@ -96,12 +96,12 @@ class DataArguments:
 class ModelArguments:
     model_name_or_path: str = field(
         default=str(COMPACT_BACKBONE),
-        metadata={"help": "WavLM checkpoint, or an EDRL-MEA model to go on from: Hub id or folder"},
+        metadata={"help": "WavLM or another speech encoder, or an EDRL-MEA model to go on from: Hub id or folder"},
     )
     patience: int = field(default=10, metadata={"help": "epochs without a better validation UAR before stage 1 stops"})
     freeze_backbone: bool = field(
         default=True,
-        metadata={"help": "keep WavLM as it is: its embeddings are computed once, and training takes seconds"},
+        metadata={"help": "keep the encoder as it is: its embeddings are computed once, and training takes seconds"},
     )
     keep_last_n_layers: int = field(
         default=0,

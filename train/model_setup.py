@@ -6,7 +6,7 @@ from modeling_edrl_mea import EdrlMeaForAudioClassification
 
 
 def build_model(source: str, labels: list[str], config_args) -> EdrlMeaForAudioClassification:
-    """New heads around a WavLM, or an EDRL-MEA model with these labels; the backbone is frozen."""
+    """New heads around a speech encoder, or an EDRL-MEA model with these labels; the backbone is frozen."""
     settings = {name: value for name, value in vars(config_args).items() if value is not None}
     id2label = dict(enumerate(labels))
     config = AutoConfig.from_pretrained(source)
