@@ -8,7 +8,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .licences import backbone_licence, strictest
 from .report import ModelReport, PublishError
-from .wording import condition_and_setting, condition_name, figures_explained, percent, setting_name
+from .wording import (
+    AsIs,
+    as_code,
+    as_plain_text,
+    condition_and_setting,
+    condition_name,
+    figures_explained,
+    percent,
+    setting_name,
+)
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PAPER = "https://arxiv.org/abs/2510.09072"
@@ -53,10 +62,11 @@ def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | No
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=as_plain_text,  # whatever a label or a title holds, it is text in its place
     )
-    environment.filters |= {"percent": percent, "setting": setting_name, "condition": condition_name}
+    environment.filters |= {"percent": percent, "setting": setting_name, "condition": condition_name, "code": as_code}
     page = environment.get_template(TEMPLATE.name).render(
-        metadata=metadata.to_yaml(),
+        metadata=AsIs(metadata.to_yaml()),
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
         labels=labels,
@@ -93,7 +103,13 @@ def validated(page: str) -> ModelCard:
 def labels_of(config: dict) -> list[str]:
     """Emotions in id order."""
     names = config.get("id2label") or {}
-    return [names[key] for key in sorted(names, key=int)]
+    try:
+        labels = [names[key] for key in sorted(names, key=int)]
+    except (TypeError, ValueError) as error:
+        raise PublishError(f"config.json has the labels {names!r:.200}; they must be names by their ids.") from error
+    if not labels or not all(isinstance(label, str) for label in labels):
+        raise PublishError(f"config.json has the labels {names!r:.200}; they must be names.")
+    return labels
 
 
 def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardData:

@@ -9,19 +9,28 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-# Tokens of the Hub, GitHub, OpenAI and Anthropic, AWS, Weights & Biases' key in its usual form.
+# Of the Hub, GitHub, GitLab, Slack, OpenAI and Anthropic, AWS, Google, Weights & Biases; JSON Web Tokens, private keys.
 TOKEN = re.compile(
     rb"\b(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
-    rb"|sk-[\w-]{30,}|AKIA[A-Z0-9]{16})\b|WANDB_API_KEY\W+[0-9a-f]{40}"
+    rb"|gl[a-z]{2,6}-[\w-]{20,}|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|sk-[\w-]{30,}|A(?:KIA|SIA)[A-Z0-9]{16}"
+    rb"|AIza[\w-]{35}|ya29\.[\w-]{20,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})(?![\w-])"
+    rb"|WANDB_API_KEY\W+[0-9a-f]{40}|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----)?"
 )
-TOKEN_FLAG = re.compile(r"(--\w*(?:token|api_key|password)[= ])\S+")
-SECRET_KEYS = {"token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password"}
-# An absolute path, not the path of a URL and not a fraction: "/a/b", "~/a", "C:\a".
+PASSWORD_IN_URL = re.compile(rb"(?<=://)[^\s/:@'\"]+:[^\s/@'\"]+@")
+TOKEN_FLAG = re.compile(r"(--\w*(?:token|api_key|password|secret)[= ])\S+")
+SECRET_KEY = re.compile(r"(?:.*_)?(?:token|auth)|.*secret.*|.*passw(?:or)?d.*|.*credential.*|.*api_?key", re.IGNORECASE)
+# An absolute path, not the path of a URL and not a fraction: "/a/b", "~/a", "C:\a", "\\host\a". A person's folder may
+# have spaces in its name.
 PATH = re.compile(
-    r"""(?<![\w:/.\\])(?:file://)?(?:/(?:[^\s/'"=:,;|<>]+/)+[^\s/'"=:,;|<>]*|~/[^\s'"=:,;|<>]+"""
-    r"""|[A-Za-z]:[\\/](?:[^\s\\/'"=:,;|<>]+[\\/])*[^\s\\/'"=:,;|<>]*)"""
+    r"""(?<![\w:/.\\])(?:file://)?(?:/(?:home|Users)/[^\s/'"=:,;|<>]+(?: (?!-)[^\s/'"=:,;|<>]+)*/"""
+    r"""(?:[^\s/'"=:,;|<>]+/)*[^\s/'"=:,;|<>]*|/(?:[^\s/'"=:,;|<>]+/)+[^\s/'"=:,;|<>]*|~/[^\s'"=:,;|<>]+"""
+    r"""|[A-Za-z]:[\\/]Users[\\/][^\\/'"=:,;|<>]+[\\/](?:[^\s\\/'"=:,;|<>]+[\\/])*[^\s\\/'"=:,;|<>]*"""
+    r"""|(?:[A-Za-z]:[\\/]|\\\\)(?:[^\s\\/'"=:,;|<>]+[\\/])*[^\s\\/'"=:,;|<>]*)"""
 )
-PEOPLES_FOLDERS = re.compile(rb"(?<![\w:/.])(?:/home/|/Users/|/root/|/mnt/|/scratch/|[A-Z]:\\\\?Users\\)[\w.-]+")
+PEOPLES_FOLDERS = re.compile(
+    rb"(?<![\w:/.])(?:/home/|/Users/|/root/|/mnt/|/scratch/|[A-Za-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/))[\w.-]+"
+    rb"|(?<!\\)\\{4}[\w.-]+\\{2}[\w.$-]+"
+)
 
 
 def without_machine_traces(value):
@@ -33,7 +42,7 @@ def without_machine_traces(value):
     if isinstance(value, str):
         return PATH.sub(lambda found: _last_name(found.group()), without_tokens(value))
     if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if str(key).lower() not in SECRET_KEYS}
+        kept = {key: item for key, item in value.items() if not SECRET_KEY.fullmatch(str(key))}
         return {without_machine_traces(key): without_machine_traces(item) for key, item in kept.items()}
     if isinstance(value, (list, tuple)):
         return [without_machine_traces(item) for item in value]
@@ -41,7 +50,8 @@ def without_machine_traces(value):
 
 
 def without_tokens(text: str) -> str:
-    return TOKEN_FLAG.sub(r"\1TOKEN", TOKEN.sub(b"TOKEN", text.encode()).decode())
+    text = TOKEN.sub(b"TOKEN", PASSWORD_IN_URL.sub(b"", text.encode("utf-8", "surrogatepass")))
+    return TOKEN_FLAG.sub(r"\1TOKEN", text.decode("utf-8", "replace"))
 
 
 def _last_name(path: str) -> str:
@@ -53,7 +63,7 @@ def machine_traces(content: bytes, folders: tuple[Path, ...] = ()) -> list[str]:
 
     `folders` are those that the content comes from.
     """
-    found = ["a token"] if TOKEN.search(content) or _secrets_in(content) else []
+    found = ["a token"] if TOKEN.search(content) or PASSWORD_IN_URL.search(content) or _secrets_in(content) else []
     found += sorted({match.group().decode() for match in PEOPLES_FOLDERS.finditer(content)})
     starts = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), *folders}
     for place in sorted({str(form) for start in starts for form in (start.absolute(), start.resolve())}):

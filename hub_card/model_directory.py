@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from .fingerprint import WEIGHTS
-from .report import PublishError
+from .report import PublishError, is_inside
 
 CONFIGURATIONS = ("config.json", "preprocessor_config.json")
 
@@ -26,7 +26,11 @@ def read_model_directory(folder: Path) -> tuple[dict[str, dict], list[Path]]:
     if not weights:
         raise PublishError(f"{folder} holds no {WEIGHTS} file: save the model there with save_pretrained.")
     index = sorted(folder.glob("model.safetensors.index.json"))
-    return configurations, weights + index + _code(folder, configurations) + sorted(folder.glob("LICENSE"))
+    files = weights + index + _code(folder, configurations) + sorted(folder.glob("LICENSE"))
+    for file in files:
+        if not is_inside(file, folder):
+            raise PublishError(f"{file} is a link to outside of {folder}, or no file: copy what it stands for.")
+    return configurations, files
 
 
 def _json(folder: Path, name: str) -> dict:
@@ -34,8 +38,10 @@ def _json(folder: Path, name: str) -> dict:
     if not path.is_file():
         raise PublishError(f"{folder} is no saved model: it has no {name}. Save one there with save_pretrained.")
     try:
+        if not is_inside(path, folder):
+            raise ValueError("a link to outside")
         return _with_own_code(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError, OSError) as error:
         raise PublishError(f"{path} is damaged ({error}). Save the model again.") from error
 
 
@@ -59,6 +65,8 @@ def _code(folder: Path, configurations: dict[str, dict]) -> list[Path]:
         origin, module = wanted.pop()
         if module in found:
             continue
+        if not module.isidentifier():
+            raise PublishError(f"{folder / origin} names the module {module!r}: code must lie in the directory itself.")
         file = folder / f"{module}.py"
         if not file.is_file():
             raise PublishError(
@@ -71,7 +79,11 @@ def _code(folder: Path, configurations: dict[str, dict]) -> list[Path]:
 
 def _relative_imports(file: Path) -> set[str]:
     needed = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise PublishError(f"{file} is no Python code ({error}). Save the model again.") from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             needed |= {node.module} if node.module else {alias.name for alias in node.names}
     return needed

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
@@ -72,9 +73,20 @@ def assemble(model_dir: str | Path, report: str | Path, repo_id: str) -> Upload:
     upload["report.json"] = _json(found.document)
     if found.training.get("config"):
         upload["training_config.yaml"] = yaml.safe_dump(found.training["config"], allow_unicode=True).encode()
-    upload["README.md"] = str(build_card(found, configurations["config.json"], repo_id, plots)).encode()
+    upload["README.md"] = _card(found, configurations["config.json"], repo_id, plots)
     _search_for_traces(upload, (model_dir, report.parent))
     return dict(sorted(upload.items()))
+
+
+def _card(found, config: dict, repo_id: str, plots: dict) -> bytes:
+    try:
+        return str(build_card(found, config, repo_id, plots)).encode()
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, PublishError):
+            raise
+        raise PublishError(
+            f"No card can be made of this report and config.json ({type(error).__name__}: {error}). Make them anew."
+        ) from error
 
 
 def write_upload(upload: Upload, folder: Path) -> None:

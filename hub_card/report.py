@@ -1,12 +1,15 @@
 """The report of a benchmark, and the part of it that is about one model."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from .fingerprint import weights_fingerprint
 from .machine_traces import without_machine_traces
-from .schema import SCHEMA
+from .schema import SCHEMA, ReportError, validate
+
+IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")  # what PNG, JPEG and WebP files begin with
 
 
 class PublishError(ValueError):
@@ -77,8 +80,8 @@ def _load(path: Path) -> dict:
             f"{path}: no such report. scripts/benchmark_robustness.py and train/run.py write one as report.json."
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number)
+    except (ValueError, RecursionError, OSError) as error:
         raise PublishError(f"{path} is not JSON ({error}).") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
@@ -86,7 +89,23 @@ def _load(path: Path) -> dict:
     missing = [key for key in ("command", "models", "results") if not document.get(key)]
     if missing:
         raise PublishError(f"{path} lacks {', '.join(missing)}: the run that wrote it did not finish.")
+    try:
+        validate(document)
+        _check_finite(document)
+    except (ReportError, RecursionError) as error:
+        raise PublishError(f"{path} is damaged: {error}. Make it anew.") from error
     return document
+
+
+def _refuse_number(name: str):
+    raise ValueError(f"{name} is no number")
+
+
+def _check_finite(value) -> None:
+    if isinstance(value, float) and not math.isfinite(value):  # 1e999 is infinite once it is read
+        raise ReportError(f"it holds the number {value}")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_finite(part)
 
 
 def _entry_of(document: dict, fingerprint: str, path: Path, model_dir) -> dict:
@@ -114,6 +133,16 @@ def _own_training(model_dir: Path, fingerprint: str) -> dict | None:
 def _plots(document: dict, folder: Path) -> dict[str, Path]:
     plots = {title: folder / name for title, name in (document.get("plots") or {}).items()}
     for title, file in plots.items():
-        if not file.is_file():
+        if not is_inside(file, folder):
             raise PublishError(f"{file}: the report's plot {title!r} is missing. Keep plots beside the report.")
+        if not file.read_bytes().startswith(IMAGES):
+            raise PublishError(f"{file}: the report's plot {title!r} is no PNG, JPEG or WebP picture. Take it out.")
     return plots
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Whether a file is there and, links followed, lies within a folder."""
+    try:
+        return file.is_file() and file.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name with a zero byte, links in a circle
+        return False

@@ -33,6 +33,7 @@ def _mapping(values: dict, description: str = "") -> dict:
     return {"type": "object", "additionalProperties": values, "description": description}
 
 
+ABOVE_ZERO = {"type": "number", "exclusiveMinimum": 0}
 COUNT = {"type": "integer", "minimum": 0}
 PROPORTION = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 DIFFERENCE = {"type": ["number", "null"], "minimum": -1, "maximum": 1}
@@ -48,7 +49,10 @@ MODEL = _object(
         "labels": _list(_text(), "emotions in the order of confusion matrices"),
         "parameters": _maybe("integer", "of backbone and heads"),
         "calibration": {
-            "oneOf": [{"type": "null"}, _object({"temperature": {"type": "number"}, "fitted_on": _text()})],
+            "oneOf": [
+                {"type": "null"},
+                _object({"temperature": {"type": "number", "exclusiveMinimum": 0}, "fitted_on": _text()}),
+            ],
             "description": "what divides the logits in ece_calibrated; the geometric mean where trained several times",
         },
     },

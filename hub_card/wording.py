@@ -1,6 +1,7 @@
 """Numbers and names of a report as its readers see them."""
 
 import math
+import re
 
 FEW_SPEAKERS = 5  # below it resampling shows little of how much speakers differ
 
@@ -61,3 +62,19 @@ def figures_explained(results: list[dict]) -> str:
         speakers = " or ".join(map(str, few))
         explained += f" **Caution:** intervals over {speakers} speakers are too narrow: other speakers may differ more."
     return explained
+
+
+class AsIs(str):
+    """Text that is meant as Markdown."""
+
+
+def as_plain_text(value):
+    """Text that cannot leave its line or its cell of a table, nor become a link, HTML or code."""
+    if not isinstance(value, str) or isinstance(value, AsIs):
+        return value
+    return re.sub(r"([|`<>\[\]])", r"\\\1", " ".join(value.split("\n")))
+
+
+def as_code(value) -> AsIs:
+    """Text within a block or a span of code, which it cannot end."""
+    return AsIs(str(value).replace("`", "'"))

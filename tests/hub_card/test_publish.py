@@ -2,6 +2,7 @@
 
 import ast
 import json
+import random
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hub_card import __main__ as command
 from hub_card.machine_traces import machine_traces, without_machine_traces
 from hub_card.publish import assemble
 from hub_card.report import PublishError
+from hub_card.schema import validate
 from tests.conftest import EMOTIONS
 from tests.support.published_models import copied, saved_model, write_model_report
 
@@ -216,6 +218,94 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path):
 def test_a_bad_name_is_refused(original, name):
     with pytest.raises(PublishError, match="repo_id="):
         assemble(original, original / "report.json", name)
+
+
+def damage_report(folder, **changes):
+    document = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(document | changes))
+
+
+def link_to_outside(folder, name):
+    (folder.parent / "outside").write_bytes((folder / name).read_bytes())
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder.parent / "outside")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: damage_report(folder, plots={"x": "../outside.txt"}),
+        lambda folder: damage_report(folder, plots={"x": "frames.py"}),
+        lambda folder: damage_report(folder, plots={"x": "\0"}),
+        lambda folder: link_to_outside(folder, "uar_against_snr.png"),
+        lambda folder: link_to_outside(folder, "frames.py"),
+        lambda folder: link_to_outside(folder, "config.json"),
+        lambda folder: damage_config(folder, auto_map={"AutoModel": "../outside.X"}),
+        lambda folder: (folder / "frames.py").write_text("def :"),
+    ],
+)
+def test_nothing_from_outside_is_published(model_dir, damage):
+    (model_dir.parent / "outside.txt").write_text("private")
+    (model_dir.parent / "outside.py").write_text("")
+    damage(model_dir)
+    with pytest.raises(PublishError):
+        assemble(model_dir, model_dir / "report.json", NAME)
+
+
+def places_in(value, place=()):
+    yield place
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places_in(part, (*place, key))
+
+
+def damaged(document, rng):
+    """A report or config with one of its values, at any depth, replaced or left out."""
+    document = json.loads(json.dumps(document))
+    *way, last = rng.choice([place for place in places_in(document) if place])
+    within = document
+    for key in way:
+        within = within[key]
+    if rng.random() < 0.2:
+        del within[last]
+    else:
+        within[last] = rng.choice(
+            [None, -1, 2.5, float("nan"), 1e999, "", "|`<b>[x](y)", [], {}, [[]], True, "../../x"]
+        )
+    return document
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["report.json", "config.json"])
+def test_damaged_reports_and_configs_are_refused_in_words_or_fit_the_schema(model_dir, name, count):
+    rng, whole, refused = random.Random(0), json.loads((model_dir / name).read_text()), 0
+    for _ in range(count):
+        (model_dir / name).write_text(json.dumps(damaged(whole, rng)))
+        try:
+            validate(json.loads(assemble(model_dir, model_dir / "report.json", NAME)["report.json"]))
+        except PublishError:
+            refused += 1
+    print(f"{name}: tried {count}, refused {refused}, published within the schema {count - refused}, tracebacks 0")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        *("glpat-" + "x" * 20, "xoxb-123456789012-abcdef", "AIza" + "x" * 35, "AKIA" + "A" * 16, "ASIA" + "A" * 16),
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0x.c2lnbmF0dXJl",
+        "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----",
+        "https://me:secret@example.org/x",
+    ],
+)
+def test_tokens_of_every_kind_are_known(secret):
+    assert machine_traces(f"x = {secret!r}".encode()) == ["a token"] or "\n" in secret
+    assert machine_traces(without_machine_traces(secret).encode()) == []
+
+
+def test_secrets_are_known_by_their_keys_and_homes_with_spaces_by_their_place():
+    secrets = {"gitlab_token": "a", "client_secret": "b", "db_password": "c", "pad_token_id": 0}
+    assert without_machine_traces(secrets) == {"pad_token_id": 0}
+    for path in ("/home/Jane Doe/data/emodb", r"C:\Users\Jane Doe\data\emodb", r"\\host\share\emodb"):
+        assert without_machine_traces(path) == "emodb"
 
 
 # --- the command ----------------------------------------------------------------------------------------
