@@ -69,6 +69,8 @@ class TimelineStream:
                 f"window_s={window_s}, hop_s={hop_s}: the hop must be at least {frame / self.rate:g} s (one frame) and "
                 "at most the window."
             )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: classify at least one window at once.")
         self.batch_size = batch_size or (1 if model.device.type == "cpu" else DEVICE_BATCH)
         self.resampler = self._resampler()
         self.extract = model.feature_extractor()
@@ -79,14 +81,14 @@ class TimelineStream:
         self.n_arrived = 0  # samples at the model's rate, counted from the start of the recording
         self.next_start = 0  # sample at which the next window starts
         self.n_received, self.first_sample = 0, np.zeros(0, np.float32)
-        self.is_finished = False
+        self.is_flushed = self.is_finished = False  # no more samples come; no more segments do
 
     def push(self, chunk) -> list[Segment]:
         """Take (n,) samples, or (n, channels) of up to 8 channels, and return the segments that they complete.
 
         Raises RecordingError for NaN or infinite samples (nothing of the chunk is taken), and for any other shape.
         """
-        if self.is_finished:
+        if self.is_flushed:
             raise RuntimeError("This stream is finished; start a new one with stream_timeline.")
         samples = self._checked(chunk)
         if len(samples):
@@ -101,15 +103,16 @@ class TimelineStream:
             return []
         if not self.n_received:
             raise RecordingError("recording: zero length. Nothing was pushed before finish.")
-        self.is_finished = True
-        if self.resampler is not None:
+        if self.resampler is not None and not self.is_flushed:
             self._append(self.resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             if not self.n_arrived:  # too short for the filter
                 self._append(self.first_sample)
+        self.is_flushed = True
         segments = self._classify(self._complete_windows())
         n_covered = self.next_start - self.hop + self.window if self.next_start else 0
         if n_covered < self.n_arrived:
             segments += self._classify([max(0, self.n_arrived - self.window)])
+        self.is_finished = True
         self.buffer = self.buffer[:0]
         return segments
 
@@ -164,6 +167,9 @@ class TimelineStream:
         try:
             for i in range(0, len(starts), self.batch_size):
                 segments += self._segments(starts[i : i + self.batch_size])
+        except BaseException:  # out of memory, or Ctrl-C: the next call takes these windows up again
+            self.next_start = min(self.next_start, starts[0])
+            raise
         finally:
             self.model.train(was_training)
         self.timeline.segments += segments

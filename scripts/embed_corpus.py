@@ -167,6 +167,11 @@ class ShardStore:
             writer.writeheader()
             writer.writerows(failures)
         n_rows = sum(pq.read_metadata(path).num_rows for path in (self.folder / "shards").glob("*.parquet"))
+        if n_rows + len(failures) != self.n_recordings:
+            raise RunError(
+                f"{self.folder} has {n_rows} rows and {len(failures)} failures of {self.n_recordings} recordings: some "
+                "files in shards/ or failed/ were lost or added. Remove failed/*.jsonl of the lost and run it again."
+            )
         return n_rows, len(failures)
 
 
@@ -370,7 +375,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="decoding processes beside each process")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", help="default: each process's GPU, or the CPU")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name, least in (("shard_size", 1), ("batch_seconds", 0.1), ("max_seconds", 0), ("workers", 0)):
+        if not getattr(args, name) >= least:  # nor NaN
+            raise RunError(f"--{name} {getattr(args, name)}: give {least} or more.")
+    return args
 
 
 def open_store(args, state: PartialState, fingerprint: str, embeddings: list[str], rows) -> ShardStore:

@@ -193,3 +193,25 @@ def test_a_stream_holds_no_more_than_a_window_of_samples(model):
         largest = max(largest, len(stream.buffer) + sum(map(len, stream.pending)))
     assert largest <= int(0.5 * RATE) + int(0.3 * 1.2 * RATE)
     assert set(stream.timeline[0].scores) == set(EMOTIONS.values())
+
+
+def test_an_exception_within_push_or_finish_loses_no_window(tiny_model, monkeypatch):
+    model = tiny_model("mea_edrl")
+    speech = np.concatenate(noise_recordings(12, 0.5))
+    expected = model.predict_timeline(speech, window_s=1.0, hop_s=0.5)
+    stream = model.stream_timeline(window_s=1.0, hop_s=0.5)
+
+    def fails(*args, **kwargs):
+        raise MemoryError
+
+    for act in (lambda: stream.push(speech), stream.finish):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(type(model), "forward", fails)
+            act()
+    stream.finish()
+    assert stream.timeline == expected
+
+
+def test_a_batch_of_no_windows_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="batch_size=-1"):
+        tiny_model("linear").stream_timeline(batch_size=-1)

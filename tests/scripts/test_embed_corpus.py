@@ -179,6 +179,19 @@ def test_a_second_run_at_the_same_time_is_refused(model_folder, corpus, tmp_path
         holder.communicate(b"\n")
 
 
+def test_a_lost_shard_is_told(model_folder, corpus, tmp_path):
+    embed(model_folder, corpus, tmp_path, "--shard_size", 20)
+    (tmp_path / "shards" / "000001.parquet").unlink()
+    with pytest.raises(RunError, match="20 rows and 0 failures of 30 recordings"):
+        embed(model_folder, corpus, tmp_path, "--shard_size", 20)
+
+
+@pytest.mark.parametrize("options", [("--shard_size", -1), ("--batch_seconds", "nan"), ("--workers", -1)])
+def test_impossible_numbers_are_refused_before_any_work(corpus, tmp_path, options):
+    with pytest.raises(RunError, match=f"{options[0]} .*or more"):
+        embed("no model", corpus, tmp_path, *options)
+
+
 def test_new_files_are_left_for_another_output(model_folder, corpus, tmp_path, capsys):
     source = tmp_path / "corpus"
     source.mkdir()
