@@ -263,7 +263,7 @@ class Pretraining(nn.Module):
         return {"loss": loss, **losses}
 
     def teacher_losses(self, output, batch: dict, valid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Squared error against the teacher's layers, of frames and of recordings: mean and deviation of their frames."""
+        """Squared error against the teacher's layers, of frames and of their mean and deviation over recordings."""
         targets = self.teacher.states(batch)
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         depths = torch.linspace(0, len(states) - 1, len(targets)).round().int().tolist()
