@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from torch.nn.utils.rnn import pad_sequence
@@ -36,7 +37,6 @@ from transformers import WavLMConfig, WavLMModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 from modeling_edrl_mea.backbone import build_backbone, input_settings, load_backbone  # noqa: E402
-from modeling_edrl_mea.class_biases import class_biases  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
 from train.data.files import atomic_write, fingerprint  # noqa: E402
@@ -204,8 +204,9 @@ class Probe:
     def predict_adapted(self, features):
         """With a bias for each class, so that the mean prediction over these features is uniform."""
         logits = self.classifier.decision_function(self.standardise(features) @ self.rotation)
-        classes = self.classifier.classes_
-        return classes[(logits + class_biases(logits, np.full(len(classes), 1 / len(classes)))).argmax(1)]
+        for _ in range(100):  # each step brings the mean prediction nearer to uniform, as Sinkhorn's do
+            logits = logits - np.log(softmax(logits, axis=1).mean(0))
+        return self.classifier.classes_[logits.argmax(1)]
 
 
 def interval(emotions, predicted, speakers) -> dict:
