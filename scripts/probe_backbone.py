@@ -203,7 +203,7 @@ class Probe:
 
     def predict_adapted(self, features):
         """With a bias for each class, so that the mean prediction over these features is uniform."""
-        logits = self.classifier.decision_function(self.standardise(features) @ self.rotation)
+        logits = self.classifier.decision_function(self.standardize(features) @ self.rotation)
         for _ in range(100):  # each step brings the mean prediction nearer to uniform, as Sinkhorn's do
             logits = logits - np.log(softmax(logits, axis=1).mean(0))
         return self.classifier.classes_[logits.argmax(1)]
