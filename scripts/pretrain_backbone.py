@@ -15,6 +15,12 @@ n alone, so that a run resumed after a kill goes on with the batches it would ha
 
     python scripts/pretrain_backbone.py OUT --speech FOLDER... --noise FOLDER... --hours 1.5
 
+With `--teacher DIR_OR_HUB_ID`, any speech encoder that the package takes as a backbone, frames and recordings are also
+to be what the teacher's layers say of the clean recording (Chang et al. 2022, DistilHuBERT, arXiv:2110.01900, of whom
+the frames' part is): a teacher's answers cost no labels, so speech is varied too (`--varied_share`), for both.
+With a network, `--teacher microsoft/wavlm-base-plus` does this with a larger teacher. A Whisper encoder's own weights
+make a better start than any other: see `wavlm_from_whisper.py`.
+
 `accelerate launch scripts/pretrain_backbone.py ...` for several GPUs. Run the same command again to resume;
 `--backbone DIR` starts from the weights of a finished backbone instead of random ones.
 """
@@ -40,12 +46,14 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.wavlm.modeling_wavlm import WavLMLayerNormConvLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from modeling_edrl_mea.backbone import input_settings, load_backbone  # noqa: E402
+from modeling_edrl_mea.frames import receptive_field, samples_per_frame  # noqa: E402
 from train.data.files import atomic_write, remove_unfinished  # noqa: E402
 from train.data.mixtures import CONVOLUTIONS, N_DESCRIPTORS, SAMPLING_RATE, MixtureStream, Recordings, num_frames  # noqa: E402
 
 HOP = 320  # samples between frames: 20 ms, as every WavLM
-RECEPTIVE_FIELD = 745  # samples one frame of the four convolutions sees
 WINDOW = 1024  # samples of a target frame: 64 ms, two periods of a 31 Hz voice
+TEACHER_LEVEL = 0.07  # root mean square of what a teacher hears that was not trained on normalized waveforms
 PITCH_HZ = (60.0, 500.0)  # range of speaking voices
 
 COMPACT = dict(
@@ -89,8 +97,10 @@ class FrameTargets(nn.Module):
     descriptors where the batch has them.
     """
 
-    def __init__(self, mels: int = 80, lags: int = 48, descriptors: int = 0):
+    def __init__(self, mels: int = 80, lags: int = 48, descriptors: int = 0, convolutions=CONVOLUTIONS):
         super().__init__()
+        self.convolutions = convolutions
+        self.lead = (WINDOW - field_of(convolutions)) // 2  # centre each window on what the frame sees
         filters = mel_filter_bank(WINDOW // 2 + 1, mels, 50.0, 8000.0, SAMPLING_RATE, mel_scale="htk")
         window = torch.hann_window(WINDOW)
         positions = SAMPLING_RATE / torch.logspace(*(math.log10(hz) for hz in PITCH_HZ), lags).flip(0)
@@ -115,10 +125,9 @@ class FrameTargets(nn.Module):
     def measure(self, batch: dict) -> torch.Tensor:
         """The targets in their own units."""
         clean = batch["clean"]
-        lead = (WINDOW - RECEPTIVE_FIELD) // 2  # centre each window on what the frame sees
-        count = num_frames(clean.shape[1])
-        tail = max(0, (count - 1) * HOP + WINDOW - lead - clean.shape[1])
-        frames = F.pad(clean, (lead, tail)).unfold(1, WINDOW, HOP)[:, :count]
+        count = num_frames(clean.shape[1], self.convolutions)
+        tail = max(0, (count - 1) * HOP + WINDOW - self.lead - clean.shape[1])
+        frames = F.pad(clean, (self.lead, tail)).unfold(1, WINDOW, HOP)[:, :count]
         frames = (frames - frames.mean(-1, keepdim=True)) * self.window
         power = torch.fft.rfft(frames).abs().square()
         mels = torch.log(power @ self.filters + 1e-2)  # the signal has unit variance: a floor at about -50 dB
@@ -132,15 +141,21 @@ class FrameTargets(nn.Module):
     @torch.no_grad()
     def standardise(self, batches: list[dict]):
         """Set mean and scale from some batches."""
-        values = torch.cat([self.measure(batch)[frame_mask(batch)] for batch in batches])
+        values = torch.cat([self.measure(batch)[frame_mask(batch, self.convolutions)] for batch in batches])
         self.mean.copy_(values.mean(0))
         self.scale.copy_(values.std(0).clamp(min=1e-6))
 
 
-def frame_mask(batch: dict) -> torch.Tensor:
+def field_of(convolutions) -> int:
+    """Samples that one frame sees."""
+    strides = itertools.accumulate((stride for _, stride in convolutions), initial=1, func=lambda a, b: a * b)
+    return 1 + sum((kernel - 1) * step for (kernel, _), step in zip(convolutions, strides, strict=False))
+
+
+def frame_mask(batch: dict, convolutions=CONVOLUTIONS) -> torch.Tensor:
     """(batch, frames) bool: frames of the recording, not of its padding."""
     frames = torch.arange(batch["mask"].shape[1], device=batch["mask"].device)
-    return frames < num_frames(batch["lengths"])[:, None]
+    return frames < num_frames(batch["lengths"], convolutions)[:, None]
 
 
 def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.ndarray:
@@ -161,6 +176,40 @@ def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.
     return (scores / scores.square().mean().sqrt()).numpy()
 
 
+class Teacher:
+    """What a pretrained encoder says of clean speech, at the student's frames. No module: neither trained nor saved.
+
+    `states(batch)`: (layers, batch, frames, width), standardised by each layer's own mean and deviation.
+    """
+
+    def __init__(self, checkpoint: str, convolutions, device):
+        self.encoder = load_backbone(checkpoint).requires_grad_(False).to(device)
+        config = self.encoder.config
+        if samples_per_frame(config) != HOP:
+            raise ValueError(
+                f"{checkpoint} has a frame every {samples_per_frame(config)} samples, the student every {HOP}"
+            )
+        self.level = 1.0 if input_settings(checkpoint, config)["normalize_waveform"] else TEACHER_LEVEL
+        late = field_of(convolutions) // 2 - receptive_field(config) // 2  # samples from its frame 0 to the student's
+        self.skipped = max(0, -(-late // HOP))  # frames; samples in front make the rest of them fall together
+        self.lead = self.skipped * HOP - late
+        self.mean, self.scale = 0.0, 1.0
+
+    @torch.no_grad()
+    def states(self, batch: dict) -> torch.Tensor:
+        heard = F.pad(self.level * batch["clean"], (self.lead, 0))
+        samples = torch.arange(heard.shape[1], device=heard.device)
+        output = self.encoder(heard, (samples < self.lead + batch["lengths"][:, None]).long())
+        states = torch.stack(output.hidden_states).float()[:, :, self.skipped :][:, :, : batch["mask"].shape[1]]
+        short = batch["mask"].shape[1] - states.shape[2]  # frames at the end that the teacher does not have
+        return (F.pad(states, (0, 0, 0, short)) - self.mean) / self.scale
+
+    def standardise(self, batches: list[dict], convolutions):
+        values = [self.states(batch)[:, frame_mask(batch, convolutions)] for batch in batches]
+        values = torch.cat(values, 1)
+        self.mean, self.scale = values.mean(1)[:, None, None], values.std(1)[:, None, None].clamp(min=1e-6)
+
+
 # --- model --------------------------------------------------------------------------------------------------
 
 
@@ -175,18 +224,19 @@ class ContiguousConvLayer(WavLMLayerNormConvLayer):
 class Pretraining(nn.Module):
     """The backbone and the heads that are thrown away after pretraining."""
 
-    def __init__(self, config: WavLMConfig, targets: FrameTargets, functionals: int, args):
+    def __init__(self, config: WavLMConfig, targets: FrameTargets, functionals: int, args, teacher=None):
         super().__init__()
-        self.backbone, self.targets, self.args = WavLMModel(config), targets, args
+        self.backbone, self.targets, self.args, self.teacher = WavLMModel(config), targets, args, teacher
         for layer in self.backbone.feature_extractor.conv_layers:
             layer.__class__ = ContiguousConvLayer
         self.frame_head = nn.Linear(config.hidden_size, len(targets.mean))
         pooled = 2 * config.hidden_size * (config.num_hidden_layers + 1)
         self.recording_head = nn.Linear(pooled, functionals) if functionals else None
+        self.teacher_heads = teacher_heads(config, teacher) if teacher else None
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """Losses by name; `loss` is their weighted sum."""
-        valid = frame_mask(batch)
+        valid = frame_mask(batch, self.targets.convolutions)
         samples = torch.arange(batch["noisy"].shape[1], device=valid.device)
         output = self.backbone(
             batch["noisy"],
@@ -202,12 +252,36 @@ class Pretraining(nn.Module):
                 beta=0.5,
             ).mean(-1)
             losses = {"masked": mean_at(error, batch["mask"]), "seen": mean_at(error, valid & ~batch["mask"])}
-            loss = losses["masked"] + self.args.seen_weight * losses["seen"]
+            loss = self.args.acoustic_weight * (losses["masked"] + self.args.seen_weight * losses["seen"])
+            if self.teacher is not None:
+                losses |= self.teacher_losses(output, batch, valid)
+                loss = loss + losses["taught_frames"] + self.args.pooled_weight * losses["taught_recordings"]
             if self.recording_head is not None:
                 pooled = pool(output.hidden_states, valid)
                 losses["recording"] = F.mse_loss(self.recording_head(pooled), batch["functionals"])
                 loss = loss + self.args.recording_weight * losses["recording"]
         return {"loss": loss, **losses}
+
+    def teacher_losses(self, output, batch: dict, valid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Squared error against the teacher's layers, of frames and of their mean and deviation over recordings."""
+        targets = self.teacher.states(batch)
+        states = (*output.hidden_states[:-1], output.last_hidden_state)
+        depths = torch.linspace(0, len(states) - 1, len(targets)).round().int().tolist()
+        said = [head(states[depth].float()) for head, depth in zip(self.teacher_heads, depths, strict=True)]
+        error = (torch.stack(said) - targets).square().mean((0, 3))
+        pooled = F.mse_loss(pool(said, valid), pool(targets, valid))
+        return {"taught_frames": mean_at(error, valid), "taught_recordings": pooled}
+
+
+def teacher_heads(config: WavLMConfig, teacher: Teacher) -> nn.ModuleList:
+    """One for each of the teacher's layers; where the student has its shape they begin by taking it for the teacher."""
+    layers, width = teacher.mean.shape[0], teacher.mean.shape[-1]
+    heads = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in range(layers))
+    if (layers, width) == (config.num_hidden_layers + 1, config.hidden_size):
+        for head, mean, scale in zip(heads, teacher.mean[:, 0, 0], teacher.scale[:, 0, 0], strict=True):
+            head.weight.data.copy_(torch.diag(1 / scale))
+            head.bias.data.copy_(-mean / scale)
+    return heads
 
 
 def mean_at(error: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -385,7 +459,9 @@ def parse_arguments(argv=None):
     add("--noise_leave_out", nargs="*", default=[], help="file-name prefixes of noise kept for testing")
     add("--cache", help="where decoded audio goes (default: OUTPUT/cache)")
     add("--opensmile", action="store_true", help="also predict ComParE's descriptors and functionals")
-    add("--backbone", help="folder of a backbone whose weights to start from")
+    add("--backbone", help="folder of a backbone whose weights and sizes to start from")
+    add("--teacher", help="folder or Hub id of a pretrained speech encoder to learn from")
+    add("--rooms", nargs="*", default=[], help="folders of room impulse responses, for the student alone")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, help="learning rate falls to zero over so many steps")
     budget.add_argument("--hours", type=float, help="... or over so many hours of training")
@@ -397,6 +473,10 @@ def parse_arguments(argv=None):
     add("--mask_share", type=float, default=0.45, help="share of frames masked, about")
     add("--whole_share", type=float, default=0.2, help="share of recordings in which nothing is masked")
     add("--noisy_share", type=float, default=0.55, help="share of recordings disturbed")
+    add("--room_share", type=float, default=0.3, help="share of recordings heard in a room, where there are any")
+    add("--varied_share", type=float, default=0.0, help="share of recordings played faster, slower, brighter or duller")
+    add("--acoustic_weight", type=float, default=1.0, help="weight of the loss on log-mels, pitch and descriptors")
+    add("--pooled_weight", type=float, default=3.0, help="weight of what the teacher says of whole recordings")
     add("--seen_weight", type=float, default=0.5, help="weight of the loss at frames that are not masked")
     add("--recording_weight", type=float, default=0.5, help="weight of the loss on functionals")
     add("--folder_balance", type=float, default=0.5, help="1: by number of files; 0: all folders alike")
@@ -417,7 +497,8 @@ def open_recordings(args, accelerator: Accelerator):
         noise = None
         if args.noise:
             noise = Recordings.build(cache / "noise", args.noise, leave_out=args.noise_leave_out)
-    return speech, noise
+        rooms = Recordings.build(cache / "rooms", args.rooms) if args.rooms else None
+    return speech, noise, rooms
 
 
 def main(argv=None):
@@ -426,19 +507,29 @@ def main(argv=None):
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
     if accelerator.is_main_process:
         remove_unfinished(args.output)
-    speech, noise = open_recordings(args, accelerator)
+    config = WavLMConfig.from_pretrained(args.backbone) if args.backbone else backbone_config(**args.sizes)
+    convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
+    teacher = Teacher(args.teacher, convolutions, accelerator.device) if args.teacher else None
+    speech, noise, rooms = open_recordings(args, accelerator)
     functionals = principal_functionals(speech.functionals) if args.opensmile else None
-    stream = MixtureStream(speech, noise, functionals, args, rank=accelerator.process_index)
+    streams = [
+        MixtureStream(speech, noise, functionals, args, rank, rooms, convolutions)
+        for rank in range(accelerator.num_processes)
+    ]
     accelerator.print(f"{len(speech)} recordings, {speech.lengths.sum() / SAMPLING_RATE / 3600:.2f} h")
 
     torch.manual_seed(args.seed)
-    targets = FrameTargets(descriptors=N_DESCRIPTORS if args.opensmile else 0)
-    targets.standardise([MixtureStream(speech, noise, functionals, args)[-1 - i + 2**31] for i in range(16)])
-    model = Pretraining(backbone_config(**args.sizes), targets, functionals.shape[1] if args.opensmile else 0, args)
+    some = [streams[0][-1 - i + 2**31] for i in range(16)]
+    targets = FrameTargets(descriptors=N_DESCRIPTORS if args.opensmile else 0, convolutions=convolutions)
+    targets.standardise(some)
+    if teacher:
+        on_device = [{name: value.to(accelerator.device) for name, value in batch.items()} for batch in some]
+        teacher.standardise(on_device, convolutions)
+    model = Pretraining(config, targets, functionals.shape[1] if args.opensmile else 0, args, teacher)
     if args.backbone:
-        model.backbone.load_state_dict(WavLMModel.from_pretrained(args.backbone).state_dict())
+        model.backbone.load_state_dict(WavLMModel.from_pretrained(args.backbone, dtype=torch.float32).state_dict())
     accelerator.print(f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M parameters")
-    Run(args, accelerator, model).train(stream)
+    Run(args, accelerator, model).train(streams[accelerator.process_index])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
 Features: mean and standard deviation over frames of every layer. Probe: class-balanced logistic regression
 whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
-on clean speech and with unseen noise at 10 and 0 dB; and, trained on the whole of one corpus, on the others.
+on clean speech and with unseen noise at 10 and 0 dB; trained on the whole of one corpus, on the others; and trained
+on all but one, on that (`adapted`: with class biases from its recordings, without labels).
 The same probe on openSMILE's eGeMAPS and ComParE functionals (in the dev extra; left out where it is
 not installed) and on an untrained copy of the first backbone shows what the numbers are worth.
 
@@ -15,6 +16,7 @@ second run takes minutes less.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -27,14 +29,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
-from transformers import AutoFeatureExtractor, WavLMConfig, WavLMModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import WavLMConfig, WavLMModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from modeling_edrl_mea.backbone import build_backbone, input_settings, load_backbone  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
-from train.data.files import atomic_write, file_hash, fingerprint  # noqa: E402
+from train.data.files import atomic_write, fingerprint  # noqa: E402
+from train.data.mixtures import normalise  # noqa: E402
 from train.degradation.effects import mix_at_snr  # noqa: E402
 from train.degradation.sources import sound_files  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
@@ -88,43 +94,37 @@ def noisy(path: str, noise: list[str], snr: float | None) -> np.ndarray:
 
 
 class BackboneFeatures:
-    """Mean and standard deviation over frames of every layer: (files, (layers + 1) * 2 * hidden)."""
+    """Mean and standard deviation over frames of every layer: (files, (layers + 1) * 2 * hidden).
 
-    def __init__(self, directory: str, untrained: bool = False):
-        self.directory, self.untrained = directory, untrained
-        self.extractor = AutoFeatureExtractor.from_pretrained(directory)
+    Of any speech encoder that the package takes as a backbone, by folder or Hub id.
+    """
+
+    def __init__(self, checkpoint: str, untrained: bool = False):
+        self.model = load_backbone(checkpoint)
+        self.normalized = input_settings(checkpoint, self.model.config)["normalize_waveform"]
         if untrained:
             torch.manual_seed(0)
-            self.model = WavLMModel(WavLMConfig.from_pretrained(directory)).eval()
-        else:
-            self.model = WavLMModel.from_pretrained(directory).eval()
-        if self.model.config.feat_extract_norm != "layer":
-            raise ValueError(f"{directory} normalizes over time, so padding would change its features")
+            self.model = build_backbone(self.model.config).eval()
 
     @property
     def key(self) -> str:
-        folder = Path(self.directory)
-        weights = "untrained" if self.untrained else file_hash(folder / "model.safetensors")
-        return fingerprint([file_hash(folder / "config.json"), weights])
+        digest = hashlib.sha1(f"{self.normalized} {self.model.config.to_json_string()}".encode())
+        for value in self.model.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.inference_mode()
     def __call__(self, signals: list[np.ndarray], batch_size: int = 16) -> np.ndarray:
+        signals = [normalise(signal) for signal in signals] if self.normalized else signals
         order = np.argsort([len(signal) for signal in signals])
         features = [None] * len(signals)
         for batch in np.array_split(order, -(-len(order) // batch_size)):
-            inputs = self.extractor(
-                [signals[i] for i in batch],
-                sampling_rate=SAMPLING_RATE,
-                padding=True,
-                return_attention_mask=True,
-                return_tensors="pt",
-            )
-            states = self.model(**inputs, output_hidden_states=True).hidden_states
-            lengths = self.model._get_feat_extract_output_lengths(inputs.attention_mask.sum(1))
-            for row, (i, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
-                frames = torch.stack([state[row, :length] for state in states])
-                pooled = torch.cat([frames.mean(1), frames.std(1, correction=0)], -1)
-                features[i] = pooled.flatten().numpy()
+            rows = [torch.from_numpy(signals[i]).float() for i in batch]
+            waveforms, mask = pad_sequence(rows, True), pad_sequence([torch.ones(len(row)) for row in rows], True)
+            output = self.model(waveforms, mask.long())
+            for row, (i, valid) in enumerate(zip(batch, output.frame_mask, strict=True)):
+                frames = torch.stack([states[row, valid.bool()] for states in output.hidden_states])
+                features[i] = torch.cat([frames.mean(1), frames.std(1, correction=0)], -1).flatten().numpy()
         return np.stack(features)
 
 
@@ -201,6 +201,13 @@ class Probe:
     def predict(self, features):
         return self.classifier.predict(self.standardize(features) @ self.rotation)
 
+    def predict_adapted(self, features):
+        """With a bias for each class, so that the mean prediction over these features is uniform."""
+        logits = self.classifier.decision_function(self.standardize(features) @ self.rotation)
+        for _ in range(100):  # each step brings the mean prediction nearer to uniform, as Sinkhorn's do
+            logits = logits - np.log(softmax(logits, axis=1).mean(0))
+        return self.classifier.classes_[logits.argmax(1)]
+
 
 def interval(emotions, predicted, speakers) -> dict:
     """UAR and its 95% interval from resampling speakers, per cent."""
@@ -238,12 +245,29 @@ def across_corpora(corpora: list[Corpus], clean: list[np.ndarray]) -> dict[str, 
     return scores
 
 
+def left_out(corpora: list[Corpus], per_corpus: list[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """UAR on each corpus, clean and in noise, of a probe trained on all others clean; as it is and adapted."""
+    scores = {}
+    for i, tested in enumerate(corpora):
+        others = [j for j in range(len(corpora)) if j != i]
+        speakers = [f"{corpora[j].name} {speaker}" for j in others for speaker in corpora[j].speakers]
+        emotions = np.concatenate([corpora[j].emotions for j in others])
+        probe = Probe().fit(np.concatenate([per_corpus[j]["clean"] for j in others]), emotions, np.array(speakers))
+        scores[tested.name] = {
+            f"{condition}{suffix}": 100 * uar(tested.emotions, predict(per_corpus[i][condition]))
+            for condition in ("clean", "0 dB")
+            for suffix, predict in (("", probe.predict), (" adapted", probe.predict_adapted))
+        }
+    return scores
+
+
 def judge(corpora: list[Corpus], extract, noise: list[str], cache: Path) -> dict:
     """Both protocols for one kind of features."""
     per_corpus = [{c: features_of(corpus, c, extract, noise, cache) for c in CONDITIONS} for corpus in corpora]
     within = {c.name: within_corpus(c, features) for c, features in zip(corpora, per_corpus, strict=True)}
     across = across_corpora(corpora, [features["clean"] for features in per_corpus]) if len(corpora) > 1 else {}
-    return {"features": per_corpus[0]["clean"].shape[1], "within": within, "across": across}
+    apart = left_out(corpora, per_corpus) if len(corpora) > 2 else {}
+    return {"features": per_corpus[0]["clean"].shape[1], "within": within, "across": across, "left_out": apart}
 
 
 # --- speed --------------------------------------------------------------------------------------------------
@@ -271,7 +295,7 @@ def measure_speed(directory: str) -> dict[str, float]:
 
 
 def table(report: dict, corpora: list[Corpus]) -> str:
-    """Two Markdown tables, UAR in per cent."""
+    """Markdown tables, UAR in per cent."""
     names = [corpus.name for corpus in corpora]
     columns = [f"{name} {condition}" for condition in CONDITIONS for name in names]
     means = [f"mean {condition}" for condition in CONDITIONS]
@@ -287,7 +311,19 @@ def table(report: dict, corpora: list[Corpus]) -> str:
         scores = {kind: [found["across"][pair] for pair in pairs] for kind, found in report.items()}
         lines = [[kind, *(f"{score:.1f}" for score in [*found, np.mean(found)])] for kind, found in scores.items()]
         tables.append(markdown_table(["across corpora, clean", *pairs, "mean"], lines))
+    if len(names) > 2:
+        protocols = list(next(iter(report.values()))["left_out"][names[0]])
+        columns = [f"{protocol}: {' / '.join(names)}; mean" for protocol in protocols]
+        tables.append(markdown_table(["left out of training", *columns], left_out_rows(report, names, protocols)))
     return "\n\n".join(tables)
+
+
+def left_out_rows(report: dict, names: list[str], protocols: list[str]) -> list[list[str]]:
+    rows = []
+    for kind, found in report.items():
+        scores = [[found["left_out"][name][protocol] for name in names] for protocol in protocols]
+        rows.append([kind, *(" / ".join(f"{s:.1f}" for s in some) + f"; {np.mean(some):.1f}" for some in scores)])
+    return rows
 
 
 def kinds_of_features(args) -> dict:
@@ -310,7 +346,7 @@ def kinds_of_features(args) -> dict:
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("backbones", nargs="+", help="directories of WavLM backbones")
+    add("backbones", nargs="+", help="folders or Hub ids of speech encoders")
     add("--corpora", nargs="+", required=True, help="as train/run.py's --dataset_name")
     add("--noise", type=Path, required=True)
     add("--noise_folds", nargs="+", default=["4", "5"], help="folds of noise never used in training")

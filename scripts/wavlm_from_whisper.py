@@ -206,6 +206,7 @@ def wavlm_from_whisper(encoder, extractor, signals: list[np.ndarray], kernel: in
     set_whisper_convolutions(convolutions[3:], encoder)
     convolutions[4].layer_norm.weight[-2] = convolutions[4].layer_norm.weight[0]  # a constant for the projection
     set_projection(model.feature_projection)
+    model.masked_spec_embed.fill_(-OFFSET)  # a masked frame has its position too
     set_positions(model.encoder.pos_conv_embed, encoder.embed_positions.weight[SKIPPED : SKIPPED + kernel // 2])
     for ours, theirs in zip(model.encoder.layers, encoder.layers, strict=True):
         copy_layer(ours, theirs)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import AutoFeatureExtractor, WavLMModel
+from transformers import AutoFeatureExtractor, WavLMModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import pretrain_backbone as pretraining  # noqa: E402
+import wavlm_from_whisper as conversion  # noqa: E402
 
 from train.data import mixtures  # noqa: E402
 
@@ -47,6 +48,18 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return speech, noise
 
 
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> dict[str, str]:
+    """Folders of a Whisper and of a WavLM that are tiny and know nothing."""
+    whisper, wavlm = tmp_path_factory.mktemp("whisper"), tmp_path_factory.mktemp("wavlm")
+    sizes = dict(d_model=24, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=32, max_source_positions=400)
+    torch.manual_seed(0)
+    WhisperModel(WhisperConfig(**sizes, decoder_layers=1, decoder_ffn_dim=8)).save_pretrained(whisper)
+    WhisperFeatureExtractor().save_pretrained(whisper)
+    config = pretraining.backbone_config(**TINY)
+    return {"whisper": str(whisper), "wavlm": str(pretraining.export(config, WavLMModel(config).state_dict(), wavlm))}
+
+
 def arguments(folders, output, *more) -> list[str]:
     speech, noise = map(str, folders)
     common = ["--speech", speech, "--noise", noise, "--noise_leave_out", "4-", "--batch_size", "2"]
@@ -61,8 +74,10 @@ def stream_of(folders, output, *more) -> mixtures.MixtureStream:
     return mixtures.MixtureStream(speech, noise, None, args)
 
 
-def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_path):
-    budget = ("--steps", "40", "--save_minutes", "0")
+@pytest.mark.parametrize("teacher", [None, "whisper"])
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_path, teacher, teachers):
+    taught = ("--teacher", teachers[teacher], "--varied_share", "0.5") if teacher else ()
+    budget = ("--steps", "40", "--save_minutes", "0", *taught)
     killed = arguments(folders, tmp_path / "killed", *budget)
     process = subprocess.Popen([sys.executable, SCRIPTS / "pretrain_backbone.py", *killed])
     log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 120
@@ -76,7 +91,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_pat
     WavLMModel.from_pretrained(tmp_path / "killed" / "backbone")  # whole, though killed at any moment
 
     pretraining.main(killed)
-    pretraining.main(arguments(folders, tmp_path / "unbroken", "--steps", "40"))
+    pretraining.main(arguments(folders, tmp_path / "unbroken", "--steps", "40", *taught))
     resumed, unbroken = (
         WavLMModel.from_pretrained(tmp_path / run / "backbone").state_dict() for run in ("killed", "unbroken")
     )
@@ -164,3 +179,67 @@ def test_a_file_that_does_not_decode_is_named(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match="no audio files"):
         mixtures.audio_files(str(tmp_path / "nothing"))
+
+
+def pupils_batch(folders, tmp_path) -> dict:
+    return stream_of(folders, tmp_path, "--batch_size", "6", "--noisy_share", "1")[0]
+
+
+@pytest.mark.parametrize("kind", ["whisper", "wavlm"])
+def test_the_teacher_hears_each_clean_recording_alone(folders, tmp_path, teachers, kind):
+    batch = pupils_batch(folders, tmp_path)
+    teacher = pretraining.Teacher(teachers[kind], mixtures.CONVOLUTIONS, "cpu")
+    said = teacher.states(batch)
+    assert torch.equal(said, teacher.states({**batch, "noisy": torch.randn_like(batch["noisy"])}))
+    length = int(batch["lengths"].min())
+    row, frames = int(batch["lengths"].argmin()), mixtures.num_frames(length)
+    alone = {name: value[row : row + 1] for name, value in batch.items()}
+    alone |= {"clean": alone["clean"][:, :length], "mask": alone["mask"][:, :frames]}
+    torch.testing.assert_close(said[:, row, :frames], teacher.states(alone)[:, 0], atol=1e-4, rtol=1e-3)
+
+
+def test_a_click_is_in_the_same_frame_for_teacher_and_pupil(teachers):
+    frame, mask = 20, torch.zeros(1, mixtures.num_frames(16000))
+    clean = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    clicked = clean.clone()
+    clicked[0, frame * pretraining.HOP + pretraining.field_of(mixtures.CONVOLUTIONS) // 2] = 20.0
+    for folder in teachers.values():
+        teacher = pretraining.Teacher(folder, mixtures.CONVOLUTIONS, "cpu")
+        with_click, without = (
+            teacher.states({"clean": signal, "lengths": torch.tensor([16000]), "mask": mask})[0, 0]
+            for signal in (clicked, clean)
+        )
+        assert int((with_click - without).norm(dim=1).argmax()) == frame
+
+
+def test_a_teacher_of_another_pace_is_refused(folders, tmp_path):
+    config = pretraining.backbone_config(**{**TINY, "conv_stride": [5, 4, 4, 2]})
+    slow = pretraining.export(config, WavLMModel(config).state_dict(), tmp_path)
+    with pytest.raises(ValueError, match="a frame every 160 samples, the student every 320"):
+        pretraining.Teacher(str(slow), mixtures.CONVOLUTIONS, "cpu")
+
+
+def test_a_whisper_written_as_a_wavlm_says_nearly_the_same(teachers, tmp_path):
+    rng = np.random.default_rng(0)
+    voices = [
+        mixtures.coloured_noise(24000, rng) * (1.2 + np.sin(np.arange(24000) / rng.uniform(400, 4000)))
+        for _ in range(40)
+    ]
+    voices = [mixtures.normalise(voice).astype(np.float32) for voice in voices]
+    encoder = WhisperModel.from_pretrained(teachers["whisper"], dtype=torch.float32).encoder.eval()
+    model = conversion.wavlm_from_whisper(
+        encoder, WhisperFeatureExtractor.from_pretrained(teachers["whisper"]), voices[4:], 128
+    )
+    convolutions = tuple(zip(model.config.conv_kernel, model.config.conv_stride, strict=True))
+    teacher = pretraining.Teacher(teachers["whisper"], convolutions, "cpu")
+    clean = torch.from_numpy(np.stack(voices[:4]))
+    frames = mixtures.num_frames(clean.shape[1], convolutions)
+    batch = {"clean": clean, "lengths": torch.full((4,), clean.shape[1]), "mask": torch.zeros(4, frames)}
+    with torch.no_grad():
+        output = model(clean, output_hidden_states=True)
+    said = torch.stack([*output.hidden_states[:-1], output.last_hidden_state])[:, :, :55]
+    wanted = teacher.states(batch)[:, :, :55]  # behind, Whisper hears silence to come
+    error = (said - wanted).square().mean((1, 2, 3)) / (wanted - wanted.mean((1, 2), keepdim=True)).square().mean(
+        (1, 2, 3)
+    )
+    assert (error < 0.1).all(), error

@@ -127,9 +127,9 @@ class Recordings:
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-def num_frames(num_samples):
+def num_frames(num_samples, convolutions=CONVOLUTIONS):
     """Frames the feature encoder makes of so many samples."""
-    for kernel, stride in CONVOLUTIONS:
+    for kernel, stride in convolutions:
         num_samples = (num_samples - kernel) // stride + 1
     return num_samples
 
@@ -154,6 +154,25 @@ def coloured_noise(length: int, rng) -> np.ndarray:
     return np.fft.irfft(spectrum, length).astype(np.float32)
 
 
+def vary(signal: np.ndarray, rng) -> np.ndarray:
+    """Another voice and microphone: played up to a quarter faster or slower, and two random slopes of its spectrum."""
+    speed = 1.25 ** rng.uniform(-1, 1)
+    signal = np.interp(np.arange(0, len(signal) - 1, speed), np.arange(len(signal)), signal)
+    spectrum = np.fft.rfft(signal)
+    octaves = np.log2(np.linspace(0, SAMPLING_RATE / 2, len(spectrum)) / 1000 + 0.1)
+    slopes = rng.normal(0, 2.0, 2)  # dB an octave, below and above 1 kHz
+    decibels = np.where(octaves < 0, slopes[0], slopes[1]) * octaves
+    return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(signal)).astype(np.float32)
+
+
+def reverberate(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The signal in a room, its direct sound where it was."""
+    length = len(signal) + len(response)
+    wet = np.fft.irfft(np.fft.rfft(signal, length) * np.fft.rfft(response, length), length)
+    start = int(np.abs(response).argmax())
+    return wet[start : start + len(signal)].astype(np.float32)
+
+
 class MixtureStream(Dataset):
     """`stream[step]`: one batch, a function of (seed, rank, step) alone.
 
@@ -163,8 +182,9 @@ class MixtureStream(Dataset):
     more often than their share.
     """
 
-    def __init__(self, speech, noise, functionals, args, rank=0):
-        self.speech, self.noise, self.functionals = speech, noise, functionals
+    def __init__(self, speech, noise, functionals, args, rank=0, rooms=None, convolutions=CONVOLUTIONS):
+        self.speech, self.noise, self.functionals, self.rooms = speech, noise, functionals, rooms
+        self.convolutions = convolutions
         self.args, self.rank = args, rank
         counts = np.bincount(speech.folder_of)
         weight = counts[speech.folder_of] ** (args.folder_balance - 1.0)
@@ -177,11 +197,12 @@ class MixtureStream(Dataset):
         longest = max(len(c) for c in crops)
         clean = np.zeros((len(crops), longest), np.float32)
         noisy = np.zeros_like(clean)
-        mask = np.zeros((len(crops), num_frames(longest)), bool)
+        frames = [num_frames(len(signal), self.convolutions) for signal in crops]
+        mask = np.zeros((len(crops), max(frames)), bool)
         for i, signal in enumerate(crops):
             clean[i, : len(signal)] = normalise(signal)
             noisy[i, : len(signal)] = normalise(self.disturb(signal, rng))
-            mask[i, : num_frames(len(signal))] = self.span_mask(num_frames(len(signal)), rng)
+            mask[i, : frames[i]] = self.span_mask(frames[i], rng)
         batch = {
             "clean": torch.from_numpy(clean),
             "noisy": torch.from_numpy(noisy),
@@ -202,10 +223,14 @@ class MixtureStream(Dataset):
             signal = signal[start : start + longest]
         elif len(signal) < SAMPLING_RATE // 2:  # too little to mask anything; its descriptors are roughly placed then
             signal = crop(signal, SAMPLING_RATE // 2, rng)
+        if rng.random() < self.args.varied_share:
+            signal = vary(signal, rng)
         return start, signal + 1e-5 * rng.standard_normal(len(signal)).astype(np.float32)  # no digital silence
 
     def disturb(self, signal: np.ndarray, rng) -> np.ndarray:
         """The signal with a disturbance at -3 to 20 dB, or as it is."""
+        if self.rooms is not None and rng.random() < self.args.room_share:
+            signal = reverberate(signal, self.rooms[rng.integers(len(self.rooms))])
         if rng.random() >= self.args.noisy_share:
             return signal
         kind, length = rng.random(), len(signal)
