@@ -27,6 +27,7 @@ EXAMPLES = [
     for emotion, clip in (("happy", "IEMOCAP_Ses01F_impro03_F013"), ("neutral", "IEMOCAP_Ses01F_impro04_F000"))
 ]
 TAGS = ["speech-emotion-recognition", "emotion-recognition", "edrl-mea", "noise-robustness", "speech"]
+ENCODERS = {"wavlm": "WavLM", "whisper": "Whisper", "wav2vec2": "wav2vec 2.0", "hubert": "HuBERT"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 METRICS = {  # name in the report: (Hub's identifier, name on the page); UAR is what scikit-learn calls macro recall
     "uar": ("recall", "UAR"),
@@ -78,6 +79,9 @@ def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | No
         corpora=report.corpora,
         shared_speakers=shared_speakers(report.training.get("splits") or {}),
         base_model=metadata.base_model or _backbone_name(config),
+        metadata_base_model=metadata.base_model,
+        base_licence=backbone_licence(metadata.base_model or _backbone_name(config)),
+        encoder=ENCODERS.get(encoder_type(config), encoder_type(config)),
         licence=metadata.license,
         plain=[row for row in report.results if row["protocol"] != "corruption"],
         corrupted=by_condition(report.results),
@@ -126,7 +130,7 @@ def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardD
         base_model=base_model(report, config),
         datasets=[corpus["name"] for corpus in corpora] or None,
         metrics=["recall", "accuracy", "f1"],
-        tags=[*TAGS, (config.get("backbone_config") or {}).get("model_type", "wavlm")],
+        tags=[*TAGS, encoder_type(config)],
         widget=EXAMPLES,
         eval_results=eval_results(report, repo_id),
     )
@@ -178,6 +182,11 @@ def inherited_licences(report: ModelReport, config: dict) -> list[str | None]:
     started_from = (report.training.get("config") or {}).get("model_name_or_path")
     names = {name for name in (started_from, _backbone_name(config)) if name}
     return corpora + ([declared] if declared else [backbone_licence(name) for name in sorted(names)])
+
+
+def encoder_type(config: dict) -> str:
+    """transformers' name for the backbone's architecture."""
+    return (config.get("backbone_config") or {}).get("model_type", "wavlm")
 
 
 def _backbone_name(config: dict) -> str:
