@@ -69,7 +69,14 @@ class EdrlMeaConfig(PreTrainedConfig):
     # concatenate: every layer side by side; better for a small backbone, but a (L+1)²-fold covariance for a large one.
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0  # in standard deviations; one broken recording must not dominate a covariance
-    adaptation_prior: float = 3.0  # recordings that the training statistics count for when `adapt` re-estimates them
+    # What `adapt` does to the logits. Chosen by cross-validation over training corpora: scripts/benchmark_adaptation.py
+    adaptation_prior: float = 4.0  # recordings that count for the class biases as they are
+    speaker_prior: float = 4.0  # recordings that count for everybody's biases against a speaker's own
+    label_ridge: float = 0.1  # L2 penalty of the weights that labelled recordings give
+    # What it found; the arrays are in the weights.
+    added_labels: list[str] | tuple[str, ...] = ()  # labels of the user's own, the last ones of `id2label`
+    adapted_speakers: list[str] | tuple[str, ...] = ()  # speakers that have biases of their own
+    adaptation: dict | None = None  # its report; None: not adapted
 
     # How the rooms follow one another, and which logits count:
     #   linear     u → classifier                       (baseline)
@@ -133,9 +140,13 @@ class EdrlMeaConfig(PreTrainedConfig):
         if isinstance(self.alignment_target, str):
             self.alignment_target = [self.alignment_target]
         self.alignment_target = list(self.alignment_target)
+        self.adapted_speakers = list(self.adapted_speakers)
         self.id2label = {int(i): label for i, label in self.id2label.items()}
         self._check_labels()
         self.label2id = {label: i for i, label in self.id2label.items()}
+        # Other labels than were adapted to are all to be trained.
+        added = list(self.added_labels)
+        self.added_labels = added if added and self.labels[-len(added) :] == added else []
         self._check_choices()
         self._check_numbers()
         self._check_windows()
@@ -167,6 +178,8 @@ class EdrlMeaConfig(PreTrainedConfig):
             "mixup_alpha",
             "embedding_noise",
             "adaptation_prior",
+            "speaker_prior",
+            "label_ridge",
             "noise_shrinkage",
         ):
             if not getattr(self, name) >= 0:
@@ -222,6 +235,18 @@ class EdrlMeaConfig(PreTrainedConfig):
         return [self.id2label[i] for i in range(self.num_labels)]
 
     @property
+    def n_trained_labels(self) -> int:
+        """Labels that training knew; those that `adapt` added come after them."""
+        return self.num_labels - len(self.added_labels)
+
+    @property
+    def label_embedding_size(self) -> int:
+        """Width of what weights for labels are learned on: MEA's and EDRL's embeddings, or u where there are none."""
+        aligned = self.n_components * self.uses_alignment
+        disentangled = (self.n_trained_labels + 1) * self.block_size * self.uses_disentanglement
+        return aligned + disentangled or self.speech_embedding_size
+
+    @property
     def uses_disentanglement(self) -> bool:
         return "edrl" in self.arrangement
 
@@ -264,13 +289,13 @@ class EdrlMeaConfig(PreTrainedConfig):
         """Widths of MEA's X-blocks: z₀, z₁…z_C (and u), or u alone."""
         if self.arrangement != "edrl_mea":
             return [self.speech_embedding_size]
-        return [self.block_size] * (self.num_labels + 1) + [self.speech_embedding_size] * self.align_speech_embedding
+        return [self.block_size] * (self.n_trained_labels + 1) + [self.speech_embedding_size] * self.align_speech_embedding
 
     @property
     def block_names(self) -> list[str]:
         if self.arrangement != "edrl_mea":
             return ["speech"]
-        return ["shared", *self.labels] + ["speech"] * self.align_speech_embedding
+        return ["shared", *self.labels[: self.n_trained_labels]] + ["speech"] * self.align_speech_embedding
 
     @property
     def alignment_uses_labels(self) -> bool:
@@ -280,7 +305,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     @property
     def alignment_target_size(self) -> int:
         """Width of MEA's Y."""
-        sizes = {"labels": self.num_labels}
+        sizes = {"labels": self.n_trained_labels}
         return sum(sizes.get(target, self.speech_embedding_size) for target in self.alignment_target)
 
 

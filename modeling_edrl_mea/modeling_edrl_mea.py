@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .adaptation import AdaptationReport, OutputAdaptation, adapt
 from .alignment import EmbeddingAlignment
 from .backbone import build_backbone, check_architecture, input_settings, load_backbone
 from .configuration_edrl_mea import EdrlMeaConfig
@@ -71,7 +72,9 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
     accepts_loss_kwargs = False
     # Standardisation and PLS rotations do not survive bfloat16.
-    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
+    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding", "output_adaptation"]
+    # Models saved before there was adaptation of the output are not adapted.
+    _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -81,6 +84,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             module.reset()
         elif isinstance(module, SpeechEmbedding):
             module.reset(init)
+        elif isinstance(module, OutputAdaptation):
+            module.reset()
         elif isinstance(module, nn.Linear):
             init_linear(module, init)
 
@@ -271,7 +276,8 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         self.edrl_mea = EdrlMeaModel(config)
         sizes = {"linear": config.speech_embedding_size, "mea": config.n_components, "edrl_mea": config.n_components}
         size = sizes.get(config.arrangement)  # the other arrangements end in EDRL and its own classifier
-        self.classifier = nn.Linear(size, config.num_labels) if size else None
+        self.classifier = nn.Linear(size, config.n_trained_labels) if size else None
+        self.output_adaptation = OutputAdaptation(config)
         self.post_init()
 
     @classmethod
