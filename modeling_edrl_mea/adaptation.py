@@ -65,7 +65,7 @@ class AdaptationReport:
 class OutputAdaptation(nn.Module):
     """The correction of the logits as a part of the model; all zero it changes nothing.
 
-    Buffers: biases (C,), weights (C, E) on the label embedding, speaker_biases (speakers, C) that are added to `biases`.
+    Buffers: biases (C,), weights (C, E) on the label embedding, speaker_biases (speakers, C) beside `biases`.
     Their sizes are in the config: `added_labels` and `adapted_speakers`.
     """
 
@@ -282,16 +282,26 @@ def evidence_of(model, statistics: torch.Tensor, weights: np.ndarray | None = No
 
 def install(model, found: Correction) -> None:
     """Put a correction into the model, its sizes and report into the config."""
-    config = model.config
-    config.added_labels = found.labels[config.n_trained_labels :]
-    config.adapted_speakers = list(found.speakers)
-    config.id2label = dict(enumerate(found.labels))
-    config.label2id = {label: i for i, label in config.id2label.items()}
-    config.adaptation = found.report.to_dict()
-    fresh = OutputAdaptation(config).to(model.output_adaptation.biases.device)
-    for name, buffer in fresh.named_buffers():
+    _resize(model, found.labels, found.speakers)
+    model.config.adaptation = found.report.to_dict()
+    for name, buffer in model.output_adaptation.named_buffers():
         buffer.copy_(torch.from_numpy(getattr(found, name)))
-    model.output_adaptation = fresh
+
+
+def forget(model) -> None:
+    """As [`EdrlMeaForAudioClassification.forget_adaptation`], of a `model`."""
+    _resize(model, model.config.labels[: model.config.n_trained_labels], [])
+    model.config.adaptation = None
+
+
+def _resize(model, labels: Sequence[str], speakers: Sequence[str]) -> None:
+    """A correction of nothing, for these labels and speakers."""
+    config = model.config
+    added = list(labels)[config.n_trained_labels :]
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    config.added_labels, config.adapted_speakers = added, list(speakers)
+    model.output_adaptation = OutputAdaptation(config).to(model.output_adaptation.biases.device)
 
 
 def _as_list(recordings) -> Sequence:

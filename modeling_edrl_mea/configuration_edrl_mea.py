@@ -289,7 +289,9 @@ class EdrlMeaConfig(PreTrainedConfig):
         """Widths of MEA's X-blocks: z₀, z₁…z_C (and u), or u alone."""
         if self.arrangement != "edrl_mea":
             return [self.speech_embedding_size]
-        return [self.block_size] * (self.n_trained_labels + 1) + [self.speech_embedding_size] * self.align_speech_embedding
+        return [self.block_size] * (self.n_trained_labels + 1) + [
+            self.speech_embedding_size
+        ] * self.align_speech_embedding
 
     @property
     def block_names(self) -> list[str]:
