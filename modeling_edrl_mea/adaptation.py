@@ -153,16 +153,16 @@ def correct(evidence: Evidence, config, mix, kept_weights: np.ndarray | None = N
     if known:
         weights, biases = _by_labels(evidence, logits, targets, known, config)
     logits = logits + evidence.embedding @ weights.T
+    strength = config.balanced_strength if mix == "balanced" else 1.0
     mix = expected_mix(mix, labels)
     used = np.arange(len(logits)) if mix is not None else np.array(known, int)
     if mix is not None:
         targets[np.setdiff1d(used, known)] = mix
-        biases = class_biases(
-            logits, mix, config.adaptation_prior, targets=targets, weights=evidence.weights, center=biases
-        )
-    speakers, of_speakers = _by_speaker(evidence, logits, targets, mix, biases, config)
+        settings = {"targets": targets, "weights": evidence.weights, "center": biases, "strength": strength}
+        biases = class_biases(logits, mix, config.adaptation_prior, **settings)
+    speakers, of_speakers = _by_speaker(evidence, logits, targets, mix, biases, strength, config)
     found = Correction(labels, speakers, biases, weights, of_speakers, None)
-    found.report = _report(evidence, found, mix, len(known), new, config)
+    found.report = _report(evidence, found, mix, strength, len(known), config)
     return found
 
 
@@ -190,7 +190,7 @@ def _by_labels(evidence: Evidence, logits, targets, known, config) -> tuple[np.n
     return found[0] * columns, found[1]
 
 
-def _by_speaker(evidence: Evidence, logits, targets, mix, biases, config) -> tuple[list[str], np.ndarray]:
+def _by_speaker(evidence: Evidence, logits, targets, mix, biases, strength, config) -> tuple[list[str], np.ndarray]:
     if evidence.speakers is None or mix is None:
         return [], np.zeros((0, len(biases)))
     speakers = list(dict.fromkeys(evidence.speakers))
@@ -204,24 +204,25 @@ def _by_speaker(evidence: Evidence, logits, targets, mix, biases, config) -> tup
             targets=targets[rows],
             weights=evidence.weights[rows],
             center=biases,
+            strength=strength,
             start=biases,
         )
         found[place] = own - biases
     return speakers, found
 
 
-def _report(evidence: Evidence, found: Correction, mix, n_labelled: int, new, config) -> AdaptationReport:
+def _report(evidence: Evidence, found: Correction, mix, strength, n_labelled: int, config) -> AdaptationReport:
     n_trained = evidence.logits.shape[1]
     names, total = found.labels, float(evidence.weights.sum())
     before = softmax(evidence.logits).mean(0)
     after = softmax(found.apply(evidence.logits, evidence.embedding, evidence.speakers)).mean(0)
-    strength = {}
+    strengths = {}
     if mix is not None:
-        strength["biases"] = _strength(total, config.adaptation_prior)
+        strengths["biases"] = strength * _strength(total, config.adaptation_prior)
     if found.speakers:
-        strength["speakers"] = _strength(total / len(found.speakers), config.speaker_prior)
+        strengths["speakers"] = strength * _strength(total / len(found.speakers), config.speaker_prior)
     if n_labelled:
-        strength["labels"] = _strength(n_labelled, config.adaptation_prior)
+        strengths["labels"] = _strength(n_labelled, config.adaptation_prior)
 
     def by_label(values):
         return {name: round(float(value), 4) for name, value in zip(names, values, strict=False)}
@@ -231,12 +232,12 @@ def _report(evidence: Evidence, found: Correction, mix, n_labelled: int, new, co
         evidence=round(total, 2),
         n_speakers=len(found.speakers),
         n_labelled=n_labelled,
-        added_labels=list(new),
+        added_labels=names[config.n_trained_labels :],
         expected=None if mix is None else by_label(mix),
         before=by_label(before[:n_trained]),
         after=by_label(after),
         biases=by_label(found.biases),
-        strength=strength,
+        strength=strengths,
     )
 
 

@@ -71,6 +71,9 @@ class EdrlMeaConfig(PreTrainedConfig):
     standardization_clip: float = 6.0  # in standard deviations; one broken recording must not dominate a covariance
     # What `adapt` does to the logits. Chosen by cross-validation over training corpora: scripts/benchmark_adaptation.py
     adaptation_prior: float = 4.0  # recordings that count for the class biases as they are
+    # Share of the way to a "balanced" mix, which nobody has counted: all of it gains no more where the mix is balanced,
+    # and harms where it is not. Shares that the user gives are gone to in full.
+    balanced_strength: float = 0.75
     speaker_prior: float = 4.0  # recordings that count for everybody's biases against a speaker's own
     label_ridge: float = 0.1  # L2 penalty of the weights that labelled recordings give
     # What it found; the arrays are in the weights.

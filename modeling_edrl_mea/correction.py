@@ -16,6 +16,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 SMALLEST_SHARE = 1e-3  # of an expected emotion: a share of nothing would take a bias without bound
+# Logits are sharpened by this before their mean is compared with a mix; it is then close to the share of answers that are
+# each class, which unlike the mean probability does not depend on how sure the model is.
+SHARPNESS = 4.0
 LARGEST_STEP = 3.0  # of one Newton step, in units of the logits
 N_STEPS = 50  # three to six are usual
 TOLERANCE = 1e-8  # of the mean prediction
@@ -82,24 +85,29 @@ def class_biases(
     targets: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     center: np.ndarray | None = None,
+    strength: float = 1.0,
     start: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Biases (C,), of mean zero, under which the mean prediction of `logits` (N, C) is `mix` (C,).
+    """Biases (C,), of mean zero, under which the mean (sharpened) prediction of `logits` (N, C) is `mix` (C,).
 
     Args:
         prior: so many further recordings are predicted as expected by the biases `center` (C,), zeros by default.
         targets: (N, C) what each recording is: `mix` by default, a row of 0 and 1 where its label is known.
         weights: (N,) how much each recording counts.
-        start: (C,) biases near the solution, where it was solved before.
+        strength: share of the way from `center` to the solution that is gone.
+        start: (C,) biases near the result, where it was solved before.
     """
+    center = np.zeros(len(mix)) if center is None else center
     mix = np.maximum(mix, SMALLEST_SHARE)
     mix = mix / mix.sum()
     weights = np.ones(len(logits)) if weights is None else weights
     wanted = np.broadcast_to(mix, logits.shape) if targets is None else targets
-    own = np.log(mix) - (0 if center is None else center)
-    rows, wanted = np.vstack([logits, own]), np.vstack([wanted, mix])
+    rows = np.vstack([SHARPNESS * logits, np.log(mix) - SHARPNESS * center])
+    if start is not None:
+        start = SHARPNESS * (center + (start - center) / max(strength, 1e-3))
     ones = np.ones((len(rows), 1))
-    (biases,) = _newton(rows, wanted, np.append(weights, prior), ones, np.zeros(1), start)
+    (biases,) = _newton(rows, np.vstack([wanted, mix]), np.append(weights, prior), ones, np.zeros(1), start)
+    biases = center + strength * (biases / SHARPNESS - center)
     return biases - biases.mean()
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .configuration_edrl_mea import EdrlMeaConfig
 from .correction import class_biases, expected_mix
 
-PRIOR = 4.0  # windows that no bias counts for, as recordings do in EdrlMeaConfig.adaptation_prior
+PRIOR = EdrlMeaConfig.adaptation_prior  # windows count as recordings do
 
 
 class Adapter:
@@ -33,7 +34,7 @@ class Adapter:
         labels: Sequence[str],
         expected: str | Mapping[str, float] = "balanced",
         prior: float = PRIOR,
-        speaker_prior: float = PRIOR,
+        speaker_prior: float = EdrlMeaConfig.speaker_prior,
         half_life: float | None = None,
         memory: int = 256,
     ):
@@ -42,6 +43,7 @@ class Adapter:
             raise ValueError('An Adapter needs a mix to adapt to: expected="balanced", or shares by label.')
         if memory < 1 or (half_life is not None and not half_life > 0):
             raise ValueError(f"memory={memory}, half_life={half_life}: give at least one window, and above 0.")
+        self.strength = EdrlMeaConfig.balanced_strength if expected == "balanced" else 1.0
         self.expected, self.prior, self.speaker_prior = expected, prior, speaker_prior
         self.half_life, self.memory = half_life, memory
         self.logits = np.zeros((0, len(self.labels)))
@@ -69,7 +71,8 @@ class Adapter:
         weights = np.ones(len(self.logits))
         if self.half_life is not None:
             weights = 0.5 ** (np.arange(len(weights))[::-1] / self.half_life)
-        self.biases = class_biases(self.logits, self.mix, self.prior, weights=weights, start=self.biases)
+        settings = {"weights": weights, "strength": self.strength, "start": self.biases}
+        self.biases = class_biases(self.logits, self.mix, self.prior, **settings)
         if speaker is None:
             return
         own = np.array([name == speaker for name in self.speakers])
@@ -79,6 +82,7 @@ class Adapter:
             self.speaker_prior,
             weights=weights[own],
             center=self.biases,
+            strength=self.strength,
             start=self.speaker_biases.get(speaker, self.biases),
         )
 
