@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 SMALLEST_SHARE = 1e-3  # of an expected emotion: a share of nothing would take a bias without bound
-# Logits are sharpened by this before their mean is compared with a mix; it is then close to the share of answers that are
-# each class, which unlike the mean probability does not depend on how sure the model is.
+# Logits are sharpened by this before their mean is compared with a mix; it is then close to the share of answers that
+# are each class, which unlike the mean probability does not depend on how sure the model is.
 SHARPNESS = 4.0
 LARGEST_STEP = 3.0  # of one Newton step, in units of the logits
 N_STEPS = 50  # three to six are usual
