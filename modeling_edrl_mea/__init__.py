@@ -2,11 +2,13 @@
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
+from .adaptation import AdaptationReport
 from .alignment import EmbeddingAlignment
 from .configuration_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
 from .multiblock_pls import MultiblockPLS
+from .online_adaptation import Adapter
 from .recordings import RecordingError, load_recording
 from .timeline import Segment, Timeline
 from .timeline_stream import TimelineStream
@@ -23,6 +25,8 @@ EdrlMeaModel.register_for_auto_class("AutoModel")
 EdrlMeaForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 
 __all__ = [
+    "AdaptationReport",
+    "Adapter",
     "PAPER_FAITHFUL",
     "EdrlMeaConfig",
     "EdrlMeaFeatureExtractor",

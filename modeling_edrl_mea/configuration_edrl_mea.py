@@ -53,8 +53,16 @@ class EdrlMeaConfig(PreTrainedConfig):
             backbone but takes an (L+1)²-fold covariance for a large one.
         standardization_clip: standard deviations at which standardized statistics are cut off, so that one broken
             recording does not dominate a covariance.
-        adaptation_prior: recordings that the training statistics count for when `adapt` re-estimates them, so that
-            a handful of new ones cannot overturn them.
+        adaptation_prior: recordings that count for the class biases as they are, against those that `adapt` is given;
+            like the next three chosen by cross-validation over training corpora (scripts/benchmark_adaptation.py).
+        balanced_strength: share of the way that `adapt` goes to a "balanced" mix, which nobody has counted: all of it
+            gains no more where the mix is balanced, and harms where it is not. Shares that the user gives are gone to
+            in full.
+        speaker_prior: recordings that count for everybody's biases against a speaker's own.
+        label_ridge: L2 penalty of the weights that labelled recordings give to `adapt`.
+        added_labels: labels of the user's own that `adapt` has learned, the last ones of `id2label`.
+        adapted_speakers: speakers that have biases of their own.
+        adaptation: the report of the last `adapt`; None: not adapted.
         arrangement: how the parts follow one another, and whose logits count: linear is u → classifier (the
             baseline); edrl is u → EDRL and its own classifier; mea is u → MEA → classifier; edrl_mea is u → EDRL →
             MEA → classifier (the paper); mea_edrl is u → MEA → EDRL and its own classifier.
@@ -110,7 +118,13 @@ class EdrlMeaConfig(PreTrainedConfig):
     pooling: Literal["mean_std", "mean", "attentive"] = "mean_std"
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0
-    adaptation_prior: float = 3.0
+    adaptation_prior: float = 4.0
+    balanced_strength: float = 0.75
+    speaker_prior: float = 4.0
+    label_ridge: float = 0.1
+    added_labels: list[str] | tuple[str, ...] = ()
+    adapted_speakers: list[str] | tuple[str, ...] = ()
+    adaptation: dict | None = None
 
     arrangement: Arrangement = "mea_edrl"
 
@@ -161,9 +175,13 @@ class EdrlMeaConfig(PreTrainedConfig):
         if isinstance(self.alignment_target, str):
             self.alignment_target = [self.alignment_target]
         self.alignment_target = list(self.alignment_target)
+        self.adapted_speakers = list(self.adapted_speakers)
         self.id2label = {int(i): label for i, label in self.id2label.items()}
         self._check_labels()
         self.label2id = {label: i for i, label in self.id2label.items()}
+        # Other labels than were adapted to are all to be trained.
+        added = list(self.added_labels)
+        self.added_labels = added if added and self.labels[-len(added) :] == added else []
         self._check_choices()
         self._check_numbers()
         self._check_windows()
@@ -194,6 +212,8 @@ class EdrlMeaConfig(PreTrainedConfig):
             "mixup_alpha",
             "embedding_noise",
             "adaptation_prior",
+            "speaker_prior",
+            "label_ridge",
             "noise_shrinkage",
         ):
             if not getattr(self, name) >= 0:
@@ -249,6 +269,18 @@ class EdrlMeaConfig(PreTrainedConfig):
         return [self.id2label[i] for i in range(self.num_labels)]
 
     @property
+    def n_trained_labels(self) -> int:
+        """Labels that training knew; those that `adapt` added come after them."""
+        return self.num_labels - len(self.added_labels)
+
+    @property
+    def label_embedding_size(self) -> int:
+        """Width of what weights for labels are learned on: MEA's and EDRL's embeddings, or u where there are none."""
+        aligned = self.n_components * self.uses_alignment
+        disentangled = (self.n_trained_labels + 1) * self.block_size * self.uses_disentanglement
+        return aligned + disentangled or self.speech_embedding_size
+
+    @property
     def uses_disentanglement(self) -> bool:
         return "edrl" in self.arrangement
 
@@ -290,13 +322,15 @@ class EdrlMeaConfig(PreTrainedConfig):
         """Widths of MEA's X-blocks: z₀, z₁…z_C (and u), or u alone."""
         if self.arrangement != "edrl_mea":
             return [self.speech_embedding_size]
-        return [self.block_size] * (self.num_labels + 1) + [self.speech_embedding_size] * self.align_speech_embedding
+        return [self.block_size] * (self.n_trained_labels + 1) + [
+            self.speech_embedding_size
+        ] * self.align_speech_embedding
 
     @property
     def block_names(self) -> list[str]:
         if self.arrangement != "edrl_mea":
             return ["speech"]
-        return ["shared", *self.labels] + ["speech"] * self.align_speech_embedding
+        return ["shared", *self.labels[: self.n_trained_labels]] + ["speech"] * self.align_speech_embedding
 
     @property
     def alignment_uses_labels(self) -> bool:
@@ -306,7 +340,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     @property
     def alignment_target_size(self) -> int:
         """Width of MEA's Y."""
-        sizes = {"labels": self.num_labels}
+        sizes = {"labels": self.n_trained_labels}
         return sum(sizes.get(target, self.speech_embedding_size) for target in self.alignment_target)
 
 

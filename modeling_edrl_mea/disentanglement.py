@@ -45,7 +45,7 @@ class EmotionDisentanglement(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        n_classes, size, block = config.num_labels, config.disentanglement_input_size, config.block_size
+        n_classes, size, block = config.n_trained_labels, config.disentanglement_input_size, config.block_size
         self.mixup_alpha, self.noise = config.mixup_alpha, config.embedding_noise
         self.loss_weights = {name: getattr(config, f"{name}_weight") for name in LOSSES}
         self.dropout = nn.Dropout(config.disentanglement_dropout)

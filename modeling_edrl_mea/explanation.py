@@ -12,10 +12,17 @@ def explain(model, recording, sampling_rate: int | None = None) -> dict:
         statistics = model.embed_recordings([recording], sampling_rate).to(model.device)
         logits = model(layer_statistics=statistics).logits[0].float()
         winner = int(logits.argmax())
+        told = {"logit_contributions": {}}
+        if winner < model.config.n_trained_labels:
+            told = contributions(model, statistics, winner)
+        if not model.output_adaptation.is_idle:
+            trained = model.run_trained(layer_statistics=statistics)[1][0].float()
+            own = trained[winner] if winner < len(trained) else 0
+            told["logit_contributions"]["adaptation"] = float(logits[winner] - own)
         return {
             "label": model.config.labels[winner],
             "logits": dict(zip(model.config.labels, logits.tolist(), strict=True)),
-            **contributions(model, statistics, winner),
+            **told,
         }
     finally:
         model.train(was_training)
@@ -33,7 +40,7 @@ def contributions(model, layer_statistics: torch.Tensor, label: int) -> dict[str
     if model.ends_in_disentanglement:
         weights = model.edrl_mea.disentanglement.classifier.weight[label].float().split(model.config.block_size)
         shares = [float(block[0].float() @ w) for block, w in zip(disentangled.blocks, weights, strict=True)]
-        return {"logit_contributions": dict(zip(["shared", *model.config.labels], shares, strict=True))}
+        return {"logit_contributions": dict(zip(["shared", *model.config.labels], shares, strict=False))}
     weights = model.classifier.weight[label].float()
     if model.alignment is None:
         return {"logit_contributions": {"speech": float(u[0] @ weights)}}

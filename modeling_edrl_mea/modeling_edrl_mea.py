@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .adaptation import AdaptationReport, OutputAdaptation, adapt, forget
 from .alignment import EmbeddingAlignment
 from .backbone import build_backbone, check_architecture, in_half_where_exact, input_settings, load_backbone
 from .configuration_edrl_mea import EdrlMeaConfig
@@ -73,7 +74,9 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
     accepts_loss_kwargs = False
     # Standardisation and PLS rotations do not survive bfloat16.
-    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
+    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding", "output_adaptation"]
+    # Models saved before there was adaptation of the output are not adapted.
+    _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -83,6 +86,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             module.reset()
         elif isinstance(module, SpeechEmbedding):
             module.reset(init)
+        elif isinstance(module, OutputAdaptation):
+            module.reset()
         elif isinstance(module, nn.Linear):
             init_linear(module, init)
 
@@ -101,7 +106,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
                 module.reset()  # all of it, where another label set emptied a part
         if kwargs.get("ignore_mismatched_sizes") and pretrained_model_name_or_path is not None:
             stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
-            if stored.labels != model.config.labels:
+            if stored.labels[: stored.n_trained_labels] != model.config.labels:
                 model.forget_labels()
         return loaded
 
@@ -115,8 +120,10 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
                 module.forget_labels()
             elif isinstance(module, EmbeddingAlignment) and self.config.alignment_uses_labels:
                 module.reset()
-            elif isinstance(module, EdrlMeaForAudioClassification) and module.classifier is not None:
-                init_linear(module.classifier, nn.init)
+            elif isinstance(module, EdrlMeaForAudioClassification):
+                module.forget_adaptation()
+                if module.classifier is not None:
+                    init_linear(module.classifier, nn.init)
 
     def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
         """Also writes the feature extractor, so that any saved directory works with `pipeline`; and a backbone that
@@ -275,7 +282,8 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         self.edrl_mea = EdrlMeaModel(config)
         sizes = {"linear": config.speech_embedding_size, "mea": config.n_components, "edrl_mea": config.n_components}
         size = sizes.get(config.arrangement)  # the other arrangements end in EDRL and its own classifier
-        self.classifier = nn.Linear(size, config.num_labels) if size else None
+        self.classifier = nn.Linear(size, config.n_trained_labels) if size else None
+        self.output_adaptation = OutputAdaptation(config)
         self.post_init()
 
     @classmethod
@@ -337,14 +345,21 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         labels: torch.Tensor | None = None,
         layer_statistics: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
+        speakers: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> EdrlMeaOutput:
         """As [`EdrlMeaModel.forward`]; with `labels` also the loss: EDRL's terms, and the cross-entropy of the
-        classifier that the logits come from where that is another one."""
-        output = self.edrl_mea(
+        classifier that the logits come from where that is another one. The logits are corrected by what [`adapt`]
+        found, the terms of training are not.
+
+        Args:
+            speakers: (B,) places in `config.adapted_speakers`, -1 for somebody else; without them nobody's own biases
+                count.
+        """
+        output, trained = self.run_trained(
             input_values,
             attention_mask,
             layer_statistics,
@@ -354,21 +369,17 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        losses = output.losses or {}
-        if not self.ends_in_disentanglement:
-            features = output.speech_embedding if self.alignment is None else output.aligned_embedding
-            if features is None:  # arrangement "mea", not fitted yet
-                features = output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
-            output.logits = self.classifier(features.to(self.dtype))
-            if labels is not None:
-                targets = as_targets(labels, self.config.num_labels, sample_weights)
-                losses["aligned_classification"] = cross_entropy(output.logits, *targets)
+        output.logits = self.output_adaptation(trained, torch.cat(self.label_embedding(output), -1), speakers)
         if input_values is not None and not self.training:
             output.logits = self.without_voice_uniform(output.logits, input_values, attention_mask)
         if labels is not None:
-            if not self.training:
-                targets = as_targets(labels, self.config.num_labels)
-                losses = {"classification": cross_entropy(output.logits, *targets)}
+            if self.training:
+                losses = output.losses or {}
+                if not self.ends_in_disentanglement:
+                    targets = as_targets(labels, self.config.n_trained_labels, sample_weights)
+                    losses["aligned_classification"] = cross_entropy(trained, *targets)
+            else:
+                losses = {"classification": cross_entropy(output.logits, *as_targets(labels, self.config.num_labels))}
             output.loss, output.losses = sum(losses.values()), losses
         return output if _or(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -387,6 +398,31 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
         if not self.config.normalize_waveform:
             return SILENT_VARIANCE
         return SILENT_VARIANCE / (SILENT_VARIANCE + NORMALIZATION_EPSILON)
+
+    def run_trained(self, *inputs, **options) -> tuple[EdrlMeaOutput, torch.Tensor]:
+        """What [`EdrlMeaModel`] says of the inputs, and the logits (B, C trained) before any adaptation."""
+        output = self.edrl_mea(*inputs, **options)
+        if self.ends_in_disentanglement:
+            return output, output.logits
+        features = output.speech_embedding if self.alignment is None else output.aligned_embedding
+        if features is None:  # arrangement "mea", not fitted yet
+            features = output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
+        return output, self.classifier(features.to(self.dtype))
+
+    def label_embedding(self, output: EdrlMeaOutput) -> list[torch.Tensor]:
+        """Blocks (B, E_b) that weights for labels of the user's own are learned on: the aligned embedding and EDRL's,
+        or the speech embedding where the arrangement has neither."""
+        blocks = []
+        if self.alignment is not None:
+            aligned = output.aligned_embedding
+            blocks += [
+                output.speech_embedding.new_zeros(len(output.speech_embedding), self.config.n_components)
+                if aligned is None
+                else aligned
+            ]
+        if output.intra_class_embeddings is not None:
+            blocks += [output.shared_embedding, output.intra_class_embeddings.flatten(1)]
+        return blocks or [output.speech_embedding]
 
     def freeze_feature_encoder(self) -> None:
         """No gradients for the convolutions under the backbone."""
@@ -438,24 +474,42 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
             self.train(was_training)
         return torch.cat(statistics)
 
-    def adapt(self, recordings: Sequence, sampling_rate: int | None = None):
-        """Adapt to a new condition (microphone, room, language) by unlabelled recordings of it.
+    def adapt(self, recordings, expected="balanced", speakers=None, labels=None, sampling_rate: int | None = None):
+        """Adapt to anybody's recordings, without labels or with a handful. No gradient; save the result like any model.
 
-        Re-estimates the standardisation of the speech embedding, with the training data counting for
-        `config.adaptation_prior` recordings. No gradient, no labels; save the result like any model.
+        One number a class is added to the logits, so that over these recordings they predict the expected mix. It is
+        as strong as there is evidence: see `adaptation_prior` and `speaker_prior` of the config, and the report in
+        `adaptation`. Adapting again starts from the trained model, but keeps labels that were learned.
 
         Args:
-            recordings: at least two paths, arrays, or dicts as `datasets` makes them.
+            recordings: paths, arrays, dicts as `datasets` makes them, in a list, generator or dataset; or a folder.
+            expected: how often each emotion is heard in them. "balanced": equally. Shares by label, such as
+                `{"neutral": 0.7}`, of which the labels left out have the rest. None: not known, and nothing is
+                concluded from recordings without a label.
+            speakers: who speaks in each; every speaker then has biases of their own, used where [`forward`] is told
+                who speaks.
+            labels: the emotion of each, None where not known; or a mapping from paths. Words that the model does not
+                know become labels of it.
             sampling_rate: Hz of arrays; the model's own by default.
 
         Returns:
             the model itself.
+
+        Raises:
+            ValueError: before anything is embedded, where `expected`, `speakers` or `labels` do not fit; no usable
+                recording. RecordingError: one that cannot be read.
         """
-        if len(recordings) < 2:
-            raise ValueError(f"adapt needs at least two recordings of the new condition, got {len(recordings)}.")
-        statistics = self.embed_recordings(recordings, sampling_rate)
-        self.edrl_mea.speech_embedding.adapt(statistics.to(self.device), self.config.adaptation_prior)
+        adapt(self, recordings, expected, speakers, labels, sampling_rate)
         return self
+
+    @property
+    def adaptation(self) -> AdaptationReport | None:
+        """What the last [`adapt`] was given, found and did; None where there was none."""
+        return AdaptationReport(**self.config.adaptation) if self.config.adaptation else None
+
+    def forget_adaptation(self) -> None:
+        """Answer as trained: no biases, no labels of the user's own."""
+        forget(self)
 
     def predict_timeline(self, recording, sampling_rate: float | None = None, **settings) -> Timeline:
         """Scores over time in windows of `window_s` seconds, one every `hop_s`; see [`TimelineStream`]."""

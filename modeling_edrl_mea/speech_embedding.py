@@ -125,18 +125,6 @@ class SpeechEmbedding(nn.Module):
         self.set_standardization(*mean_and_scale(layer_statistics), len(layer_statistics))
 
     @torch.no_grad()
-    def adapt(self, layer_statistics: torch.Tensor, prior: float) -> None:
-        """Move the standardisation towards (N, L+1, S') statistics of a new condition; the present one counts for
-        `prior` recordings, so that a handful of new ones cannot overturn it."""
-        rows = layer_statistics.double()
-        share = len(rows) / (len(rows) + prior)
-        new_mean = (1 - share) * self.mean.double() + share * rows.mean(0)
-        # Recordings that are all alike have no variance; with the present one's share it is never zero.
-        new_variance = (1 - share) * self.scale.double().square() + share * rows.var(0, unbiased=False)
-        new_variance = new_variance.clamp_min(MINIMUM_SCALE**2)
-        self.set_standardization(new_mean, new_variance.sqrt(), self.n_recordings + len(layer_statistics))
-
-    @torch.no_grad()
     def set_standardization(self, mean, scale, n_recordings) -> None:
         self.mean.copy_(mean)
         self.scale.copy_(scale)

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
+from .adaptation import is_usable
 from .frames import samples_per_frame
+from .online_adaptation import Adapter
 from .recordings import (
     MAX_CHANNELS,
     RecordingError,
@@ -47,6 +49,7 @@ class TimelineStream:
         sampling_rate: Hz of the chunks; the model's own by default.
         window_s, hop_s: seconds.
         batch_size: windows classified at once; by default 1 on the CPU and 16 elsewhere.
+        adapter: an [`Adapter`] that learns from every window that is not silent, and corrects its scores.
 
     Raises ValueError where window or hop are no lengths: the hop must be at least a frame (20 ms in WavLM) and at most
     the window, or speech would go unheard.
@@ -59,6 +62,7 @@ class TimelineStream:
         window_s: float = WINDOW_SECONDS,
         hop_s: float = HOP_SECONDS,
         batch_size: int | None = None,
+        adapter: Adapter | None = None,
     ):
         self.model, self.rate = model, model.config.sampling_rate
         self.sampling_rate = self.rate if sampling_rate is None else sampling_rate
@@ -72,6 +76,9 @@ class TimelineStream:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: classify at least one window at once.")
         self.batch_size = batch_size or (1 if model.device.type == "cpu" else DEVICE_BATCH)
+        if adapter is not None and adapter.labels != model.config.labels:
+            raise ValueError(f"The adapter has the labels {adapter.labels}, and the model {model.config.labels}.")
+        self.adapter, self.speaker = adapter, None
         self.resampler = self._resampler()
         self.extract = model.feature_extractor()
         self.timeline = Timeline([], model.config.labels)
@@ -83,14 +90,17 @@ class TimelineStream:
         self.n_received, self.first_sample = 0, np.zeros(0, np.float32)
         self.is_flushed = self.is_finished = False  # no more samples come; no more segments do
 
-    def push(self, chunk) -> list[Segment]:
+    def push(self, chunk, speaker: str | None = None) -> list[Segment]:
         """Take (n,) samples, or (n, channels) of up to 8 channels, and return the segments that they complete.
+
+        `speaker`: who speaks in the windows that end in it, for an `adapter`.
 
         Raises RecordingError for NaN or infinite samples (nothing of the chunk is taken), and for any other shape.
         """
         if self.is_flushed:
             raise RuntimeError("This stream is finished; start a new one with stream_timeline.")
         samples = self._checked(chunk)
+        self.speaker = speaker
         if len(samples):
             self.n_received += len(samples)
             self.first_sample = self.first_sample if len(self.first_sample) else samples[:1]
@@ -179,11 +189,17 @@ class TimelineStream:
             self.buffer, self.buffer_start = self.buffer[unneeded:].copy(), self.buffer_start + unneeded
         return segments
 
+    def _adapted(self, logits: torch.Tensor, cuts: list[np.ndarray]) -> torch.Tensor:
+        act = [self.adapter.learn if is_usable(cut, self.rate) else self.adapter.correct for cut in cuts]
+        rows = [take(row, self.speaker) for take, row in zip(act, logits.numpy(), strict=True)]
+        return torch.from_numpy(np.stack(rows)).float()
+
     def _segments(self, starts: list[int]) -> Iterator[Segment]:
         cuts = [self.buffer[start - self.buffer_start :][: self.window] for start in starts]
         inputs = self.extract(cuts, sampling_rate=self.rate, return_tensors="pt").to(self.model.device)
         inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
-        probabilities = self.model(**inputs).logits.float().softmax(-1).cpu()
+        logits = self.model(**inputs).logits.float().cpu()
+        probabilities = (logits if self.adapter is None else self._adapted(logits, cuts)).softmax(-1)
         labels = self.timeline.labels
         for start, cut, row in zip(starts, cuts, probabilities, strict=True):
             scores = dict(zip(labels, row.tolist(), strict=True))

@@ -20,7 +20,10 @@ from train.data.emotions import LABEL_SCHEMES
 
 COMPACT_BACKBONE = Path(__file__).resolve().parents[1] / "checkpoints" / "wavlm-compact"
 # What the run works out itself, or what would contradict another flag.
-NOT_FLAGS = {"backbone_config", "normalize_waveform", "sampling_rate"}
+NOT_FLAGS = {
+    *("backbone_config", "normalize_waveform", "sampling_rate"),
+    *("added_labels", "adapted_speakers", "adaptation"),  # what `adapt` of a finished model writes
+}
 
 # Settings that change nothing about the result, so that a run may go on under others.
 NOT_PART_OF_THE_RESULT = {

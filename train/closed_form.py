@@ -61,7 +61,7 @@ def alignment_inputs(
     if metric is not None:
         u, clean = metric.apply(u), metric.apply(clean)
     disentangled = heads.disentanglement(u) if config.arrangement == "edrl_mea" else None
-    labels = as_targets(data.labels[rows], config.num_labels)[0].to(u)
+    labels = as_targets(data.labels[rows], config.n_trained_labels)[0].to(u)
     targets = {"own_speech": u, "clean_original": clean, "labels": labels}
     y = torch.cat([targets[target] for target in config.alignment_target], dim=-1)
     return heads.alignment_blocks(u, disentangled), y
@@ -73,7 +73,7 @@ def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> 
     C is chosen by cross-validation whose folds share no speaker.
     """
     regression = fit_regression(classifier_features(model, data), data)
-    weight, bias = weights_of(regression, model.config.num_labels)
+    weight, bias = weights_of(regression, model.config.n_trained_labels)
     with torch.no_grad():
         model.classifier.weight.copy_(weight)
         model.classifier.bias.copy_(bias)
@@ -83,7 +83,7 @@ def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> 
 def start_disentanglement(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
     """EDRL starts as the logistic regression on what it is given: t, or u without MEA; returns the chosen C."""
     regression = fit_regression(classifier_features(model, data), data)
-    model.edrl_mea.disentanglement.start_from(*weights_of(regression, model.config.num_labels))
+    model.edrl_mea.disentanglement.start_from(*weights_of(regression, model.config.n_trained_labels))
     return regression.C
 
 

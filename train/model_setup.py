@@ -12,8 +12,9 @@ def build_model(source: str, labels: list[str], config_args) -> EdrlMeaForAudioC
     config = AutoConfig.from_pretrained(source)
     if config.model_type == "edrl_mea":
         model = EdrlMeaForAudioClassification.from_pretrained(
-            source, id2label=id2label, ignore_mismatched_sizes=True, **settings
+            source, id2label=id2label, ignore_mismatched_sizes=True, added_labels=[], adapted_speakers=[], **settings
         )
+        model.forget_adaptation()  # of the model that it starts from
     else:
         model = EdrlMeaForAudioClassification.from_backbone(source, id2label=id2label, **settings)
     model.freeze_backbone()

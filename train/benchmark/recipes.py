@@ -11,6 +11,7 @@ import yaml
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from modeling_edrl_mea import EdrlMeaForAudioClassification
 from train.arguments import parse_arguments, resolved
 from train.data.embeddings import EmbeddingCache, fingerprint_of
 from train.data.files import fingerprint_of_code
@@ -99,18 +100,22 @@ class Recipe:
 
     def run(self, trial: Trial, data: BenchmarkData, conditions: Sequence) -> TrialPredictions:
         """Trains on the trial's training rows, and predicts each of its tests in each condition."""
+        validation = data.embeddings(trial.validation) if trial.validation else None
+        return self._predictions(self.train(trial, data, validation), trial, data, conditions, validation)
+
+    def train(self, trial: Trial, data: BenchmarkData, validation=None) -> EdrlMeaForAudioClassification:
+        """The model of a trial, which stops early by the embeddings `validation`."""
         set_seed(self.training_args.seed)
         # The frozen backbone is shared, not copied: only the heads learn.
         model = copy.deepcopy(self.template, {id(self.template.backbone): self.template.backbone})
         train = data.embeddings(trial.train, self.noisy_copies)
-        validation = data.embeddings(trial.validation) if trial.validation else None
         arguments = copy.deepcopy(self.training_args)
         if validation is None:
             arguments.eval_strategy = IntervalStrategy.NO
         trainer = EdrlMeaTrainer(model, arguments, train, validation, patience=self.model_args.patience)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return self._predictions(trainer.model, trial, data, conditions, validation)
+        return trainer.model
 
     def _predictions(self, model, trial: Trial, data: BenchmarkData, conditions, validation) -> TrialPredictions:
         found = TrialPredictions()

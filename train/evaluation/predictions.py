@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
+from modeling_edrl_mea.adaptation import correct, evidence_of
+from modeling_edrl_mea.correction import softmax
 from train.data.embeddings import ROWS, Embeddings
 
 from .calibration import with_temperature
@@ -70,7 +72,7 @@ def evaluate(model: EdrlMeaForAudioClassification, data: Embeddings) -> Predicti
 # --- adaptation ---
 
 AdaptationMode = Literal["plain", "test", "speaker"]
-# What a row's name ends with: adapted to all recordings of a test, or anew to those of each speaker.
+# What a row's name ends with: adapted to all recordings of a test, or also to each of its speakers.
 SUFFIXES: dict[AdaptationMode, str] = {"plain": "", "test": " + adaptation", "speaker": " + adaptation by speaker"}
 
 
@@ -87,24 +89,12 @@ def probabilities_of(
 ) -> np.ndarray:
     """Probabilities (N, C) from layer statistics (N, L+1, S'); the model stays as it was.
 
-    `speakers` (N,): who speaks, for "speaker"; a speaker's recordings adapt as `model.adapt` would.
+    Adapted as `model.adapt` does, to an equal mix; `speakers` (N,): who speaks, for "speaker".
     """
     if mode == "plain":
         n = len(statistics)
         return predict(model, Embeddings(statistics, torch.zeros(n, dtype=torch.long), [""] * n, torch.arange(n)))
-    groups = np.zeros(len(statistics), int) if mode == "test" else np.unique(speakers, return_inverse=True)[1]
-    probabilities = np.empty((len(statistics), model.config.num_labels))
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        probabilities[rows] = _adapted(model, statistics[torch.from_numpy(rows)])
-    return probabilities
-
-
-def _adapted(model: EdrlMeaForAudioClassification, statistics: torch.Tensor) -> np.ndarray:
-    speech = model.edrl_mea.speech_embedding
-    before = {name: tensor.clone() for name, tensor in speech.state_dict().items()}
-    try:
-        speech.adapt(statistics.to(model.device), model.config.adaptation_prior)
-        return probabilities_of(model, statistics)
-    finally:
-        speech.load_state_dict(before)
+    evidence = evidence_of(model, statistics)
+    evidence.speakers = list(map(str, speakers)) if mode == "speaker" else None
+    found = correct(evidence, model.config, "balanced", model.output_adaptation.weights.double().cpu().numpy())
+    return softmax(found.apply(evidence.logits, evidence.embedding, evidence.speakers))

@@ -1,0 +1,403 @@
+"""Adaptation of a model to anybody's recordings, without labels or with a handful: what [`adapt`] of a model does.
+
+Everything it finds corrects the logits (see correction.py), so it costs no pass of the backbone beyond the one over the
+recordings, and takes C numbers to store: biases of the classes, biases of each speaker, and, where labels are given,
+weights on EDRL's and MEA's embeddings, also for labels that the model did not know.
+"""
+
+import json
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .correction import class_biases, expected_mix, label_correction, log_sum_exp, softmax
+from .recordings import find_audio, load_recording
+
+SILENT_DB = -70.0  # of full scale; quieter recordings hold no voice
+SHORTEST_SECONDS = 0.2  # a shorter recording is no utterance
+FULL_SECONDS = 1.0  # a shorter recording counts as much less than one
+EMBEDDED_AT_ONCE = 64  # recordings held as waveforms
+
+
+@dataclass
+class AdaptationReport:
+    """What an adaptation was given, found and did; JSON-able by `to_dict`, and kept in the saved model's config."""
+
+    n_recordings: int  # that were used
+    n_left_out: int = 0  # silent or shorter than 0.2 s
+    evidence: float = 0.0  # recordings that they count for: copies and short ones count less
+    n_speakers: int = 0
+    n_labelled: int = 0
+    added_labels: list[str] = field(default_factory=list)
+    expected: dict[str, float] | None = None  # shares by label; None: left open
+    before: dict[str, float] = field(default_factory=dict)  # predicted mix, shares by label
+    after: dict[str, float] = field(default_factory=dict)
+    biases: dict[str, float] = field(default_factory=dict)  # the shift found, in logits
+    strength: dict[str, float] = field(default_factory=dict)  # of each part: evidence / (evidence + its prior)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        given = f"{self.n_recordings} recordings"
+        given += f" of {self.n_speakers} speakers" if self.n_speakers else ""
+        given += f", {self.n_labelled} with a label" if self.n_labelled else ""
+        given += f"; {self.n_left_out} silent or too short" if self.n_left_out else ""
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.strength.items()) or "nothing"
+        lines = [f"Adapted to {given}. Strength: {parts}."]
+        if self.added_labels:
+            lines.append(f"New labels: {', '.join(self.added_labels)}.")
+        width = max(map(len, self.after), default=0)
+        lines.append(f"{'':{width}}  before  after  expected   bias")
+        for name in self.after:
+            expected = f"{self.expected[name]:9.0%}" if self.expected else f"{'open':>9}"
+            before = f"{self.before[name]:7.0%}" if name in self.before else f"{'new':>7}"
+            lines.append(f"{name:{width}} {before} {self.after[name]:6.0%} {expected} {self.biases[name]:+6.2f}")
+        return "\n".join(lines)
+
+
+class OutputAdaptation(nn.Module):
+    """The correction of the logits as a part of the model; all zero it changes nothing.
+
+    Buffers: biases (C,), weights (C, E) on the label embedding, speaker_biases (speakers, C) beside `biases`.
+    Their sizes are in the config: `added_labels` and `adapted_speakers`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_added = len(config.added_labels)
+        self.register_buffer("biases", torch.zeros(config.num_labels))
+        self.register_buffer("weights", torch.zeros(config.num_labels, config.label_embedding_size))
+        self.register_buffer("speaker_biases", torch.zeros(len(config.adapted_speakers), config.num_labels))
+
+    def forward(self, logits, embedding, speakers: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (B, C trained) and label embedding (B, E) → (B, C). `speakers` (B,): places in the config's
+        `adapted_speakers`, -1 for somebody else."""
+        if self.n_added:  # theirs are odds against everything known before
+            logits = F.pad(logits.log_softmax(-1), (0, self.n_added))
+        correction = self.biases + embedding.to(self.weights.dtype) @ self.weights.T
+        if speakers is not None:
+            known = F.pad(self.speaker_biases, (0, 0, 0, 1))  # the last row, of somebody else, is zero
+            correction = correction + known[speakers]
+        return logits + correction.to(logits.dtype)
+
+    def reset(self, module=init) -> None:
+        for buffer in self.buffers():
+            module.zeros_(buffer)
+
+    @property
+    def is_idle(self) -> bool:
+        return not any(bool(buffer.any()) for buffer in self.buffers())
+
+
+@dataclass
+class Correction:
+    """What was found: labels and speakers in their order, and the arrays of [`OutputAdaptation`]."""
+
+    labels: list[str]
+    speakers: list[str]
+    biases: np.ndarray
+    weights: np.ndarray
+    speaker_biases: np.ndarray
+    report: AdaptationReport
+
+    def apply(self, logits: np.ndarray, embedding: np.ndarray, speakers: Sequence | None = None) -> np.ndarray:
+        """(N, C) logits of recordings with these trained logits and label embedding."""
+        corrected = _with_new_labels(logits, len(self.labels)) + embedding @ self.weights.T + self.biases
+        if speakers is not None and self.speakers:
+            places = {name: place for place, name in enumerate(self.speakers)}
+            rows = np.array([places.get(str(name), -1) for name in speakers])
+            corrected += np.vstack([self.speaker_biases, np.zeros_like(self.biases)])[rows]
+        return corrected
+
+
+@dataclass
+class Evidence:
+    """N recordings as a model heard them: trained logits (N, C), label embedding in blocks (N, E_b), weights (N,) of at
+    most 1, label and speaker of each or None."""
+
+    logits: np.ndarray
+    blocks: list[np.ndarray]
+    weights: np.ndarray
+    labels: list[str | None]
+    speakers: list[str] | None = None
+
+    @property
+    def embedding(self) -> np.ndarray:
+        return np.concatenate(self.blocks, axis=1)
+
+
+def correct(evidence: Evidence, config, mix, kept_weights: np.ndarray | None = None) -> Correction:
+    """The correction by the evidence, each part as strong as the config's priors let it be.
+
+    Args:
+        mix: expected shares by label as [`expected_mix`] takes them.
+        kept_weights: (C, E) of labels learned earlier; they stay where there are no labels now.
+    """
+    new = [name for name in dict.fromkeys(evidence.labels) if name is not None and name not in config.labels]
+    labels = [*config.labels, *new]
+    known = [row for row, name in enumerate(evidence.labels) if name is not None]
+    logits = _with_new_labels(evidence.logits, len(labels))
+    targets = np.zeros_like(logits)
+    targets[known, [labels.index(evidence.labels[row]) for row in known]] = 1
+    weights = np.zeros((len(labels), evidence.embedding.shape[1]))
+    biases = np.zeros(len(labels))
+    if kept_weights is not None:
+        weights[: len(kept_weights)] = kept_weights
+    if known:
+        weights, biases = _by_labels(evidence, logits, targets, known, config)
+    logits = logits + evidence.embedding @ weights.T
+    strength = config.balanced_strength if mix == "balanced" else 1.0
+    mix = expected_mix(mix, labels)
+    used = np.arange(len(logits)) if mix is not None else np.array(known, int)
+    if mix is not None:
+        targets[np.setdiff1d(used, known)] = mix
+        settings = {"targets": targets, "weights": evidence.weights, "center": biases, "strength": strength}
+        biases = class_biases(logits, mix, config.adaptation_prior, **settings)
+    speakers, of_speakers = _by_speaker(evidence, logits, targets, mix, biases, strength, config)
+    found = Correction(labels, speakers, biases, weights, of_speakers, None)
+    found.report = _report(evidence, found, mix, strength, len(known), config)
+    return found
+
+
+def _with_new_labels(logits: np.ndarray, n_labels: int) -> np.ndarray:
+    missing = n_labels - logits.shape[1]
+    return np.pad(logits - log_sum_exp(logits)[:, None], ((0, 0), (0, missing))) if missing else logits
+
+
+def _by_labels(evidence: Evidence, logits, targets, known, config) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and biases by the recordings with a label, beside one that the model predicts rightly as it is: at the
+    training data's mean, which keeps the new from being said of everything."""
+    scales = [np.sqrt(np.square(block[known]).sum(1).mean() * len(evidence.blocks)) for block in evidence.blocks]
+    columns = np.repeat(1 / np.maximum(scales, 1e-6), [block.shape[1] for block in evidence.blocks])
+    rows = np.vstack([evidence.embedding[known] * columns, np.zeros(len(columns))])
+    n_trained = evidence.logits.shape[1]
+    typical = logits[known].mean(0)
+    usual = np.append(softmax(typical[:n_trained]), np.zeros(len(typical) - n_trained))
+    found = label_correction(
+        np.vstack([logits[known], typical]),
+        np.vstack([targets[known], usual]),
+        rows,
+        config.label_ridge,
+        np.append(evidence.weights[known], config.adaptation_prior),
+    )
+    return found[0] * columns, found[1]
+
+
+def _by_speaker(evidence: Evidence, logits, targets, mix, biases, strength, config) -> tuple[list[str], np.ndarray]:
+    if evidence.speakers is None or mix is None:
+        return [], np.zeros((0, len(biases)))
+    speakers = list(dict.fromkeys(evidence.speakers))
+    found = np.zeros((len(speakers), len(biases)))
+    for place, name in enumerate(speakers):
+        rows = np.array([other == name for other in evidence.speakers])
+        own = class_biases(
+            logits[rows],
+            mix,
+            config.speaker_prior,
+            targets=targets[rows],
+            weights=evidence.weights[rows],
+            center=biases,
+            strength=strength,
+            start=biases,
+        )
+        found[place] = own - biases
+    return speakers, found
+
+
+def _report(evidence: Evidence, found: Correction, mix, strength, n_labelled: int, config) -> AdaptationReport:
+    n_trained = evidence.logits.shape[1]
+    names, total = found.labels, float(evidence.weights.sum())
+    before = softmax(evidence.logits).mean(0)
+    after = softmax(found.apply(evidence.logits, evidence.embedding, evidence.speakers)).mean(0)
+    strengths = {}
+    if mix is not None:
+        strengths["biases"] = strength * _strength(total, config.adaptation_prior)
+    if found.speakers:
+        strengths["speakers"] = strength * _strength(total / len(found.speakers), config.speaker_prior)
+    if n_labelled:
+        strengths["labels"] = _strength(n_labelled, config.adaptation_prior)
+
+    def by_label(values):
+        return {name: round(float(value), 4) for name, value in zip(names, values, strict=False)}
+
+    return AdaptationReport(
+        n_recordings=len(evidence.logits),
+        evidence=round(total, 2),
+        n_speakers=len(found.speakers),
+        n_labelled=n_labelled,
+        added_labels=names[config.n_trained_labels :],
+        expected=None if mix is None else by_label(mix),
+        before=by_label(before[:n_trained]),
+        after=by_label(after),
+        biases=by_label(found.biases),
+        strength=strengths,
+    )
+
+
+def _strength(evidence: float, prior: float) -> float:
+    return round(evidence / max(evidence + prior, 1e-12), 3)
+
+
+# --- recordings in, an adapted model out ---
+
+
+def adapt(model, recordings, expected="balanced", speakers=None, labels=None, sampling_rate=None) -> AdaptationReport:
+    """As [`EdrlMeaForAudioClassification.adapt`], of a `model`; returns the report."""
+    recordings = _as_list(recordings)
+    labels = _labels_of(recordings, labels)
+    speakers = _speakers_of(recordings, speakers)
+    known = dict.fromkeys([*model.config.labels, *(name for name in labels if name is not None)])
+    expected_mix(expected, list(known))  # before the recordings are read
+    statistics, kept, weights = _embedded(model, recordings, sampling_rate)
+    evidence = evidence_of(model, statistics, weights)
+    evidence.labels = [labels[row] for row in kept]
+    evidence.speakers = [speakers[row] for row in kept] if speakers else None
+    found = correct(evidence, model.config, expected, model.output_adaptation.weights.double().cpu().numpy())
+    found.report.n_left_out = len(recordings) - len(kept)
+    install(model, found)
+    return found.report
+
+
+@torch.no_grad()
+def evidence_of(model, statistics: torch.Tensor, weights: np.ndarray | None = None) -> Evidence:
+    """What a model hears in layer statistics (N, L+1, S'), without labels."""
+    logits, blocks = [], []
+    was_training = model.training
+    model.eval()
+    for part in statistics.split(EMBEDDED_AT_ONCE * 8):
+        output, trained = model.run_trained(layer_statistics=part.to(model.device))
+        logits.append(trained.double().cpu().numpy())
+        blocks.append([block.double().cpu().numpy() for block in model.label_embedding(output)])
+    model.train(was_training)
+    blocks = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    weights = np.ones(len(statistics)) if weights is None else weights
+    return Evidence(np.concatenate(logits), blocks, weights, [None] * len(statistics))
+
+
+def install(model, found: Correction) -> None:
+    """Put a correction into the model, its sizes and report into the config."""
+    _resize(model, found.labels, found.speakers)
+    model.config.adaptation = found.report.to_dict()
+    for name, buffer in model.output_adaptation.named_buffers():
+        buffer.copy_(torch.from_numpy(getattr(found, name)))
+
+
+def forget(model) -> None:
+    """As [`EdrlMeaForAudioClassification.forget_adaptation`], of a `model`."""
+    _resize(model, model.config.labels[: model.config.n_trained_labels], [])
+    model.config.adaptation = None
+
+
+def _resize(model, labels: Sequence[str], speakers: Sequence[str]) -> None:
+    """A correction of nothing, for these labels and speakers."""
+    config = model.config
+    added = list(labels)[config.n_trained_labels :]
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    config.added_labels, config.adapted_speakers = added, list(speakers)
+    model.output_adaptation = OutputAdaptation(config).to(model.output_adaptation.biases.device)
+
+
+def _as_list(recordings) -> Sequence:
+    if isinstance(recordings, (str, os.PathLike)) and os.path.isdir(recordings):
+        recordings = find_audio(recordings)
+    elif isinstance(recordings, (str, os.PathLike, bytes, Mapping)) or not isinstance(recordings, Iterable):
+        raise ValueError(f"Give a list of recordings, a folder or a dataset, not {recordings!r:.60}.")
+    if hasattr(recordings, "column_names"):  # a dataset of the library `datasets`
+        if "audio" not in recordings.column_names:
+            raise ValueError(f"The dataset has the columns {recordings.column_names}; rename the recordings' to audio.")
+        recordings = recordings["audio"]
+    return recordings if hasattr(recordings, "__getitem__") and hasattr(recordings, "__len__") else list(recordings)
+
+
+def _labels_of(recordings: Sequence, labels) -> list[str | None]:
+    """One a recording; None where there is none."""
+    if labels is None:
+        return [None] * len(recordings)
+    if isinstance(labels, Mapping):
+        paths = [os.fspath(one) if isinstance(one, (str, os.PathLike)) else None for one in recordings]
+        given = {os.fspath(path): label for path, label in labels.items()}
+        strange = [path for path in given if path not in paths]
+        if strange:
+            raise ValueError(f"labels names {strange[0]!r}, which is none of the {len(recordings)} recordings.")
+        labels = [given.get(path) for path in paths]
+    labels = list(labels)
+    if len(labels) != len(recordings):
+        raise ValueError(
+            f"{len(labels)} labels for {len(recordings)} recordings: give one each, None where it is not known, or a "
+            "mapping from paths."
+        )
+    for label in labels:
+        if label is not None and not (isinstance(label, str) and label.strip()):
+            raise ValueError(f"labels has {label!r}: a label is a word, or None where it is not known.")
+    return labels
+
+
+def _speakers_of(recordings: Sequence, speakers) -> list[str] | None:
+    if speakers is None:
+        return None
+    speakers = list(speakers)
+    if len(speakers) != len(recordings) or not all(isinstance(name, Hashable) for name in speakers):
+        raise ValueError(f"{len(speakers)} speakers for {len(recordings)} recordings: name one each.")
+    return [str(name) for name in speakers]
+
+
+def _embedded(model, recordings: Sequence, sampling_rate) -> tuple[torch.Tensor, list[int], np.ndarray]:
+    """Statistics of the usable recordings, their numbers, and how much each counts."""
+    rate = sampling_rate or model.config.sampling_rate
+    parts, kept, seconds = [], [], []
+    for start in range(0, len(recordings), EMBEDDED_AT_ONCE):
+        waveforms = []
+        for number in range(start, min(start + EMBEDDED_AT_ONCE, len(recordings))):
+            waveform = load_recording(recordings[number], rate, name=f"recording {number}")
+            if is_usable(waveform, rate):
+                waveforms.append(waveform)
+                kept.append(number)
+                seconds.append(len(waveform) / rate)
+        if waveforms:
+            parts.append(model.embed_recordings(waveforms, rate))
+    if not kept:
+        raise ValueError(
+            f"None of the {len(recordings)} recordings can be used: give at least one of {SHORTEST_SECONDS} s or more "
+            f"that is louder than {SILENT_DB:g} dB of full scale."
+        )
+    statistics = torch.cat(parts)
+    weights = np.minimum(1, np.array(seconds) / FULL_SECONDS) / _copies(statistics)
+    return statistics, kept, weights
+
+
+def is_usable(waveform: np.ndarray, rate: float) -> bool:
+    """Whether a recording can hold a voice: long enough, and not silent."""
+    power = np.mean(np.square(waveform, dtype=np.float64)) if len(waveform) else 0.0
+    return len(waveform) >= SHORTEST_SECONDS * rate and power > 10 ** (SILENT_DB / 10)
+
+
+def _copies(statistics: torch.Tensor) -> np.ndarray:
+    """(N,) how often each recording is there."""
+    _, places, counts = np.unique(
+        statistics.flatten(1).numpy().round(4), axis=0, return_inverse=True, return_counts=True
+    )
+    return counts[places.ravel()]
+
+
+def adapt_folder(model, recordings, output, expected="balanced", labels=None, speakers=None) -> AdaptationReport:
+    """Adapt the model at `model`, a folder or Hub id, to a folder or list of recordings, and save it in `output`, with
+    the report as adaptation.json. What `edrl-mea adapt` calls; raises as [`adapt`] does."""
+    from .modeling_edrl_mea import EdrlMeaForAudioClassification
+
+    recordings = _as_list(recordings)
+    if not len(recordings):
+        raise ValueError("There is no recording to adapt to.")
+    loaded = EdrlMeaForAudioClassification.from_pretrained(model).eval()
+    report = adapt(loaded, recordings, expected, speakers, labels)
+    loaded.save_pretrained(output)
+    with open(os.path.join(output, "adaptation.json"), "w", encoding="utf-8") as file:
+        json.dump(report.to_dict(), file, ensure_ascii=False, indent=1)
+    return report
