@@ -460,6 +460,7 @@ def parse_arguments(argv=None):
     add("--cache", help="where decoded audio goes (default: OUTPUT/cache)")
     add("--opensmile", action="store_true", help="also predict ComParE's descriptors and functionals")
     add("--backbone", help="folder of a backbone whose weights and sizes to start from")
+    add("--frozen", nargs="*", default=[], help="beginnings of names of the backbone's weights that stay as they are")
     add("--teacher", help="folder or Hub id of a pretrained speech encoder to learn from")
     add("--rooms", nargs="*", default=[], help="folders of room impulse responses, for the student alone")
     budget = parser.add_mutually_exclusive_group(required=True)
@@ -528,6 +529,8 @@ def main(argv=None):
     model = Pretraining(config, targets, functionals.shape[1] if args.opensmile else 0, args, teacher)
     if args.backbone:
         model.backbone.load_state_dict(WavLMModel.from_pretrained(args.backbone, dtype=torch.float32).state_dict())
+    for name, weight in model.backbone.named_parameters():
+        weight.requires_grad_(not name.startswith(tuple(args.frozen)))
     accelerator.print(f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M parameters")
     Run(args, accelerator, model).train(streams[accelerator.process_index])
 
