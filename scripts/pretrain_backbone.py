@@ -18,8 +18,9 @@ n alone, so that a run resumed after a kill goes on with the batches it would ha
 With `--teacher DIR_OR_HUB_ID`, any speech encoder that the package takes as a backbone, frames and recordings are also
 to be what the teacher's layers say of the clean recording (Chang et al. 2022, DistilHuBERT, arXiv:2110.01900, of whom
 the frames' part is): a teacher's answers cost no labels, so speech is varied too (`--varied_share`), for both.
-With a network, `--teacher microsoft/wavlm-base-plus` does this with a larger teacher. A Whisper encoder's own weights
-make a better start than any other: see `wavlm_from_whisper.py`.
+With a network, `--teacher microsoft/wavlm-base-plus` does this with a larger teacher. `wavlm_from_whisper.py` writes a
+Whisper encoder as a WavLM to start from; keep its front as it is (`--frozen feature_extractor feature_projection
+encoder.pos_conv_embed`), whose large constants Adam's first steps would upset.
 
 `accelerate launch scripts/pretrain_backbone.py ...` for several GPUs. Run the same command again to resume;
 `--backbone DIR` starts from the weights of a finished backbone instead of random ones.
