@@ -243,3 +243,14 @@ def test_a_whisper_written_as_a_wavlm_says_nearly_the_same(teachers, tmp_path):
         (1, 2, 3)
     )
     assert (error < 0.1).all(), error
+
+
+def test_frozen_weights_stay_as_they_are(folders, tmp_path):
+    pretraining.main(arguments(folders, tmp_path / "first", "--steps", "1"))
+    start = tmp_path / "first" / "backbone"
+    more = ("--steps", "3", "--backbone", str(start), "--frozen", "feature_extractor", "encoder.pos_conv_embed")
+    pretraining.main(arguments(folders, tmp_path / "second", *more))
+    before, after = (WavLMModel.from_pretrained(run).state_dict() for run in (start, tmp_path / "second" / "backbone"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(("feature_extractor", "encoder.pos_conv_embed"))} <= same
+    assert "encoder.layers.0.attention.q_proj.weight" not in same

@@ -113,3 +113,24 @@ def test_backbones_of_the_same_name_keep_their_own_rows(backbone, tmp_path):
     shutil.copytree(backbone, other)
     options = probing.parse_arguments([str(backbone), str(other), "--corpora", "c", "--noise", "n", "--no-opensmile"])
     assert list(probing.kinds_of_features(options)) == [str(backbone), str(other), "untrained"]
+
+
+def test_class_biases_make_the_mean_prediction_uniform():
+    rng = np.random.default_rng(0)
+    emotions = np.arange(400) % 4
+    features = np.eye(4)[emotions] + 0.3 * rng.standard_normal((400, 4))
+    probe = probing.Probe().fit(features, emotions, np.arange(400) % 7)
+    elsewhere = features + np.array([1.2, 0, 0, 0])  # as a microphone would
+    plain, adapted = probe.predict(elsewhere), probe.predict_adapted(elsewhere)
+    assert np.bincount(plain).max() > 150 and np.ptp(np.bincount(adapted, minlength=4)) < 40
+    assert (adapted == emotions).mean() > (plain == emotions).mean() + 0.1
+
+
+def test_a_corpus_left_out_is_judged_as_it_is_and_adapted(backbone, corpus_folder, noise_folder, tmp_path, capsys):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        shutil.copytree(corpus_folder, folder)
+    arguments = [str(backbone), "--corpora", *map(str, folders), "--noise", str(noise_folder), "--at_most", "16"]
+    probing.main([*arguments, "--cache", str(tmp_path / "cache"), "--no-opensmile", "--no-untrained"])
+    printed = capsys.readouterr().out
+    assert "left out of training" in printed and "0 dB adapted: a / b / c; mean" in printed
