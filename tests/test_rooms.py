@@ -10,7 +10,7 @@ PACKAGES = ("modeling_edrl_mea", "train", "hub_card")
 # Rooms from the top down; one may import those below it. What is not listed is a room of its own name's folder.
 FLOORS = (
     ("train.run", "train.benchmark"),
-    ("train.trainer", "train.model_setup", "train.arguments", "train.training_log"),
+    ("train.trainer", "train.model_setup", "train.arguments", "train.help", "train.training_log"),
     ("train.closed_form", "train.run_folder", "train.evaluation"),
     ("train.data",),
     ("train.degradation",),

@@ -289,7 +289,7 @@ def test(trainer: EdrlMeaTrainer, validation: SpeechDataset, test_set, others, a
     """The report on clean, noisy and other corpora's speech; its temperature is fitted on validation speakers."""
     model, labels = trainer.model, trainer.model.config.labels
     held_out = trainer.embed(model, validation)
-    temperature = fit_temperature(held_out.labels.numpy(), evaluate(model, held_out).probabilities)
+    temperature = fit_temperature(held_out.labels.numpy(), evaluate(model, held_out).probabilities, held_out.speakers)
     trained_on = sorted(set(validation.dataset["corpus"]))
     cache, rows = trainer.cache(), []
 

@@ -120,7 +120,8 @@ class Recipe:
     def _predictions(self, model, trial: Trial, data: BenchmarkData, conditions, validation) -> TrialPredictions:
         found = TrialPredictions()
         if validation is not None:
-            temperature = fit_temperature(validation.labels.numpy(), predict(model, validation))
+            predicted = predict(model, validation)
+            temperature = fit_temperature(validation.labels.numpy(), predicted, validation.speakers)
         for corpus, rows in trial.tests.items():
             speakers = np.array(data.corpora[corpus]["speaker"])[rows]
             for condition in conditions:

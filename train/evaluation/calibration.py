@@ -2,9 +2,12 @@
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from sklearn.model_selection import GroupKFold
 
 TEMPERATURES = (0.05, 20.0)  # searched between; beyond them probabilities are one-hot or flat
-SMALLEST = 1e-12  # probability: float32 softmax can say 0, whose logarithm no temperature moves
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the likeliest log temperature
+MOST_FOLDS = 10  # of speakers, over which the share is chosen
+SMALLEST = 1e-12  # probability: float32 softmax can give 0, whose logarithm no temperature moves
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
@@ -21,8 +24,11 @@ def negative_log_likelihood(references: np.ndarray, probabilities: np.ndarray) -
     return float(-np.log(np.maximum(right, SMALLEST)).mean())
 
 
-def fit_temperature(references, probabilities) -> float:
-    """The temperature under which held-out references (N,) are likeliest given probabilities (N, C).
+def fit_temperature(references, probabilities, speakers) -> float:
+    """The temperature for held-out references (N,) given probabilities (N, C), shrunk towards 1.
+
+    log T is the likeliest one times a share of [`SHARES`], the share under which temperatures fitted on some of the
+    speakers (N,) make the others likeliest. One speaker says nothing of others: T is 1.
 
     Fit it on speakers that neither training nor the test has: on training speakers a model is right too often.
     ValueError where there is no recording.
@@ -30,6 +36,20 @@ def fit_temperature(references, probabilities) -> float:
     references, probabilities = np.asarray(references), np.asarray(probabilities)
     if not len(references):
         raise ValueError("A temperature needs recordings to be fitted on, and there are none.")
+    groups = np.unique(np.asarray(speakers), return_inverse=True)[1]
+    if groups.max() == 0:
+        return 1.0
+    losses = np.zeros(len(SHARES))
+    for seen, unseen in GroupKFold(min(groups.max() + 1, MOST_FOLDS)).split(references, groups=groups):
+        temperature = likeliest_temperature(references[seen], probabilities[seen])
+        for place, share in enumerate(SHARES):
+            scaled = with_temperature(probabilities[unseen], temperature**share)
+            losses[place] += len(unseen) * negative_log_likelihood(references[unseen], scaled)
+    return likeliest_temperature(references, probabilities) ** SHARES[int(losses.argmin())]
+
+
+def likeliest_temperature(references: np.ndarray, probabilities: np.ndarray) -> float:
+    """The temperature under which references (N,) are likeliest given probabilities (N, C)."""
 
     def loss(log_temperature):
         return negative_log_likelihood(references, with_temperature(probabilities, np.exp(log_temperature)))
@@ -43,12 +63,13 @@ def cross_fitted_temperatures(references, probabilities, speakers, seed: int = 0
 
     For models that come with no validation speakers of their own. ValueError where there are fewer than two speakers.
     """
-    names, ids = np.unique(np.asarray(speakers), return_inverse=True)
+    references, probabilities, speakers = np.asarray(references), np.asarray(probabilities), np.asarray(speakers)
+    names, ids = np.unique(speakers, return_inverse=True)
     if len(names) < 2:
         raise ValueError("Cross-fitting a temperature needs at least two speakers.")
     half = np.random.default_rng(seed).permutation(len(names))[ids] % 2
     temperatures = np.empty(len(ids))
     for part in (0, 1):
-        others = half != part
-        temperatures[~others] = fit_temperature(np.asarray(references)[others], np.asarray(probabilities)[others])
+        seen = half != part
+        temperatures[~seen] = fit_temperature(references[seen], probabilities[seen], speakers[seen])
     return temperatures
