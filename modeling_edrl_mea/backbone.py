@@ -43,11 +43,11 @@ def load_backbone(checkpoint: str | os.PathLike) -> nn.Module:
     loader = LengthAwareWavLM if config.model_type == "wavlm" else AutoModel
     pretrained, report = loader.from_pretrained(checkpoint, dtype="float32", output_loading_info=True)
     weights = pretrained.state_dict()
-    if config.model_type != "wavlm":
-        place = "" if config.model_type == "whisper" else "model."
-        weights = {place + name: value for name, value in weights.items()}
+    place = "" if config.model_type in ("wavlm", "whisper") else "model."
+    weights = {place + name: value for name, value in weights.items()}
     wanted = backbone.state_dict().keys()
-    lacking = [name for name in report["missing_keys"] if name in wanted and not name.endswith("masked_spec_embed")]
+    missing = [place + name for name in report["missing_keys"]]
+    lacking = [name for name in missing if name in wanted and not name.endswith("masked_spec_embed")]
     if lacking or not wanted <= weights.keys():
         raise ValueError(f"{checkpoint} is no whole {config.model_type} checkpoint: it lacks {lacking[:3]} …")
     backbone.load_state_dict({name: weights[name] for name in wanted})

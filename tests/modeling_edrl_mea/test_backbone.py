@@ -220,7 +220,7 @@ def test_lora_trains_and_merges(model, encoder):
     targets = ["linear_q", "linear_v"] if encoder in ("Wav2Vec2-BERT", "Wav2Vec2-Conformer") else ["q_proj", "v_proj"]
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
     batch = inputs_of(model, [recording[: 6000 - 900 * i] for i, recording in enumerate(noise_recordings(2))])
-    adapted.train()(**batch, labels=torch.tensor([0, 1])).loss.backward()
+    adapted.eval()(**batch, labels=torch.tensor([0, 1])).loss.backward()  # training may drop a layer
     assert all(p.grad is not None and p.grad.any() for n, p in adapted.named_parameters() if "lora_A" in n)
     with torch.no_grad():
         expected = adapted.eval()(**batch).logits
