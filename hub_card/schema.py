@@ -57,7 +57,7 @@ MODEL = _object(
         },
     },
     {
-        "adapted": {"type": "boolean", "description": "standardization re-estimated from each test's own recordings"},
+        "adapted": {"type": "boolean", "description": "adapted to each test's own recordings without their labels"},
         "settings": _mapping({}, "a recipe's settings that differ from the defaults"),
     },
 )

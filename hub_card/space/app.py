@@ -6,7 +6,7 @@ import os
 
 import gradio as gr
 import numpy as np
-from hearing import NOISES, as_mono, deciding_blocks, scores, verdict, with_noise
+from hearing import NOISES, adapted, as_mono, deciding_blocks, scores, verdict, with_noise
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForAudioClassification
 
@@ -39,27 +39,34 @@ def load(name: str):
 def build(model, name: str) -> gr.Blocks:
     """The page around a loaded model."""
 
-    def listen(recording, snr_db, kind):
+    def listen(recording, snr_db, kind, own):
         waveform, rate = _checked(recording)
-        before = _answered(scores, model, waveform, rate)
-        decided = deciding_blocks(model, waveform, rate)
-        return before, *_noisy(waveform, rate, before, snr_db, kind), _blocks_plot(*decided), over_time(waveform, rate)
+        before = _answered(scores, own or model, waveform, rate)
+        decided = deciding_blocks(own or model, waveform, rate)
+        noisy = _noisy(waveform, rate, before, snr_db, kind, own)
+        return before, *noisy, _blocks_plot(*decided), over_time(waveform, rate, own)
 
-    def add_noise(recording, snr_db, kind):
+    def add_noise(recording, snr_db, kind, own):
         if recording is None:
             return None, None, ""
         waveform, rate = _checked(recording)
-        return _noisy(waveform, rate, _answered(scores, model, waveform, rate), snr_db, kind)
+        return _noisy(waveform, rate, _answered(scores, own or model, waveform, rate), snr_db, kind, own)
 
-    def _noisy(waveform, rate, before, snr_db, kind):
+    def adapt_to(files):
+        if not files:
+            return None, ""
+        own = _answered(adapted, model, files)
+        return own, f"```\n{own.adaptation}\n```"
+
+    def _noisy(waveform, rate, before, snr_db, kind, own):
         mixed = with_noise(waveform, snr_db, kind)
-        after = scores(model, mixed, rate)
+        after = scores(own or model, mixed, rate)
         return after, (rate, (mixed * 32767).astype(np.int16)), verdict(before, after)
 
-    def over_time(waveform, rate):
+    def over_time(waveform, rate, own):
         figure = Figure(figsize=(9, 3), layout="constrained")
         axes = figure.add_subplot()
-        model.predict_timeline(waveform, rate, hop_s=0.5).plot(axes)
+        (own or model).predict_timeline(waveform, rate, hop_s=0.5).plot(axes)
         short = f": under {LONG:g} s there is little to see" if len(waveform) < LONG * rate else ""
         axes.set_title(f"Over time{short}", loc="left")
         return figure
@@ -68,7 +75,7 @@ def build(model, name: str) -> gr.Blocks:
         gr.Markdown(ABOUT.format(name=name))
         with gr.Row():
             with gr.Column():
-                recording = gr.Audio(sources=["upload", "microphone"], type="numpy", label="Speech")
+                recording = gr.Audio(sources=["upload", "microphone"], type="numpy", label="Speech", elem_id="speech")
                 button = gr.Button("Listen", variant="primary", elem_id="listen")
                 heard = gr.Label(label="As recorded", elem_id="heard")
             with gr.Column():
@@ -77,12 +84,18 @@ def build(model, name: str) -> gr.Blocks:
                 said = gr.Markdown(elem_id="verdict")
                 noisy = gr.Label(label="With noise", elem_id="noisy")
                 mixed = gr.Audio(label="What the model heard then", interactive=False)
+        with gr.Accordion("My recordings", open=False):
+            gr.Markdown("Some recordings of yours, of mixed emotions: the model adapts to them, for you alone.")
+            files = gr.File(file_count="multiple", file_types=["audio"], label="Recordings", elem_id="mine")
+            report = gr.Markdown(elem_id="report")
+        own = gr.State()
         blocks = gr.Plot(show_label=False)  # Gradio's label would cover a corner of the figure
         curve = gr.Plot(show_label=False)
         answers = [noisy, mixed, said]
-        button.click(listen, [recording, snr, kind], [heard, *answers, blocks, curve])
-        snr.release(add_noise, [recording, snr, kind], answers)
-        kind.change(add_noise, [recording, snr, kind], answers)
+        files.change(adapt_to, files, [own, report])
+        button.click(listen, [recording, snr, kind, own], [heard, *answers, blocks, curve])
+        snr.release(add_noise, [recording, snr, kind, own], answers)
+        kind.change(add_noise, [recording, snr, kind, own], answers)
     return page
 
 

@@ -1,5 +1,7 @@
 """What the demo asks of a model: scores, scores over time, what decided, and the same with noise mixed in."""
 
+import copy
+
 import numpy as np
 
 NOISES = ("pink", "white", "like this speech")
@@ -32,6 +34,11 @@ def deciding_blocks(model, waveform: np.ndarray, rate: int) -> tuple[str, dict[s
     """The winning emotion, and what each block of the embedding gives to its logit."""
     explanation = model.explain({"array": waveform, "sampling_rate": rate})
     return explanation["label"], explanation["logit_contributions"]
+
+
+def adapted(model, files: list[str]):
+    """A model for one visitor, adapted to files of theirs; the backbone stays everybody's, and so does `model`."""
+    return copy.deepcopy(model, {id(model.backbone): model.backbone}).adapt(files)
 
 
 def with_noise(waveform: np.ndarray, snr_db: float, kind: str, seed: int = 0) -> np.ndarray:

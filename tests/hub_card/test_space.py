@@ -76,6 +76,15 @@ def test_gradios_recordings_are_read_whatever_their_form(speech):
         hearing.as_mono((16_000, np.array([])))
 
 
+def test_a_visitors_recordings_adapt_a_model_of_their_own(model, tmp_path):
+    files = [str(tmp_path / f"{number}.wav") for number in range(3)]
+    for file, recording in zip(files, noise_recordings(3, seconds=1.0, seed=5), strict=True):
+        soundfile.write(file, recording, 16_000)
+    own = hearing.adapted(model, files)
+    assert own.adaptation.n_recordings == 3 and own.backbone is model.backbone
+    assert model.adaptation is None and model.output_adaptation.is_idle
+
+
 def test_the_verdict_says_whether_the_prediction_holds():
     before = {"anger": 0.8, "neutral": 0.2}
     assert "holds:** anger, 80% without and 60%" in hearing.verdict(before, {"anger": 0.6, "neutral": 0.4})
@@ -150,9 +159,11 @@ def test_a_recording_is_uploaded_heard_and_heard_again_in_noise(page_address, br
     soundfile.write(tmp_path / "speech.wav", recording, 16_000)
     page = browser_page
     page.goto(page_address)
-    page.wait_for_selector("input[type=file]", state="attached")
-    page.set_input_files("input[type=file]", str(tmp_path / "speech.wav"))
-    page.wait_for_selector("input[type=file]", state="detached")  # the player takes its place when it has arrived
+    page.wait_for_selector("#speech input[type=file]", state="attached")
+    page.set_input_files("#speech input[type=file]", str(tmp_path / "speech.wav"))
+    page.wait_for_selector(
+        "#speech input[type=file]", state="detached"
+    )  # the player takes its place when it has arrived
     page.click("#listen")
     page.wait_for_function("document.querySelector('#verdict')?.innerText.includes('prediction')")
     page.wait_for_function("document.querySelectorAll('img').length >= 2")

@@ -19,7 +19,7 @@ CLASSES, WIDTH, BLOCK = 3, 10, 4
 
 def disentanglement(**settings) -> EmotionDisentanglement:
     defaults = {f"{name}_weight": 1.0 for name in LOSSES} | {
-        "num_labels": CLASSES,
+        "n_trained_labels": CLASSES,
         "disentanglement_input_size": WIDTH,
         "block_size": BLOCK,
         "mixup_alpha": 0.4,
