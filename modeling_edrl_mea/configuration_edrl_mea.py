@@ -54,7 +54,8 @@ class EdrlMeaConfig(PreTrainedConfig):
         standardization_clip: standard deviations at which standardized statistics are cut off, so that one broken
             recording does not dominate a covariance.
         adaptation_prior: recordings that count for the class biases as they are, against those that `adapt` is given;
-            like the next three chosen by cross-validation over training corpora (scripts/benchmark_adaptation.py).
+            like the next three set after trials on corpora left out of training, test results included;
+            scripts/benchmark_adaptation.py chooses them anew by the training corpora alone.
         balanced_strength: share of the way that `adapt` goes to a "balanced" mix, which nobody has counted: all of it
             gains no more where the mix is balanced, and harms where it is not. Shares that the user gives are gone to
             in full.
