@@ -463,7 +463,8 @@ def read(options):
     recipe = Recipe("recipe", options.recipe, classes, "four_emotions", cache / "embeddings")
     augmentation = Augmentation(options.noise, None, seed=0) if recipe.noisy_copies else None
     data = BenchmarkData({**corpora, **later}, recipe.cache, augmentation)
-    noise = next(one for one in corruptions(options.noise, None, levels=(3,)) if one.name.startswith("noise_esc"))
+    noises = [one for one in corruptions(options.noise, None, levels=(3,)) if one.name.startswith("noise_")]
+    noise = min(noises, key=lambda one: "esc" not in one.name)
     return Study(corpora, later, recipe, data, noise)
 
 
@@ -472,9 +473,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--corpus", action="append", required=True, help="as train/run.py's --dataset_name; four or more"
     )
-    parser.add_argument(
-        "--noise", required=True, help="folder of noise recordings with ESC-10's or ESC-50's among them"
-    )
+    parser.add_argument("--noise", required=True, help="folder of noise recordings; of several sources ESC's")
     parser.add_argument(
         "--recipe", default="train/configs/compact.yaml", help="YAML file with settings of train/run.py"
     )

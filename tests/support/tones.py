@@ -8,12 +8,13 @@ import torch
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 EMOTIONS = {"anger": 600.0, "happiness": 400.0, "neutral": 200.0, "sadness": 100.0}  # Hz
+PITCHES = {**EMOTIONS, "fear": 800.0}  # which only some corpora have
 
 
 def tone(emotion: str, speaker: int, take: int, corpus: str = "") -> np.ndarray:
     rng = np.random.default_rng([len(emotion), speaker, take, *corpus.encode()])
     seconds = np.arange(6000) / 16_000
-    pitch = EMOTIONS[emotion] * (1 + 0.02 * speaker)
+    pitch = PITCHES[emotion] * (1 + 0.02 * speaker)
     return (0.3 * np.sin(2 * np.pi * pitch * seconds) + 0.02 * rng.standard_normal(6000)).astype(np.float32)
 
 
