@@ -39,6 +39,9 @@ class Contender(Protocol):
         """Those of the planned trials that it takes part in, or its own. `test_rows`: of corpora that a list narrows
         for models that are not trained here."""
 
+    def notes(self, corpora: Mapping) -> list[str]:
+        """What it was trained on before, as far as that touches the tests; for the report."""
+
     def run(self, trial: Trial, data: "BenchmarkData", conditions: Sequence) -> "TrialPredictions":
         """Its predictions for the trial's tests in each condition."""
 
