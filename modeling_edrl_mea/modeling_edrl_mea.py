@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -455,6 +455,7 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
     @torch.no_grad()
     def embed_recordings(self, recordings: Sequence, sampling_rate: int | None = None) -> torch.Tensor:
         """Layer statistics (N, L+1, S'), on the CPU, of recordings as [`load_recording`] takes them."""
+        recordings = list(recordings) if isinstance(recordings, Iterator) else recordings
         if isinstance(recordings, (str, os.PathLike, bytes)) or not len(recordings):
             raise ValueError(f"Give a list of at least one recording, not {recordings!r:.60}.")
         extract, was_training = self.feature_extractor(), self.training

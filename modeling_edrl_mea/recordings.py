@@ -1,7 +1,13 @@
 """Recordings as arrays: found in folders, decoded, mixed to mono and brought to one rate, or refused with a clear
-error."""
+error.
 
+Whatever takes a recording reads it here, but `pipeline(path)`, which transformers decodes by the ffmpeg program. Needs
+NumPy, soundfile and soxr alone, so that scripts/classify_onnx.py reads by it without torch.
+"""
+
+import functools
 import io
+import logging
 import os
 import shutil
 import stat
@@ -12,7 +18,6 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
-from transformers.utils import logging
 
 try:
     import soundfile
@@ -23,7 +28,7 @@ try:
 except ImportError:
     soxr = None
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SAMPLING_RATE = 16_000  # Hz, of every model's input
 MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
@@ -45,8 +50,9 @@ class RecordingError(ValueError):
 
 
 def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "recording") -> np.ndarray:
-    """A recording from a path, bytes, an array (at `sampling_rate`), or a dict as `datasets` makes it
-    (`{"array", "sampling_rate"}`, `{"bytes", "path"}`), as float32 (n,) mono at `sampling_rate` Hz.
+    """A recording from a path, bytes, an open file, an array (at `sampling_rate`), or what `datasets` makes of one
+    (`{"array", "sampling_rate"}`, `{"bytes", "path"}`, torchcodec's decoder), as float32 (n,) mono at `sampling_rate`
+    Hz.
     `name` is what errors call a recording that has no path.
 
     Raises `RecordingError`, naming the file and the remedy, for what is missing, does not decode, is empty or holds
@@ -64,11 +70,24 @@ def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "reco
         if not content and not path:
             raise RecordingError(f"{name} with the keys {sorted(source)}: none of array, bytes or path is filled.")
         source, name = content or path, str(path or name)
+    if is_open_file(source):
+        source = source.read()
     if isinstance(source, (str, os.PathLike, bytes)):
         name = name if isinstance(source, bytes) else os.fspath(source)
         samples, rate = _decode(source, name)
         return resample(to_mono(samples, name, channel_axis=1), rate, sampling_rate, name)
     return to_mono(source, name)
+
+
+def is_open_file(source) -> bool:
+    return isinstance(source, io.IOBase) and not isinstance(source, io.TextIOBase)
+
+
+def has_own_rate(source) -> bool:
+    """Whether a recording is a file, its bytes, or what `datasets` makes of one, and no mere samples."""
+    if isinstance(source, Mapping):
+        return source.get("array") is None or source.get("sampling_rate") is not None
+    return isinstance(source, (str, os.PathLike, bytes)) or is_open_file(source) or hasattr(source, "get_all_samples")
 
 
 def _decode(source, name: str) -> tuple[np.ndarray, int]:
@@ -84,11 +103,17 @@ def _decode(source, name: str) -> tuple[np.ndarray, int]:
         decoded = _decode_by_ffmpeg(source)
         if decoded is not None:
             return decoded
-        raise RecordingError(
-            f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read (m4a, webm, "
-            "amr …), and no FFmpeg on this machine reads it either: install the ffmpeg program, or torchcodec with "
-            f"FFmpeg's libraries, or convert it, e.g. `ffmpeg -i {name} -ac 1 -ar {SAMPLING_RATE} out.wav`."
-        ) from error
+        reason = getattr(error, "error_string", error)
+        raise RecordingError(f"{name}: does not decode ({str(reason).strip('. ')}). {_remedy()}") from error
+
+
+def _remedy() -> str:
+    if shutil.which("ffmpeg"):
+        return "It is damaged, or no audio: FFmpeg does not read it either."
+    return (
+        "It is damaged, or in a format that libsndfile cannot read (m4a, webm, amr …): install the ffmpeg program, or "
+        "torchcodec with FFmpeg's libraries, or convert it to WAV."
+    )
 
 
 def _read(source) -> tuple[np.ndarray, int]:
@@ -181,9 +206,14 @@ def to_mono(samples, name: str, channel_axis: int | None = None) -> np.ndarray:
         raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")
     peak = float(np.abs(samples).max())
     if peak > FULL_SCALE:
-        logger.warning_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
+        _warn_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
         samples = samples / peak
     return samples.astype(np.float32)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def integer_scale(samples: np.ndarray) -> float:

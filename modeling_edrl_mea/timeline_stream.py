@@ -1,7 +1,6 @@
 """Emotions over time from audio that comes in chunks of any size, in bounded memory."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -16,6 +15,7 @@ from .recordings import (
     as_array,
     as_samples,
     check_rate,
+    has_own_rate,
     integer_scale,
     is_silent,
     load_recording,
@@ -213,9 +213,11 @@ class TimelineStream:
 def predict_timeline(model, recording, sampling_rate: float | None = None, **settings) -> Timeline:
     """The timeline of a whole recording: an array, (n,) or with channels either way round, or what else
     [`load_recording`] takes. `settings` are those of [`TimelineStream`], and so is what raises."""
-    if isinstance(recording, (str, os.PathLike, bytes, Mapping)) or hasattr(recording, "get_all_samples"):
+    if has_own_rate(recording):
         sampling_rate = model.config.sampling_rate
         recording = load_recording(recording, sampling_rate)
+    elif isinstance(recording, Mapping):
+        recording = recording["array"]
     stream = TimelineStream(model, sampling_rate, **settings)
     samples = as_array(recording)
     if isinstance(recording, list) or samples.dtype.kind == "i":  # one scale for all of it
