@@ -143,9 +143,12 @@ class EmbeddingCache:
                 "another folder as --embedding_cache."
             )
         errors: list[str] = []
-        for i in tqdm(missing, desc=title, unit_scale=CHUNK, unit="rec", disable=rank or not missing):
-            rows = slice(i * CHUNK, (i + 1) * CHUNK)
-            self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
+        chunks = [slice(i * CHUNK, min((i + 1) * CHUNK, len(audio))) for i in missing]
+        total = sum(rows.stop - rows.start for rows in chunks)
+        with tqdm(desc=title, total=total, unit="rec", disable=rank or not missing) as bar:
+            for i, rows in zip(missing, chunks, strict=True):
+                self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
+                bar.update(rows.stop - rows.start)
         if n_processes > 1:  # also waits for what the others write
             errors = gather_object(errors)
         if errors:
