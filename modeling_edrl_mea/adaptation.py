@@ -5,7 +5,6 @@ recordings, and takes C numbers to store: biases of the classes, biases of each 
 weights on EDRL's and MEA's embeddings, also for labels that the model did not know.
 """
 
-import json
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -385,19 +384,3 @@ def _copies(statistics: torch.Tensor) -> np.ndarray:
         statistics.flatten(1).numpy().round(4), axis=0, return_inverse=True, return_counts=True
     )
     return counts[places.ravel()]
-
-
-def adapt_folder(model, recordings, output, expected="balanced", labels=None, speakers=None) -> AdaptationReport:
-    """Adapt the model at `model`, a folder or Hub id, to a folder or list of recordings, and save it in `output`, with
-    the report as adaptation.json. What `edrl-mea adapt` calls; raises as [`adapt`] does."""
-    from .modeling_edrl_mea import EdrlMeaForAudioClassification
-
-    recordings = _as_list(recordings)
-    if not len(recordings):
-        raise ValueError("There is no recording to adapt to.")
-    loaded = EdrlMeaForAudioClassification.from_pretrained(model).eval()
-    report = adapt(loaded, recordings, expected, speakers, labels)
-    loaded.save_pretrained(output)
-    with open(os.path.join(output, "adaptation.json"), "w", encoding="utf-8") as file:
-        json.dump(report.to_dict(), file, ensure_ascii=False, indent=1)
-    return report
