@@ -83,7 +83,7 @@ def _files(sources: Sequence[str]) -> list[Path]:
 def _predict(arguments) -> None:
     import torch
 
-    from .recordings import load_recording
+    from .recordings import is_silent, load_recording
 
     files = _files(arguments.recordings)
     model = _model(arguments.model)
@@ -101,7 +101,8 @@ def _predict(arguments) -> None:
             probabilities = model(**inputs).logits[0].float().softmax(-1).tolist()
         scores = dict(sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1]))
         if arguments.json:
-            print(json.dumps({"path": str(file), "label": next(iter(scores)), "scores": scores}))
+            label = None if is_silent(waveform) else next(iter(scores))
+            print(json.dumps({"path": str(file), "label": label, "scores": scores}))
         else:
             print(f"{file!s:<{width}}  " + "  ".join(f"{label} {score:.2f}" for label, score in scores.items()))
     if failed:

@@ -2,14 +2,20 @@
 
 import torch
 
+from .recordings import is_silent, load_recording
+
 
 @torch.no_grad()
 def explain(model, recording, sampling_rate: int | None = None) -> dict:
     """As [`EdrlMeaForAudioClassification.explain`], of a `model`."""
+    rate = sampling_rate or model.config.sampling_rate
+    waveform = load_recording(recording, rate)
+    if is_silent(waveform):
+        return {"label": None, "logits": dict.fromkeys(model.config.labels, 0.0), "logit_contributions": {}}
     was_training = model.training
     model.eval()  # dropout would explain another recording than it classifies
     try:
-        statistics = model.embed_recordings([recording], sampling_rate).to(model.device)
+        statistics = model.embed_recordings([waveform], rate).to(model.device)
         logits = model(layer_statistics=statistics).logits[0].float()
         winner = int(logits.argmax())
         told = {"logit_contributions": {}}

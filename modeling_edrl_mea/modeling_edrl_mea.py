@@ -26,7 +26,7 @@ from .explanation import explain
 from .feature_extraction_edrl_mea import NORMALIZATION_EPSILON, EdrlMeaFeatureExtractor
 from .frames import BackboneOutput, iter_windows, own_samples, receptive_field, samples_per_frame
 from .labels import as_targets
-from .recordings import load_recording
+from .recordings import SILENT_VARIANCE, load_recording
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
 from .timeline import Timeline
 from .timeline_stream import TimelineStream, predict_timeline
@@ -36,8 +36,6 @@ logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 EMBEDDING_BATCH = 8  # recordings that `embed_recordings` sends through the backbone at once
-
-SILENT_VARIANCE = 2.0**-30  # one step of 16-bit samples, squared: -90 dB of full scale
 
 
 @dataclass
@@ -522,8 +520,8 @@ class EdrlMeaForAudioClassification(EdrlMeaPreTrainedModel):
     def explain(self, recording, sampling_rate: int | None = None) -> dict:
         """What decided for the winning emotion.
 
-        Returns a dict: `label`, `logits` by label, `logit_contributions` by block (for the winning label; with the
-        classifier's bias they sum to its logit) and, where the logits come from the alignment,
+        Returns a dict: `label` (None in silence), `logits` by label, `logit_contributions` by block (for the winning
+        label; with the classifier's bias they sum to its logit) and, where the logits come from the alignment,
         `component_contributions` by block, k numbers each.
         """
         return explain(self, recording, sampling_rate)

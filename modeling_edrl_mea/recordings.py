@@ -30,6 +30,7 @@ MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
 MAXIMUM_RATE = 10_000_000  # Hz; no recorder reaches it
 MAX_CHANNELS = 16  # an array with one side this short and the other long is multi-channel audio, not a batch
 FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy codecs overshoot far less
+SILENT_VARIANCE = 2.0**-30  # one step of 16-bit samples, squared: -90 dB of full scale
 CANCELLED = 0.01  # a mix this far (40 dB) below its channels has lost them
 INTEGER_BITS = (16, 24, 32)  # of samples in wider containers
 # Lossless first: where a corpus ships one recording in two formats (CREMA-D), the first one is taken.
@@ -215,6 +216,11 @@ def as_samples(samples, name: str, scale: float = 0.0) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise RecordingError(f"{name}: NaN or infinite samples. Check the file, or how it was processed.")
     return samples
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether (n,) samples vary by less than the rounding of 16 bits: no emotion is named in them."""
+    return bool(np.var(waveform, dtype=np.float64) < SILENT_VARIANCE)
 
 
 def as_array(samples) -> np.ndarray:

@@ -17,6 +17,7 @@ from .recordings import (
     as_samples,
     check_rate,
     integer_scale,
+    is_silent,
     load_recording,
     mix,
 )
@@ -190,8 +191,10 @@ class TimelineStream:
         return segments
 
     def _adapted(self, logits: torch.Tensor, cuts: list[np.ndarray]) -> torch.Tensor:
-        act = [self.adapter.learn if is_usable(cut, self.rate) else self.adapter.correct for cut in cuts]
-        rows = [take(row, self.speaker) for take, row in zip(act, logits.numpy(), strict=True)]
+        rows = []
+        for cut, row in zip(cuts, logits.numpy(), strict=True):
+            act = self.adapter.learn if is_usable(cut, self.rate) else self.adapter.correct
+            rows.append(row if is_silent(cut) else act(row, self.speaker))
         return torch.from_numpy(np.stack(rows)).float()
 
     def _segments(self, starts: list[int]) -> Iterator[Segment]:
@@ -204,7 +207,7 @@ class TimelineStream:
         for start, cut, row in zip(starts, cuts, probabilities, strict=True):
             scores = dict(zip(labels, row.tolist(), strict=True))
             span = (start / self.rate, (start + len(cut)) / self.rate)
-            yield Segment(*span, labels[int(row.argmax())], scores, level_db(cut))
+            yield Segment(*span, None if is_silent(cut) else labels[int(row.argmax())], scores, level_db(cut))
 
 
 def predict_timeline(model, recording, sampling_rate: float | None = None, **settings) -> Timeline:

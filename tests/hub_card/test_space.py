@@ -72,8 +72,12 @@ def test_gradios_recordings_are_read_whatever_their_form(speech):
     assert rate == 48_000
     np.testing.assert_allclose(mono, speech, atol=1e-4)
     np.testing.assert_allclose(hearing.as_mono((16_000, np.stack([integers] * 2, axis=1)))[0], speech, atol=1e-4)
+    unsigned = ((speech + 1) * 127.5).astype(np.uint8)
+    np.testing.assert_allclose(hearing.as_mono((16_000, unsigned))[0], speech, atol=0.02)
     with pytest.raises(ValueError, match="empty"):
         hearing.as_mono((16_000, np.array([])))
+    with pytest.raises(ValueError, match="no sound"):
+        hearing.as_mono((16_000, np.zeros((800, 2), np.int16)))
 
 
 def test_a_visitors_recordings_adapt_a_model_of_their_own(model, tmp_path):

@@ -34,6 +34,12 @@ def test_predictions_are_those_of_pipeline(model_folder, recordings, capsys):
         assert line["scores"] == pytest.approx({score["label"]: score["score"] for score in expected}, abs=1e-5)
 
 
+def test_a_silent_file_has_no_label(model_folder, tmp_path, capsys):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
+    main(["predict", str(model_folder), str(tmp_path / "silent.wav"), "--json"])
+    assert json.loads(capsys.readouterr().out)["label"] is None
+
+
 def test_a_broken_file_is_named_and_the_others_are_predicted(model_folder, recordings, tmp_path, capsys):
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     with pytest.raises(SystemExit, match="1 of 2 recordings"):
