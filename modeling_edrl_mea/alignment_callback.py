@@ -1,4 +1,4 @@
-"""Stage 2 for whoever trains with the `Trainer` of transformers."""
+"""Stage 2 for training with the stock `Trainer` of transformers."""
 
 import torch
 import torch.distributed as dist

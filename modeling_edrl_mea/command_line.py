@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "--expected",
         type=_mix,
         default="balanced",
-        help="how often each emotion is heard: balanced (the default), LABEL=SHARE,… or unknown",
+        help="how often each emotion occurs: balanced (the default), LABEL=SHARE,… or unknown",
     )
 
     export = command("export", _export, "Write model.onnx and model_int8.onnx, which need no torch.")
@@ -92,7 +92,7 @@ def _predict(arguments) -> None:
     for file in files:
         try:
             waveform = load_recording(file)
-        except RecordingError as error:  # the others are still worth an answer
+        except RecordingError as error:  # the others are still predicted
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue

@@ -48,8 +48,8 @@ class Embeddings(torch.utils.data.Dataset):
 
 
 def balanced_weights(labels: torch.Tensor, corpora: Sequence[str] = ()) -> torch.Tensor:
-    """(N,) weights, of mean 1, under which every class counts the same, and in it every corpus that has it: a large
-    corpus would else decide alone how an emotion sounds elsewhere."""
+    """(N,) weights, of mean 1, under which every class counts the same, and in it every corpus that has it:
+    otherwise a large corpus alone would decide how an emotion sounds elsewhere."""
     ids = {name: number for number, name in enumerate(dict.fromkeys(corpora))}
     corpus = torch.tensor([ids[name] for name in corpora]) if ids else torch.zeros_like(labels)
     counts = torch.zeros(int(labels.max()) + 1, max(len(ids), 1)).index_put_(

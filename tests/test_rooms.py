@@ -1,4 +1,4 @@
-"""Who may import whom: whoever follows a recording from its file to the report walks downhill."""
+"""Who may import whom: a reader who follows a recording from its file to the report walks downhill."""
 
 import ast
 from pathlib import Path

@@ -45,7 +45,7 @@ def step(method):
 class EdrlMeaTrainer(Trainer):
     """Trains an EDRL-MEA model in its two stages.
 
-    Above a frozen backbone both stages use embeddings, which are computed once and cached; otherwise stage 1 hears
+    Above a frozen backbone both stages use embeddings, which are computed once and cached; otherwise stage 1 takes
     waveforms, and stage 2 embeds the recordings again with the backbone that it left.
 
     Args:
@@ -283,7 +283,7 @@ class KeepBest(TrainerCallback):
 
     @classmethod
     def had_stopped(cls, checkpoint: Path, patience: int) -> bool:
-        """Whether training was over, for want of better epochs, when a checkpoint was written."""
+        """Whether training was over, as no epoch had been better, when a checkpoint was written."""
         kept = cls(patience)
         kept.load(checkpoint)
         return kept.waited >= patience

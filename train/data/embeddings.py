@@ -1,4 +1,4 @@
-"""What the frozen backbone says of each recording, computed once and kept on disk.
+"""The frozen backbone's statistics of each recording, computed once and kept on disk.
 
 The cache is addressed by content: the backbone's weights, the recordings' bytes and the corruption applied. It can be
 shared by any number of runs, also at once, and a run that was killed goes on where it was. What was damaged on the
