@@ -187,7 +187,7 @@ def text_of(row: Mapping, column: str | None) -> str | None:
 def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | None, ...]:
     """Names of the columns with audio, label, speaker, language, text; the last three may be None.
 
-    columns: (audio, label, speaker) as asked for, None where usual names shall be looked for. Raises CorpusError.
+    columns: (audio, label, speaker) as asked for, None to look for the usual names. Raises CorpusError.
     """
     audio, label, speaker = columns
     # "audio" is the default of the argument, so there it means: whichever is usual.
