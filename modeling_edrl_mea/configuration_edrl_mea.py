@@ -56,8 +56,9 @@ class EdrlMeaConfig(PreTrainedConfig):
         adaptation_prior: recordings that count for the class biases as they are, against those that `adapt` is given;
             like the next three set after trials on corpora left out of training, test results included;
             scripts/benchmark_adaptation.py chooses them anew by the training corpora alone.
-        balanced_strength: how far `adapt` moves toward a "balanced" mix, which is a guess: moving all the way gains no more
-            where the mix is balanced, and does harm where it is not. To shares that the user gives it moves all the way.
+        balanced_strength: how far `adapt` moves toward a "balanced" mix, which is a guess: moving all the way gains no
+            more where the mix is balanced, and does harm where it is not. To shares that the user gives it moves all
+            the way.
         speaker_prior: recordings that count for everybody's biases against a speaker's own.
         label_ridge: L2 penalty of the weights that labelled recordings give to `adapt`.
         added_labels: labels of the user's own that `adapt` has learned, the last ones of `id2label`.
