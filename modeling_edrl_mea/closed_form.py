@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from .discriminant import fit_discriminant
 from .embeddings import ROWS, Embeddings
 from .labels import as_targets
 from .multiblock_pls import MultiblockPLS
@@ -63,23 +64,43 @@ def alignment_inputs(
 
 
 def train_classifier(model, data: Embeddings) -> float:
-    """Logistic regression on the aligned embedding (on u without MEA), balanced by the sample weights; returns its C.
+    """The config's `classifier` on the aligned embedding (on u without MEA), balanced by the sample weights.
 
-    C is chosen by cross-validation whose folds share no speaker.
+    Returns the chosen regularization; see [`fit_classifier`].
     """
-    regression = fit_regression(classifier_features(model, data), data)
-    weight, bias = weights_of(regression, model.config.n_trained_labels)
+    weight, bias, chosen = fit_classifier(model, data)
     with torch.no_grad():
         model.classifier.weight.copy_(weight)
         model.classifier.bias.copy_(bias)
-    return regression.C
+    return chosen
 
 
 def start_disentanglement(model, data: Embeddings) -> float:
-    """EDRL starts as the logistic regression on what it is given: t, or u without MEA; returns the chosen C."""
-    regression = fit_regression(classifier_features(model, data), data)
-    model.edrl_mea.disentanglement.start_from(*weights_of(regression, model.config.n_trained_labels))
-    return regression.C
+    """EDRL starts as that classifier on what it is given: t, or u without MEA; returns the chosen regularization."""
+    weight, bias, chosen = fit_classifier(model, data)
+    model.edrl_mea.disentanglement.start_from(weight, bias)
+    return chosen
+
+
+def fit_classifier(model, data: Embeddings) -> tuple[Tensor, Tensor, float]:
+    """Weights (C, features), biases (C,), and what regularizes them: C of the logistic regression or the ridge of the
+    discriminant, chosen by cross-validation whose folds share no speaker."""
+    features, n_classes = classifier_features(model, data), model.config.n_trained_labels
+    if model.config.classifier == "discriminant":
+        folds = speaker_folds(features, data.labels.numpy(), data.speakers)
+        folds += corpus_folds(data.corpora)
+        found = fit_discriminant(features, data.labels, data.sample_weights, n_classes, folds)
+        return found.weight.float(), found.bias.float(), found.ridge
+    regression = fit_regression(features, data)
+    return *weights_of(regression, n_classes), regression.C
+
+
+def corpus_folds(corpora: Sequence[str]) -> list:
+    """Each corpus in turn held out, where there are three or more."""
+    names = np.array(corpora)
+    if len(set(corpora)) < 3:
+        return []
+    return [(np.flatnonzero(names != name), np.flatnonzero(names == name)) for name in dict.fromkeys(corpora)]
 
 
 def fit_regression(features: np.ndarray, data: Embeddings):

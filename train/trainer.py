@@ -126,7 +126,7 @@ class EdrlMeaTrainer(Trainer):
 
     @step
     def start_disentanglement(self) -> None:
-        self.log({"start_C": closed_form.start_disentanglement(self.model, self.training_embeddings())})
+        self.log({"start_regularization": closed_form.start_disentanglement(self.model, self.training_embeddings())})
 
     @step
     def train_disentanglement(self, resume_from_checkpoint: bool | str | None = None) -> None:
@@ -144,7 +144,7 @@ class EdrlMeaTrainer(Trainer):
 
     @step
     def train_classifier(self) -> None:
-        self.log({"classifier_C": closed_form.train_classifier(self.model, self.training_embeddings())})
+        self.log({"classifier_regularization": closed_form.train_classifier(self.model, self.training_embeddings())})
 
     def training_embeddings(self) -> Embeddings:
         """The training recordings by the backbone as it is now."""
