@@ -65,17 +65,28 @@ def discriminants(features: Tensor, labels: Tensor, weights: Tensor, n_classes: 
     means.index_add_(0, labels, features * weights[:, None])
     means /= shares.clamp_min(1e-12)[:, None]
     around = (features - means[labels]) * (weights / weights.sum()).sqrt()[:, None]
-    covariance = around.T @ around
-    return [_discriminant(means, covariance, shares == 0, ridge) for ridge in ridges]
+    solve = ridge_solver(around)
+    return [_discriminant(means, solve(means.T, ridge).T, shares == 0, ridge) for ridge in ridges]
 
 
-def _discriminant(means: Tensor, covariance: Tensor, absent: Tensor, ridge: float) -> Discriminant:
-    regularized = covariance.clone()
-    regularized.diagonal().add_(ridge)
-    weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(regularized)).T
+def ridge_solver(rows: Tensor):
+    """Solves (R'R + r·I) x = y for rows R (n, p), in whichever of both sizes is smaller."""
+    n, p = rows.shape
+    product = rows.T @ rows if p <= n else rows @ rows.T
+
+    def solved(right: Tensor, ridge: float) -> Tensor:
+        factor = torch.linalg.cholesky(product + ridge * torch.eye(len(product), dtype=product.dtype))
+        if p <= n:
+            return torch.cholesky_solve(right, factor)
+        return (right - rows.T @ torch.cholesky_solve(rows @ right, factor)) / ridge  # Woodbury's identity
+
+    return solved
+
+
+def _discriminant(means: Tensor, weight: Tensor, absent: Tensor, ridge: float) -> Discriminant:
     bias = -(means * weight).sum(1) / 2
-    center = weight[~absent].mean(0), bias[~absent].mean()  # the same for all classes changes no probability
-    weight, bias = weight - center[0], bias - center[1]
+    # The same for all classes changes no probability.
+    weight, bias = weight - weight[~absent].mean(0), bias - bias[~absent].mean()
     weight[absent], bias[absent] = 0.0, ABSENT
     return Discriminant(weight, bias, ridge)
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from modeling_edrl_mea import closed_form
-from modeling_edrl_mea.discriminant import ABSENT, RIDGES, best_scale, discriminants, fit_discriminant
+from modeling_edrl_mea.discriminant import ABSENT, RIDGES, best_scale, discriminants, fit_discriminant, ridge_solver
 from tests.modeling_edrl_mea.test_closed_form import embeddings
 
 
@@ -48,6 +48,15 @@ def test_what_differs_between_corpora_counts_less(data):
     shifted[:, 0] += 8.0 * corpus
     plain, other = (discriminants(x, labels, torch.ones(120).double(), 3, [1.0])[0] for x in (features, shifted))
     assert other.weight[:, 0].abs().max() < 0.5 * plain.weight[:, 0].abs().max()
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)], ids=["fewer rows", "more rows"])
+def test_both_sizes_of_the_system_have_the_same_solution(shape):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(shape, generator=generator, dtype=torch.float64)
+    right = torch.randn(shape[1], 3, generator=generator, dtype=torch.float64)
+    found = ridge_solver(rows)(right, 0.5)
+    assert torch.allclose((rows.T @ rows + 0.5 * torch.eye(shape[1])) @ found, right, atol=1e-10)
 
 
 def test_held_out_recordings_choose_the_ridge_and_how_sure_it_is(data):
