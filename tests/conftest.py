@@ -90,17 +90,16 @@ def tiny_model(tiny_backbone_config):
     labels = torch.arange(len(recordings)) % len(EMOTIONS)
     torch.manual_seed(0)
     weights = LengthAwareWavLM(copy.deepcopy(tiny_backbone_config)).state_dict()
-    known = {}  # statistics by kind of pooling: all models have the same backbone
+    known = []  # statistics: all models have the same backbone
 
     def build(arrangement: str = "mea_edrl", fitted: bool = True, **config) -> EdrlMeaForAudioClassification:
         config.setdefault("id2label", EMOTIONS)
         backbone = copy.deepcopy(tiny_backbone_config)
         model = EdrlMeaForAudioClassification.from_backbone(backbone, arrangement=arrangement, **config).eval()
         model.backbone.load_state_dict(weights)
-        kind = model.config.pooling
-        if kind not in known or kind == "attentive":  # which has weights of its own
-            known[kind] = model.embed_recordings(recordings)
-        statistics = known[kind]
+        if not known:
+            known.append(model.embed_recordings(recordings))
+        (statistics,) = known
         model.edrl_mea.speech_embedding.fit(statistics)
         if fitted and model.alignment is not None:
             heads = model.edrl_mea

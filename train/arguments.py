@@ -150,7 +150,7 @@ def _config_field(spec: dataclasses.Field):
     kind = spec.type
     if typing.get_origin(kind) in (list, tuple) or spec.name == "alignment_target":
         kind = list[str]
-    elif spec.name in ("pooling", "layer_combination", "arrangement"):
+    elif spec.name in ("layer_combination", "arrangement"):
         kind = str  # the config itself names the choices and the nearest one
     return (
         spec.name,

@@ -280,12 +280,6 @@ def test_freezing_more_layers_than_there_are_is_refused(tiny_model, kept):
         tiny_model("edrl").freeze_backbone(keep_last_n_layers=kept)
 
 
-def test_attentive_pooling_learns_even_above_a_frozen_backbone(tiny_model):
-    model = tiny_model("edrl", pooling="attentive")
-    model.freeze_backbone()
-    assert not model.is_backbone_frozen
-
-
 def test_a_frozen_backbone_stays_in_evaluation(tiny_model):
     model = tiny_model("edrl")
     model.freeze_backbone()

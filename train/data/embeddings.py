@@ -149,12 +149,12 @@ def fingerprint_of(model: EdrlMeaForAudioClassification) -> str:
     """16 hexadecimal digits that change with anything that changes layer statistics."""
     config = model.config
     settings = (
-        config.pooling,
+        "mean_std",  # the statistics
         config.normalize_waveform,
         config.max_window_seconds,
         config.window_overlap_seconds,
     )
-    return fingerprint_of_weights(model.backbone, model.edrl_mea.pooling, settings=repr(settings))
+    return fingerprint_of_weights(model.backbone, settings=repr(settings))
 
 
 def _name_of(recording) -> str:
