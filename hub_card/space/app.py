@@ -116,8 +116,8 @@ def _or_error(ask, *arguments):
 def _blocks_plot(label: str, contributions: dict[str, float]) -> Figure:
     figure = Figure(figsize=(9, 0.9 + 0.35 * len(contributions)), layout="constrained")
     axes = figure.add_subplot()
-    colours = ["C0" if value >= 0 else "C3" for value in contributions.values()]
-    axes.barh(list(contributions), list(contributions.values()), color=colours)
+    colors = ["C0" if value >= 0 else "C3" for value in contributions.values()]
+    axes.barh(list(contributions), list(contributions.values()), color=colors)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_title("Which blocks decided", loc="left")
