@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaConfig  # noqa: E402
 from modeling_edrl_mea.adaptation import Evidence, correct, evidence_of  # noqa: E402
-from train.benchmark.test_time import METHODS  # noqa: E402
+from train.benchmark.published_adaptation import METHODS  # noqa: E402
 from train.evaluation.metrics import uar_of  # noqa: E402
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # recordings adapted to; then all
