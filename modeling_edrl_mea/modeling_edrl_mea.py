@@ -26,6 +26,7 @@ from .explanation import explain
 from .feature_extraction_edrl_mea import NORMALIZATION_EPSILON, EdrlMeaFeatureExtractor
 from .frames import BackboneOutput, iter_windows, own_samples, receptive_field, samples_per_frame
 from .labels import as_targets
+from .loading import check_checkpoint, check_loaded
 from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding, StatisticsPooling
 from .timeline import Timeline
@@ -94,13 +95,19 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers. With `ignore_mismatched_sizes=True` and other labels (in number, names or order), exactly
-        what depends on labels starts anew: see [`forget_labels`]. Without it, as many other names only rename."""
+        what depends on labels starts anew: see [`forget_labels`]. Without it, as many other names only rename.
+
+        Raises ValueError for what cannot be right, such as missing tensors or NaN: see loading.py. Heads may be missing
+        with `ignore_mismatched_sizes=True` or `output_loading_info=True`, which tells of them.
+        """
         # The directory's own config: transformers takes out of `kwargs` what it changes.
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if pretrained_model_name_or_path is not None:
-            _refuse_other_models(pretrained_model_name_or_path, where)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+            check_checkpoint(pretrained_model_name_or_path, where)
+        told = kwargs | {"output_loading_info": True}
+        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **told)
+        is_forgiving = kwargs.get("ignore_mismatched_sizes") or kwargs.get("output_loading_info")
+        check_loaded(pretrained_model_name_or_path, model, [] if is_forgiving else report["missing_keys"])
         for module in model.modules():
             if isinstance(module, EmbeddingAlignment) and not module.refresh():
                 module.reset()  # all of it, where another label set emptied a part
@@ -108,7 +115,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
             if stored.labels[: stored.n_trained_labels] != model.config.labels:
                 model.forget_labels()
-        return loaded
+        return (model, report) if kwargs.get("output_loading_info") else model
 
     @torch.no_grad()
     def forget_labels(self) -> None:
@@ -540,16 +547,6 @@ def variance_of(waveforms: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
 
 def _or(given: bool | None, otherwise: bool) -> bool:
     return otherwise if given is None else given
-
-
-def _refuse_other_models(checkpoint: str | os.PathLike, where: dict) -> None:
-    """transformers would only warn, and fill the model with random weights."""
-    kind = PreTrainedConfig.get_config_dict(checkpoint, **where)[0].get("model_type", EdrlMeaConfig.model_type)
-    if kind != EdrlMeaConfig.model_type:
-        raise ValueError(
-            f"{checkpoint} is a {kind} model, not an EDRL-MEA one. To put new heads on it: "
-            f"EdrlMeaForAudioClassification.from_backbone({str(checkpoint)!r}, id2label=...)."
-        )
 
 
 def _offer_auto_model(folder: str | os.PathLike) -> None:
