@@ -1,6 +1,7 @@
 """Every size, weight and choice of an EDRL-MEA model."""
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -199,7 +200,7 @@ class EdrlMeaConfig(PreTrainedConfig):
                 "the logits."
             )
         names = list(self.id2label.values())
-        repeated = sorted({str(name) for name in names if names.count(name) > 1})
+        repeated = sorted(str(name) for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise ValueError(f"id2label names {repeated} more than once; give each emotion one id.")
 
