@@ -87,7 +87,8 @@ READ = {  # name: (how it lies there, classes with counts, speakers without the 
     ),
     "a speaker who is NaN is unknown": (
         rows_of_json(
-            {"path": "0.wav", "emotion": "anger", "speaker": float("nan")}, {"path": "1.wav", "emotion": "fear"}
+            {"path": "0.wav", "emotion": "anger", "speaker": float("nan")},
+            {"path": "1.wav", "emotion": "fear", "speaker": float("nan")},
         ),
         {"anger": 1, "fear": 1},
         None,
