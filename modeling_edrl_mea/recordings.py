@@ -35,6 +35,8 @@ MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
 MAXIMUM_RATE = 10_000_000  # Hz; no recorder reaches it
 MAX_CHANNELS = 16  # an array with one side this short and the other long is multi-channel audio, not a batch
 FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy codecs overshoot far less
+FAINTEST_DB = -70.0  # of full scale; quieter recordings hold no voice
+SHORTEST_SECONDS = 0.2  # a shorter recording is no utterance
 SILENT_VARIANCE = 2.0**-30  # one step of 16-bit samples, squared: -90 dB of full scale
 CANCELLED = 0.01  # a mix this far (40 dB) below its channels has lost them
 INTEGER_BITS = (16, 24, 32)  # of samples in wider containers
@@ -251,6 +253,12 @@ def as_samples(samples, name: str, scale: float = 0.0) -> np.ndarray:
 def is_silent(waveform: np.ndarray) -> bool:
     """Whether (n,) samples vary by less than the rounding of 16 bits: no emotion is named in them."""
     return bool(np.var(waveform, dtype=np.float64) < SILENT_VARIANCE)
+
+
+def is_usable(waveform: np.ndarray, rate: float) -> bool:
+    """Whether a recording can hold a voice: long enough, and not silent."""
+    power = np.mean(np.square(waveform, dtype=np.float64)) if len(waveform) else 0.0
+    return len(waveform) >= SHORTEST_SECONDS * rate and power > 10 ** (FAINTEST_DB / 10)
 
 
 def as_array(samples) -> np.ndarray:

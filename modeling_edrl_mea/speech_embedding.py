@@ -135,7 +135,7 @@ class SpeechEmbedding(nn.Module):
         super()._apply(fn, recurse)
         for name, before in exact.items():
             after = getattr(self, name)
-            if after.dtype != before.dtype:  # model.half() and kin: move, but keep the precision
+            if after.dtype != before.dtype:  # model.half() and the like: move, but keep the precision
                 setattr(
                     self,
                     name,

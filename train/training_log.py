@@ -60,7 +60,7 @@ def plot_training(folder: str | Path) -> Path | None:
 def explanation_of_scores(folder: str | Path) -> str | None:
     """Why validation UAR was the same in all epochs, or best after the first, where it was."""
     scores = [logged["eval_uar"] for logged in read_log(folder) if "eval_uar" in logged]
-    started = any("start_C" in logged for logged in read_log(folder))
+    started = any("start_regularization" in logged for logged in read_log(folder))
     if not scores or not started or max(scores) > scores[0]:
         return None
     when = "in every epoch" if min(scores) == scores[0] else "after the first epoch, its best"

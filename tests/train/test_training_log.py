@@ -12,7 +12,7 @@ LOSSES = ("classification", "intra_class", "reconstruction", "decorrelation", "s
 
 
 def write_log(folder, scores, losses=True, start=True):
-    lines = [{"step": 0, "epoch": 0, "start_C": 0.01}] if start else []
+    lines = [{"step": 0, "epoch": 0, "start_regularization": 0.01}] if start else []
     for epoch, uar in enumerate(scores, start=1):
         if losses:
             lines.append({"step": epoch, "epoch": epoch, "loss": 1, **{f"loss_{name}": 1 / epoch for name in LOSSES}})

@@ -7,8 +7,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from modeling_edrl_mea.embeddings import Embeddings
 from train.data.dataset import SpeechDataset
-from train.data.embeddings import EmbeddingCache, Embeddings
+from train.data.embeddings import EmbeddingCache
 from train.evaluation.predictions import AdaptationMode
 
 from .protocols import Trial
