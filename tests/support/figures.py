@@ -13,15 +13,20 @@ def overlaps(figure) -> list:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    artists = [*figure.legends, *([figure._suptitle] if figure._suptitle else [])]
+    above = (figure._suptitle, figure._supxlabel, figure._supylabel)
+    artists = [*figure.legends, *(text for text in above if text)]
     for axis in figure.axes:
         artists += [axis.title, axis.xaxis.label, axis.yaxis.label, *_ticks(axis.xaxis), *_ticks(axis.yaxis)]
         artists += [axis.get_legend()] if axis.get_legend() else []
     visible = [artist for artist in artists if getattr(artist, "get_text", lambda: "x")()]
     boxes = [(artist, artist.get_window_extent(renderer)) for artist in visible]
-    return [
-        (a, b) for i, (a, box) in enumerate(boxes) for b, other in boxes[i + 1 :] if box.overlaps(other) and a is not b
-    ]
+    pairs = [(one, other) for i, one in enumerate(boxes) for other in boxes[i + 1 :] if one[1].overlaps(other[1])]
+    return [(a, b) for (a, _), (b, _) in pairs if not (_is_slanted(a) and _is_slanted(b))]
+
+
+def _is_slanted(artist) -> bool:
+    """Slanted texts side by side do not touch, though the boxes around them do."""
+    return bool(getattr(artist, "get_rotation", lambda: 0)() % 90)
 
 
 def _ticks(axis) -> list:
