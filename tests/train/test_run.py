@@ -11,15 +11,16 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
+from modeling_edrl_mea import AlignmentCallback, EdrlMeaForAudioClassification, RecordingError, closed_form
+from modeling_edrl_mea.embeddings import Embeddings
 from tests.support.encoders import write_checkpoint
 from tests.support.tones import EMOTIONS, tone, write_backbone, write_corpus
-from train import closed_form, run
+from train import run
 from train.arguments import parse_arguments
 from train.data import embeddings as embeddings_room
-from train.data.embeddings import CacheError, EmbeddingCache, Embeddings
+from train.data.embeddings import CacheError, EmbeddingCache
 from train.run_folder import RunError, RunFolder
-from train.trainer import AlignmentCallback, EdrlMeaTrainer
+from train.trainer import EdrlMeaTrainer
 
 
 @pytest.fixture(scope="module")

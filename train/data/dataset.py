@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
+from modeling_edrl_mea.embeddings import Embeddings, balanced_weights
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
-from .embeddings import EmbeddingCache, Embeddings, balanced_weights
+from .embeddings import EmbeddingCache
 from .recordings import recording_names
 
 if TYPE_CHECKING:

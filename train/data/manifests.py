@@ -46,7 +46,7 @@ def read_generic(
     columns = (audio_column, label_column, speaker_column)
     path = Path(source)
     if path.is_file():
-        return _as_utterances(_read_manifest(path), path, columns, skip_missing)
+        return _as_utterances(read_manifest(path), path, columns, skip_missing)
     if not path.is_dir():
         raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
     if (path / HEADER).is_file():
@@ -54,7 +54,7 @@ def read_generic(
     tables = tables_of(path)
     if not tables:
         return _read_class_folders(path)
-    found = [u for table in tables for u in _as_utterances(_read_manifest(table), table, columns, skip_missing, path)]
+    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, columns, skip_missing, path)]
     unlisted = {str(file) for file in find_audio(path)} - {os.path.normpath(u.audio) for u in found}
     if unlisted:
         logger.info("%s: %d audio files that no table lists left out", path.name, len(unlisted))
@@ -70,7 +70,8 @@ def tables_of(folder: Path) -> list[Path]:
     return below or sorted(path for path in folder.iterdir() if path.suffix in TABLES and role_of_split(path.stem))
 
 
-def _read_manifest(path: Path) -> list[dict]:
+def read_manifest(path: Path) -> list[dict]:
+    """A table's rows, text where the format has no types. Raises CorpusError."""
     suffix = path.suffix.lower()
     if suffix not in (*TABLES, ".txt"):
         raise CorpusError(f"{str(path)!r} is no manifest: use .csv, .tsv, .json (a list of rows) or .jsonl")
@@ -186,7 +187,7 @@ def text_of(row: Mapping, column: str | None) -> str | None:
 def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | None, ...]:
     """Names of the columns with audio, label, speaker, language, text; the last three may be None.
 
-    columns: (audio, label, speaker) as asked for, None where usual names shall be looked for. Raises CorpusError.
+    columns: (audio, label, speaker) as asked for, None to look for the usual names. Raises CorpusError.
     """
     audio, label, speaker = columns
     # "audio" is the default of the argument, so there it means: whichever is usual.

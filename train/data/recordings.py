@@ -36,7 +36,7 @@ class CorpusError(ValueError):
 class Utterance:
     """One recording and its emotion, in any wording. `audio`: its path, or what to call it in messages.
 
-    split: the one that whoever made the corpus put it in, in their words. start, end: seconds, of a recording that is a
+    split: the one that the corpus's authors put it in, in their words. start, end: seconds, of a recording that is a
     part of its file; see segments.py.
     """
 
