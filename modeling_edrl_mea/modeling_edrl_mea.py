@@ -1,9 +1,11 @@
 """EDRL-MEA: backbone → speech embedding → disentanglement and alignment → classifier."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -135,6 +137,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
             self.feature_extractor().save_pretrained(save_directory)
             _offer_auto_model(save_directory)
+            _let_others_read(save_directory)
 
     def feature_extractor(self) -> EdrlMeaFeatureExtractor:
         return EdrlMeaFeatureExtractor(
@@ -550,6 +553,14 @@ def _refuse_other_models(checkpoint: str | os.PathLike, where: dict) -> None:
             f"{checkpoint} is a {kind} model, not an EDRL-MEA one. To put new heads on it: "
             f"EdrlMeaForAudioClassification.from_backbone({str(checkpoint)!r}, id2label=...)."
         )
+
+
+def _let_others_read(folder: str | os.PathLike) -> None:
+    """Give the weights the mode of other new files: safetensors makes them readable by their owner alone."""
+    mode = os.stat(os.path.join(folder, "config.json")).st_mode
+    for weights in Path(folder).glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a disk that knows no modes
+            weights.chmod(mode)
 
 
 def _offer_auto_model(folder: str | os.PathLike) -> None:
