@@ -1,7 +1,9 @@
 """How an EDRL-MEA model comes to be and is kept: initialization, loading and saving."""
 
+import contextlib
 import json
 import os
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -95,6 +97,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
             self.feature_extractor().save_pretrained(save_directory)
             _offer_auto_model(save_directory)
+            _let_others_read(save_directory)
 
     def feature_extractor(self) -> EdrlMeaFeatureExtractor:
         return EdrlMeaFeatureExtractor(
@@ -102,6 +105,14 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             do_normalize=self.config.normalize_waveform,
             minimum_length=receptive_field(self.config.backbone_config),
         )
+
+
+def _let_others_read(folder: str | os.PathLike) -> None:
+    """Give the weights the mode of other new files: safetensors makes them readable by their owner alone."""
+    mode = os.stat(os.path.join(folder, "config.json")).st_mode
+    for weights in Path(folder).glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a disk that knows no modes
+            weights.chmod(mode)
 
 
 def _offer_auto_model(folder: str | os.PathLike) -> None:
