@@ -164,6 +164,8 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
     from then on they come from the aligned embedding. [`stage`] says which.
     """
 
+    _keep_in_fp32_modules_strict = [*EdrlMeaPreTrainedModel._keep_in_fp32_modules_strict, "output_adaptation"]
+
     def __init__(self, config: EdrlMeaConfig):
         super().__init__(config)
         self.edrl_mea = EdrlMeaModel(config)

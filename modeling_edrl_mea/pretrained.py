@@ -31,7 +31,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
     accepts_loss_kwargs = False
     # Standardisation and PLS rotations do not survive bfloat16.
-    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding", "output_adaptation"]
+    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
     # Models saved before there was adaptation of the output are not adapted.
     _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
 
