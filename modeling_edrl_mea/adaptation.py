@@ -30,7 +30,7 @@ class AdaptationReport:
     n_left_out: int = 0  # silent or shorter than 0.2 s
     evidence: float = 0.0  # recordings that they count for: copies and short ones count less
     n_speakers: int = 0
-    n_labelled: int = 0
+    n_labeled: int = 0
     added_labels: list[str] = field(default_factory=list)
     expected: dict[str, float] | None = None  # shares by label; None: left open
     before: dict[str, float] = field(default_factory=dict)  # predicted mix, shares by label
@@ -44,7 +44,7 @@ class AdaptationReport:
     def __str__(self) -> str:
         given = f"{self.n_recordings} recordings"
         given += f" of {self.n_speakers} speakers" if self.n_speakers else ""
-        given += f", {self.n_labelled} with a label" if self.n_labelled else ""
+        given += f", {self.n_labeled} with a label" if self.n_labeled else ""
         given += f"; {self.n_left_out} silent or too short" if self.n_left_out else ""
         parts = ", ".join(f"{name} {share:.0%}" for name, share in self.strength.items()) or "nothing"
         lines = [f"Adapted to {given}. Strength: {parts}."]
@@ -209,7 +209,7 @@ def _by_speaker(evidence: Evidence, logits, targets, mix, biases, strength, conf
     return speakers, found
 
 
-def _report(evidence: Evidence, found: Correction, mix, strength, n_labelled: int, config) -> AdaptationReport:
+def _report(evidence: Evidence, found: Correction, mix, strength, n_labeled: int, config) -> AdaptationReport:
     n_trained = evidence.logits.shape[1]
     names, total = found.labels, float(evidence.weights.sum())
     before = softmax(evidence.logits).mean(0)
@@ -219,8 +219,8 @@ def _report(evidence: Evidence, found: Correction, mix, strength, n_labelled: in
         strengths["biases"] = strength * _strength(total, config.adaptation_prior)
     if found.speakers:
         strengths["speakers"] = strength * _strength(total / len(found.speakers), config.speaker_prior)
-    if n_labelled:
-        strengths["labels"] = _strength(n_labelled, config.adaptation_prior)
+    if n_labeled:
+        strengths["labels"] = _strength(n_labeled, config.adaptation_prior)
 
     def by_label(values):
         return {name: round(float(value), 4) for name, value in zip(names, values, strict=False)}
@@ -229,7 +229,7 @@ def _report(evidence: Evidence, found: Correction, mix, strength, n_labelled: in
         n_recordings=len(evidence.logits),
         evidence=round(total, 2),
         n_speakers=len(found.speakers),
-        n_labelled=n_labelled,
+        n_labeled=n_labeled,
         added_labels=names[config.n_trained_labels :],
         expected=None if mix is None else by_label(mix),
         before=by_label(before[:n_trained]),

@@ -63,7 +63,7 @@ class EdrlMeaConfig(PreTrainedConfig):
         balanced_strength: how far `adapt` moves toward a "balanced" mix, which is a guess: all the way gains no more
             where the mix is balanced, and does harm where it is not. It moves all the way to shares that are given.
         speaker_prior: recordings that count for everybody's biases against a speaker's own.
-        label_ridge: L2 penalty of the weights that labelled recordings give to `adapt`.
+        label_ridge: L2 penalty of the weights that labeled recordings give to `adapt`.
         added_labels: labels of the user's own that `adapt` has learned, the last ones of `id2label`.
         adapted_speakers: speakers that have biases of their own.
         adaptation: the report of the last `adapt`; None: not adapted.
@@ -352,7 +352,7 @@ def _drop_retired(given: dict) -> None:
 
 
 def _check_spelling(given, fields) -> None:
-    """transformers keeps unknown settings as they are, so a misspelt one would silently do nothing."""
+    """transformers keeps unknown settings as they are, so a misspelled one would silently do nothing."""
     for name in given:
         nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
         if nearest:

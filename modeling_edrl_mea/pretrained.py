@@ -33,7 +33,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderLayer", "StableEncoderLayer", "EmotionDisentanglement"]
     # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
     accepts_loss_kwargs = False
-    # Standardisation and PLS rotations do not survive bfloat16.
+    # Standardization and PLS rotations do not survive bfloat16.
     _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
     # Models saved before there was adaptation of the output are not adapted.
     _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
@@ -78,7 +78,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def forget_labels(self) -> None:
-        """Re-initialise what depends on the labels: the encoders, decoders and classifiers of the emotions, and an
+        """Re-initialize what depends on the labels: the encoders, decoders and classifiers of the emotions, and an
         alignment that has their embeddings or the labels for a block. The backbone, the speech embedding and the shared
         encoder stay."""
         for module in self.modules():

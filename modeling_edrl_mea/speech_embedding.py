@@ -1,6 +1,6 @@
 """From the backbone's frames to the speech embedding u.
 
-frames (B, T, D) of every layer → pooled statistics (B, L+1, S) → standardised → combined over layers → u.
+frames (B, T, D) of every layer → pooled statistics (B, L+1, S) → standardized → combined over layers → u.
 
 The statistics are pooled layer by layer, before layers are combined. For the mean this equals pooling the combined
 layers, since both are linear; for the standard deviation it is ours. It lets statistics be computed once and cached
@@ -57,7 +57,7 @@ def _layer_moments(frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple:
 class SpeechEmbedding(ExactBuffers):
     """Pooled statistics of all layers → speech embedding u.
 
-    Standardization is fitted in closed form by [`fit`]; until then u is not standardised. Its buffers
+    Standardization is fitted in closed form by [`fit`]; until then u is not standardized. Its buffers
     stay float32 whatever the model is cast to.
     """
 

@@ -141,7 +141,7 @@ class FeedForward(WavLMFeedForward):
 
 
 class EncoderLayer(WavLMEncoderLayer):
-    """Transformer layer that normalises after its residual sums (WavLM base, base-plus)."""
+    """Transformer layer that normalizes after its residual sums (WavLM base, base-plus)."""
 
     def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
         super().__init__(config, has_relative_position_bias)
@@ -155,7 +155,7 @@ class EncoderLayer(WavLMEncoderLayer):
 
 
 class StableEncoderLayer(WavLMEncoderLayerStableLayerNorm):
-    """Transformer layer that normalises before attention and feed-forward (WavLM large)."""
+    """Transformer layer that normalizes before attention and feed-forward (WavLM large)."""
 
     def __init__(self, config: WavLMConfig, has_relative_position_bias: bool):
         super().__init__(config, has_relative_position_bias)

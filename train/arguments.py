@@ -158,7 +158,7 @@ def _config_field(spec: dataclasses.Field):
     if get_origin(kind) in (list, tuple) or spec.name == "alignment_target":
         kind = list[str]
     elif spec.name in CHOICES:
-        kind = str  # `misspelt` names the choices and the nearest one
+        kind = str  # `misspelled` names the choices and the nearest one
     return (
         spec.name,
         kind | None,
@@ -177,7 +177,7 @@ ConfigArguments = dataclasses.make_dataclass("ConfigArguments", _own_fields())
 def parse_arguments(argv: list[str] | None = None):
     """(model, data, config, training) arguments from `[CONFIG.yaml] [--flag value …]`; flags win.
 
-    Exits naming the nearest known key for one that is unknown or misspelt, before anything else happens.
+    Exits naming the nearest known key for one that is unknown or misspelled, before anything else happens.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     from_file = []
@@ -230,7 +230,7 @@ def contradictions(model, data, config, training) -> Iterator[str]:
         yield "rir_dir serves noisy copies only. Give noisy_copies too."
     if data.noisy_copies < 0:
         yield f"noisy_copies={data.noisy_copies} must not be negative."
-    yield from misspelt(data, config)
+    yield from misspelled(data, config)
     for name in ("noise_dir", "rir_dir"):
         folder = getattr(data, name)
         if folder and not os.path.isdir(folder):
@@ -243,7 +243,7 @@ def contradictions(model, data, config, training) -> Iterator[str]:
         yield "save_total_limit=1 leaves nothing to go on from where the newest checkpoint is damaged. Use 2 or more."
 
 
-def misspelt(data, config) -> Iterator[str]:
+def misspelled(data, config) -> Iterator[str]:
     """Choices of ours that are none."""
     for name, choices in CHOICES.items():
         given = getattr(data, name, None) or getattr(config, name, None) or []

@@ -168,7 +168,7 @@ def test_an_upload_with_a_token_or_path_is_refused(model_dir, where, leak):
     assert "hf_b" not in str(refusal.value)
 
 
-def test_a_token_is_recognised_by_its_value(monkeypatch):
+def test_a_token_is_recognized_by_its_value(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token-of-unusual-form")
     assert machine_traces(b"x = 'a-token-of-unusual-form'") == ["a token"]
 

@@ -168,7 +168,7 @@ def test_generators_paths_folders_and_datasets_are_taken_alike(tiny_model, tmp_p
 def test_silent_and_too_short_recordings_are_left_out_and_counted(tiny_model):
     silent, short = np.zeros(16_000, np.float32), elsewhere(1)[0][:1600]
     model = tiny_model().adapt([*elsewhere(4), silent, short], labels=["anger", None, None, None, "sadness", None])
-    assert (model.adaptation.n_recordings, model.adaptation.n_left_out, model.adaptation.n_labelled) == (4, 2, 1)
+    assert (model.adaptation.n_recordings, model.adaptation.n_left_out, model.adaptation.n_labeled) == (4, 2, 1)
 
 
 BAD = [
@@ -212,7 +212,7 @@ def test_labels_that_the_expected_mix_leaves_out_have_the_rest():
 # Labels of the user's own
 
 
-def labelled_evidence(per_label: int, new: bool, seed: int = 0) -> Evidence:
+def labeled_evidence(per_label: int, new: bool, seed: int = 0) -> Evidence:
     """Embeddings in which the label is plain to see, and logits that know nothing."""
     generator = np.random.default_rng(seed)
     names = [*LABELS, "bored"] if new else LABELS
@@ -229,21 +229,21 @@ SETTINGS = SimpleNamespace(
 
 @pytest.mark.parametrize("new", [False, True], ids=["known words", "a new word"])
 def test_four_examples_a_label_teach_what_the_embedding_shows(new):
-    found = correct(labelled_evidence(4, new), SETTINGS, "balanced")
-    test = labelled_evidence(20, new, seed=1)
+    found = correct(labeled_evidence(4, new), SETTINGS, "balanced")
+    test = labeled_evidence(20, new, seed=1)
     answers = np.array(found.labels)[found.apply(test.logits, test.embedding).argmax(1)]
     assert (answers == np.array(test.labels)).mean() > 0.9
 
 
 def test_what_the_model_knew_is_kept_where_labels_agree():
-    evidence = labelled_evidence(2, False)
+    evidence = labeled_evidence(2, False)
     evidence.logits = 6 * np.eye(4)[np.repeat(np.arange(4), 2)]
     found = correct(evidence, SETTINGS, "balanced")
     assert np.abs(found.weights).max() < 0.1
 
 
 def test_labels_are_learned_in_milliseconds():
-    evidence = labelled_evidence(4, True)
+    evidence = labeled_evidence(4, True)
     correct(evidence, SETTINGS, "balanced")
     start = time.perf_counter()
     correct(evidence, SETTINGS, "balanced")

@@ -319,7 +319,7 @@ def test_two_classes_get_the_probabilities_of_the_logistic_regression(backbone):
     assert accuracy > 0.9
 
 
-def test_a_misspelt_setting_names_the_nearest_one():
+def test_a_misspelled_setting_names_the_nearest_one():
     with pytest.raises(SystemExit, match="n_components"):
         parse_arguments(["--n_componets", "4"])
 

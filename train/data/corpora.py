@@ -56,7 +56,7 @@ def load_corpus(
     label_scheme: "native" (the emotions there are, sorted), "four_emotions", "arousal" or "valence". Rows
         whose emotion lies outside the scheme are dropped, and counted in the log. Class ids follow
         emotions.SCHEMES.
-    corpus: the corpus's name; without it, recognised from the files, then from the folder's name.
+    corpus: the corpus's name; without it, recognized from the files, then from the folder's name.
     audio_column, label_column, speaker_column: for manifests and Hub datasets; usual names are found alone.
     split: an official split alone (of MELD, MSP-Podcast, a Hub dataset, a table's column, or a sub-folder).
     min_class_size: fewest recordings a class may have; one alone is in training or in a test, not in both.
@@ -151,7 +151,7 @@ def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
     if tables_of(folder) or _folders_say_otherwise(CORPORA[best], folder, paths):
         logger.info("%s: file names look like %s's; tables and folders win over them", folder.name, best)
         return None
-    logger.info("%s: recognised by its file names as %s, which give emotions and speakers", folder.name, best)
+    logger.info("%s: recognized by its file names as %s, which give emotions and speakers", folder.name, best)
     return CORPORA[best]
 
 
@@ -187,9 +187,9 @@ def _read_declared(declared: Corpus, folder: Path) -> list[Utterance]:
         raise LabelError(
             f"{declared.name} in {str(folder)!r} has unknown labels {strange}; known: {list(declared.labels)}"
         )
-    unlabelled = sum(codes[utterance.emotion.lower()] is None for utterance in found)
-    if unlabelled:
-        logger.info("%s: %d recordings without an agreed emotion left out", declared.name, unlabelled)
+    unlabeled = sum(codes[utterance.emotion.lower()] is None for utterance in found)
+    if unlabeled:
+        logger.info("%s: %d recordings without an agreed emotion left out", declared.name, unlabeled)
     return [
         replace(u, emotion=codes[u.emotion.lower()], language=u.language or declared.language)
         for u in found

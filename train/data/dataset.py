@@ -1,4 +1,4 @@
-"""Labelled recordings and their noisy copies: as waveforms for a backbone that learns, as embeddings for one that does
+"""Labeled recordings and their noisy copies: as waveforms for a backbone that learns, as embeddings for one that does
 not."""
 
 from __future__ import annotations

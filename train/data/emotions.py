@@ -27,7 +27,7 @@ EMOTIONS = {
     "other": (None, None, None),
 }
 
-# Class names of each harmonising scheme, in the order of the class ids.
+# Class names of each harmonizing scheme, in the order of the class ids.
 SCHEMES = {
     "four_emotions": ("anger", "happiness", "neutral", "sadness"),
     "arousal": ("low", "high"),
@@ -222,7 +222,7 @@ def canonical_emotion(word: str) -> str | None:
 
 
 def nearest_emotion(word: str) -> str | None:
-    """The known emotion that is spelt, or has an alias spelt, most like `word`; None where none is near."""
+    """The known emotion that is spelled, or has an alias spelled, most like `word`; None where none is near."""
     # Two letters of a short word are another word, so that far less than this finds nonsense.
     close = get_close_matches(_key(word), _CANONICAL, n=1, cutoff=0.75)
     return _CANONICAL[close[0]] if close else None

@@ -94,7 +94,7 @@ def reverberate(speech: np.ndarray, impulse_response: np.ndarray) -> np.ndarray:
     """Speech in a room: convolved, aligned to the direct sound, cut to its length, at its former RMS.
 
     `impulse_response`: `(m,)`, 16 kHz. Without the alignment a distant microphone would shift the speech, and
-    without the level a large room would be recognised by its loudness. audiomentations' ApplyImpulseResponse, which
+    without the level a large room would be recognized by its loudness. audiomentations' ApplyImpulseResponse, which
     RobuSER uses, does not align, and brings the peak to 0.5.
     """
     direct = int(np.abs(impulse_response).argmax())
@@ -125,7 +125,7 @@ def through_opus(speech: np.ndarray, kbits: float) -> np.ndarray:
 def through_telephone(speech: np.ndarray, bits: int = 8) -> np.ndarray:
     """Speech over a telephone: 300–3400 Hz at 8 kHz, μ-law (ITU-T G.711 has 8 bits), back at 16 kHz.
 
-    The loudest sample is at the full scale of the quantiser. No delay: the band is cut with zero phase.
+    The loudest sample is at the full scale of the quantizer. No delay: the band is cut with zero phase.
     """
     band = band_limit(speech, 300, 3400)
     narrow = signal.resample_poly(band, 1, 2)

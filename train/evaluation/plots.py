@@ -125,7 +125,7 @@ def confusion(report: dict, path: Path) -> bool:
         axis.set_title(f"{model}\n{part}", fontsize=8)
         axis.tick_params(axis="x", rotation=35)
     figure.supxlabel("predicted", fontsize=10)
-    figure.supylabel("labelled, rows add up to 100 %", fontsize=10)
+    figure.supylabel("labeled, rows add up to 100 %", fontsize=10)
     return _save(figure, path)
 
 
