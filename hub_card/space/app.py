@@ -25,7 +25,7 @@ matplotlib.rcParams["text.parse_math"] = False  # labels are text, whatever they
 ABOUT = """
 # {name}
 
-Say something, or upload a recording of up to {limit} minutes, and press *Listen*. Models like this are mostly trained on
+Say something, or upload at most {limit} minutes, and press *Listen*. Models like this are mostly trained on
 **acted** emotions, and what a voice expresses is not what a person feels. Do not use it for decisions about people; the
 EU AI Act bans emotion recognition at work and in schools.
 """
