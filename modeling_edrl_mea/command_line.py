@@ -1,13 +1,15 @@
 """The console command `edrl-mea`: a model's daily work without writing Python."""
 
 import argparse
+import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .recordings import RecordingError, find_audio
 
+EMBEDDINGS = ("speech_embedding", "aligned_embedding")
 TIMELINE_FORMATS = {".json": "to_json", ".csv": "to_csv", ".txt": "to_audacity", ".textgrid": "to_textgrid"}
 
 
@@ -17,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.act(arguments)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -35,11 +37,29 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("recordings", nargs="+", help="audio files or folders of them")
     predict.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
 
+    embed = command("embed", _embed, "Embeddings and scores of recordings in one Parquet file.")
+    embed.add_argument("recordings", nargs="+", help="audio files or folders of them")
+    embed.add_argument("-o", "--output", required=True, help="file that ends in .parquet")
+
     timeline = command("timeline", _timeline, "Emotions over time of one recording of any length.")
     timeline.add_argument("recording")
     timeline.add_argument("-o", "--output", help="file: .json, .csv, .txt (Audacity), .TextGrid (Praat), .png")
     timeline.add_argument("--window_s", type=float, default=4, help="seconds in a window")
     timeline.add_argument("--hop_s", type=float, default=1, help="seconds from one window to the next")
+
+    adapt = command("adapt", _adapt, "Adapt a model to a folder of recordings, with or without labels, and save it.")
+    adapt.add_argument("folder", help="of recordings; emotion and speaker may stand in its metadata.csv")
+    adapt.add_argument("-o", "--output", required=True, help="folder for the adapted model and adaptation.json")
+    adapt.add_argument(
+        "--expected",
+        type=_mix,
+        default="balanced",
+        help="how often each emotion occurs: balanced (the default), LABEL=SHARE,… or unknown",
+    )
+
+    export = command("export", _export, "Write model.onnx and model_int8.onnx, which need no torch.")
+    export.add_argument("-o", "--output", required=True, help="folder for both")
+    export.add_argument("--recordings", help="folder of recordings on which both are compared with the model")
     return parser
 
 
@@ -65,32 +85,69 @@ def _files(sources: Sequence[str]) -> list[Path]:
     return files
 
 
-def _predict(arguments) -> None:
+def _outputs(model, files: Sequence[Path], failed: list[Path]) -> Iterator[tuple]:
+    """(file, waveform, output of the model, scores by label) of each recording. One that cannot be read is named and
+    added to `failed`: the others are still worth the work."""
     import torch
 
     from .recordings import load_recording
 
-    files = _files(arguments.recordings)
-    model = _model(arguments.model)
-    extract, labels, failed = model.feature_extractor(), model.config.labels, 0
-    width = max(len(str(file)) for file in files)
+    extract = model.feature_extractor()
     for file in files:
         try:
             waveform = load_recording(file)
-        except RecordingError as error:  # the others are still worth an answer
+        except RecordingError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed += 1
+            failed.append(file)
             continue
         inputs = extract([waveform], sampling_rate=extract.sampling_rate, return_tensors="pt")
         with torch.inference_mode():
-            probabilities = model(**inputs).logits[0].float().softmax(-1).tolist()
-        scores = dict(sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1]))
+            output = model(**inputs)
+        probabilities = output.logits[0].float().softmax(-1).tolist()
+        yield file, waveform, output, dict(zip(model.config.labels, probabilities, strict=True))
+
+
+def _refuse_failed(failed: list[Path], files: Sequence[Path]) -> None:
+    if failed:
+        raise SystemExit(f"error: {len(failed)} of {len(files)} recordings could not be read.")
+
+
+def _likeliest(waveform, scores: dict[str, float]) -> str | None:
+    """The predicted label; None in silence."""
+    from .recordings import is_silent
+
+    return None if is_silent(waveform) else max(scores, key=scores.get)
+
+
+def _predict(arguments) -> None:
+    files, failed = _files(arguments.recordings), []
+    width = max(len(str(file)) for file in files)
+    for file, waveform, _, scores in _outputs(_model(arguments.model), files, failed):
+        scores = dict(sorted(scores.items(), key=lambda pair: -pair[1]))
         if arguments.json:
-            print(json.dumps({"path": str(file), "label": next(iter(scores)), "scores": scores}))
+            print(json.dumps({"path": str(file), "label": _likeliest(waveform, scores), "scores": scores}))
         else:
             print(f"{file!s:<{width}}  " + "  ".join(f"{label} {score:.2f}" for label, score in scores.items()))
-    if failed:
-        raise SystemExit(f"error: {failed} of {len(files)} recordings could not be read.")
+    _refuse_failed(failed, files)
+
+
+def _embed(arguments) -> None:
+    output = Path(arguments.output)
+    if output.suffix != ".parquet":
+        raise ValueError(f"{output}: embeddings are written as Parquet; give a file that ends in .parquet.")
+    try:
+        from pyarrow import Table, parquet
+    except ImportError as error:
+        raise ImportError("embed writes Parquet: pip install pyarrow") from error
+    files, failed, rows = _files(arguments.recordings), [], []
+    for file, waveform, found, scores in _outputs(_model(arguments.model), files, failed):
+        row = {"path": str(file), "label": _likeliest(waveform, scores), "scores": scores}
+        embeddings = {name: found[name] for name in EMBEDDINGS if found.get(name) is not None}
+        rows.append(row | {name: values[0].float().tolist() for name, values in embeddings.items()})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(Table.from_pylist(rows), output)
+    print(f"{len(rows)} recordings in {output}")
+    _refuse_failed(failed, files)
 
 
 def _timeline(arguments) -> None:
@@ -105,6 +162,61 @@ def _timeline(arguments) -> None:
         timeline.plot().figure.savefig(output, dpi=150)
     else:
         getattr(timeline, TIMELINE_FORMATS[output.suffix.lower()])(output)
+
+
+def _mix(given: str) -> str | dict[str, float] | None:
+    """`--expected` as [`EdrlMeaForAudioClassification.adapt`] takes it."""
+    if given in ("balanced", "unknown"):
+        return given if given == "balanced" else None
+    try:
+        return {label.strip(): float(share) for label, share in (part.split("=") for part in given.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{given!r}: write balanced, unknown, or neutral=0.7,anger=0.1") from None
+
+
+def _adapt(arguments) -> None:
+    if not Path(arguments.folder).is_dir():
+        raise RecordingError(f"{arguments.folder}: no such folder.")
+    files = _files([arguments.folder])
+    labels, speakers = _labels_and_speakers(Path(arguments.folder), files)
+    model = _model(arguments.model)
+    model.adapt(files, arguments.expected, speakers, labels)
+    model.save_pretrained(arguments.output)
+    report = json.dumps(model.adaptation.to_dict(), ensure_ascii=False, indent=1)
+    Path(arguments.output, "adaptation.json").write_text(report, encoding="utf-8")
+    print(f"{model.adaptation}\nSaved to {arguments.output}")
+
+
+def _labels_and_speakers(folder: Path, files: list[Path]) -> tuple[list[str | None] | None, list[str] | None]:
+    """Of each file, as metadata.csv tells (file_name, and emotion, speaker or both); None where it does not."""
+    table = folder / "metadata.csv"
+    if not table.exists():
+        return None, None
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = set(reader.fieldnames or ())
+        if "file_name" not in columns or not columns & {"emotion", "speaker"}:
+            raise ValueError(f"{table} has the columns {sorted(columns)}; name them file_name, emotion, speaker.")
+        rows = {folder / row["file_name"]: row for row in reader}
+    strange = sorted(str(path) for path in rows.keys() - set(files))
+    if strange:
+        raise ValueError(f"{table} names {strange[0]}, which is no recording in {folder}.")
+    told = [rows.get(path, {}) for path in files]
+    speakers = [row.get("speaker") for row in told]
+    if "speaker" in columns and not all(speakers):
+        lacking = files[[bool(name) for name in speakers].index(False)]
+        raise ValueError(f"{table} names no speaker of {lacking}: name one for every recording, or drop the column.")
+    labels = [row.get("emotion") or None for row in told]
+    return labels if "emotion" in columns else None, speakers if "speaker" in columns else None
+
+
+def _export(arguments) -> None:
+    from .onnx_export import export_to_folder, require_libraries
+
+    require_libraries()
+    model = _model(arguments.model).float()
+    for graph in export_to_folder(model, arguments.output, arguments.recordings):
+        print(f"{graph.path}: {graph.mebibytes:.1f} MiB, probabilities within {graph.difference:.1e} of the model's")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hear emotions in speech, in a browser: python app.py MODEL, a directory or a Hub id."""
+"""Recognize emotions in speech, in a browser: python app.py MODEL, a directory or a Hub id."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ with contextlib.suppress(ImportError):  # a Space has no package, and takes the 
     import modeling_edrl_mea  # noqa: F401
 
 MODEL = os.environ.get("MODEL_ID", "ORG/NAME")  # of the Space: set it there, under Settings > Variables
-LONG = 4.0  # seconds from which a curve over time says more than one answer
+LONG = 4.0  # seconds from which a curve over time shows more than one prediction
 SHOWN_SECONDS = 60  # heard between two drawings of the curve
 MOST_FILES = 50  # that a visitor's model adapts to
 
@@ -47,7 +47,7 @@ def build(model, name: str) -> gr.Blocks:
 
     def listen(recording, snr_db, kind, own):
         waveform, rate = _checked(recording)
-        before = _answered(scores, own or model, waveform, rate)
+        before = _or_error(scores, own or model, waveform, rate)
         decided = deciding_blocks(own or model, waveform, rate)
         noisy = _noisy(waveform, rate, before, snr_db, kind, own)
         yield before, *noisy, _blocks_plot(*decided), None
@@ -58,7 +58,7 @@ def build(model, name: str) -> gr.Blocks:
         if recording is None:
             return None, None, ""
         waveform, rate = _checked(recording)
-        return _noisy(waveform, rate, _answered(scores, own or model, waveform, rate), snr_db, kind, own)
+        return _noisy(waveform, rate, _or_error(scores, own or model, waveform, rate), snr_db, kind, own)
 
     def adapt_to(files):
         if not files:
@@ -66,8 +66,8 @@ def build(model, name: str) -> gr.Blocks:
         if len(files) > MOST_FILES:
             raise gr.Error(f"{len(files)} recordings: give at most {MOST_FILES}.")
         for file in files:
-            _answered(read, file)
-        own = _answered(adapted, model, files)
+            _or_error(read, file)
+        own = _or_error(adapted, model, files)
         report = str(own.adaptation).replace("`", "'")
         return own, f"```\n{report}\n```"
 
@@ -95,13 +95,13 @@ def build(model, name: str) -> gr.Blocks:
                     sources=["upload", "microphone"], type="filepath", label="Speech", elem_id="speech"
                 )
                 button = gr.Button("Listen", variant="primary", elem_id="listen")
-                heard = gr.Label(label="As recorded", elem_id="heard")
+                clean = gr.Label(label="As recorded", elem_id="clean")
             with gr.Column():
                 snr = gr.Slider(-10, 40, value=10, step=1, label="Speech above noise, dB", elem_id="snr")
                 kind = gr.Dropdown(NOISES, value=NOISES[0], label="Noise")
-                said = gr.Markdown(elem_id="verdict")
+                comparison = gr.Markdown(elem_id="verdict")
                 noisy = gr.Label(label="With noise", elem_id="noisy")
-                mixed = gr.Audio(label="What the model heard then", interactive=False)
+                mixed = gr.Audio(label="Speech with noise", interactive=False)
         with gr.Accordion("My recordings", open=False):
             gr.Markdown("Some recordings of yours, of mixed emotions: the model adapts to them, for you alone.")
             files = gr.File(file_count="multiple", file_types=["audio"], label="Recordings", elem_id="mine")
@@ -109,22 +109,22 @@ def build(model, name: str) -> gr.Blocks:
         own = gr.State()
         blocks = gr.Plot(show_label=False)  # Gradio's label would cover a corner of the figure
         curve = gr.Plot(show_label=False)
-        answers = [noisy, mixed, said]
+        in_noise = [noisy, mixed, comparison]
         files.change(adapt_to, files, [own, report])
-        button.click(listen, [recording, snr, kind, own], [heard, *answers, blocks, curve])
-        snr.release(add_noise, [recording, snr, kind, own], answers)
-        kind.change(add_noise, [recording, snr, kind, own], answers)
+        button.click(listen, [recording, snr, kind, own], [clean, *in_noise, blocks, curve])
+        snr.release(add_noise, [recording, snr, kind, own], in_noise)
+        kind.change(add_noise, [recording, snr, kind, own], in_noise)
     return page
 
 
 def _checked(recording: str | None) -> tuple[np.ndarray, int]:
     if recording is None:
         raise gr.Error("Record or upload some speech first.")
-    return _answered(read, recording)
+    return _or_error(read, recording)
 
 
-def _answered(ask, *arguments):
-    """What `ask` returns; a recording that it refuses is told on the page."""
+def _or_error(ask, *arguments):
+    """What `ask` returns; the page shows the error of a recording that it refuses."""
     try:
         return ask(*arguments)
     except ValueError as error:  # RecordingError among them
@@ -142,8 +142,8 @@ def _curve(timeline, title: str) -> Figure:
 def _blocks_plot(label: str, contributions: dict[str, float]) -> Figure:
     figure = Figure(figsize=(9, 0.9 + 0.35 * len(contributions)), layout="constrained")
     axes = figure.add_subplot()
-    colours = ["C0" if value >= 0 else "C3" for value in contributions.values()]
-    axes.barh(list(contributions), list(contributions.values()), color=colours)
+    colors = ["C0" if value >= 0 else "C3" for value in contributions.values()]
+    axes.barh(list(contributions), list(contributions.values()), color=colors)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_title("Which blocks decided", loc="left")

@@ -37,9 +37,9 @@ def test_a_recording_without_a_label_does_not_count(tiny_model, training):
     model = tiny_model("linear").train(training)
     model.freeze_backbone()
     recordings = noise_recordings(3)
-    labelled = model(**inputs_of(model, recordings[:2]), labels=IDS[:2]).loss
+    labeled = model(**inputs_of(model, recordings[:2]), labels=IDS[:2]).loss
     with_third = model(**inputs_of(model, recordings), labels=torch.tensor([3, 0, -100])).loss
-    torch.testing.assert_close(with_third, labelled, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(with_third, labeled, atol=1e-4, rtol=1e-4)
     assert model(**inputs_of(model, recordings), labels=torch.full((3,), -100)).loss == 0
 
 
@@ -77,8 +77,9 @@ def test_other_problem_types_are_refused_and_not_taken_for_classification(kind):
 
 @pytest.mark.parametrize("form", ["int32", "a column", "one-hot integers", "soft", "with one ignored"])
 def test_a_run_of_the_stock_trainer_outlives_its_first_evaluation(tmp_path, tiny_model, form):
+    from modeling_edrl_mea import AlignmentCallback
     from tests.train.test_run import Recordings, arguments
-    from train.trainer import AlignmentCallback, uar_of_predictions
+    from train.trainer import uar_of_predictions
 
     model = tiny_model("edrl_mea", fitted=False)
     data = Recordings(model, list(model.config.labels), 12)

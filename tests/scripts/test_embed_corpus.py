@@ -1,4 +1,4 @@
-"""Bulk embedding: every recording gets one row, whatever its neighbours are and however often the run is killed."""
+"""Bulk embedding: every recording gets one row, whatever its neighbors are and however often the run is killed."""
 
 import csv
 import errno

@@ -1,4 +1,4 @@
-"""What the frozen backbone says of each recording, computed once and kept on disk.
+"""The frozen backbone's statistics of each recording, computed once and kept on disk.
 
 The cache is addressed by content: the backbone's weights, the recordings' bytes and the corruption applied. It can be
 shared by any number of runs, also at once, and a run that was killed goes on where it was. What was damaged on the
@@ -9,10 +9,8 @@ import hashlib
 import io
 import math
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,68 +20,16 @@ from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
-from .files import atomic_write, content_hash, fingerprint, fingerprint_of_weights
+from .files import atomic_write, checksum, content_hash, fingerprint, fingerprint_of_weights
 from .recordings import listed
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
-ROWS = 512  # recordings per pass through the heads
 BLOCK = 2**24  # bytes of a file read at once
 HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
 
 
 class CacheError(OSError):
     """The cache of embeddings cannot be written; the message names the file and the remedy."""
-
-
-@dataclass
-class Embeddings(torch.utils.data.Dataset):
-    """Layer statistics of N recordings with what training needs to know of each; a dataset for `Trainer`."""
-
-    layer_statistics: torch.Tensor  # (N, L+1, S')
-    labels: torch.Tensor  # (N,) ids
-    speakers: list[str]
-    clean_rows: torch.Tensor  # (N,) row of each recording's clean original: its own unless it is a noisy copy
-    corpora: list[str] = field(default_factory=list)  # (N,) names; none: all of one corpus
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> dict:
-        return {
-            "layer_statistics": self.layer_statistics[row],
-            "labels": self.labels[row],
-            "sample_weights": self.sample_weights[row],
-        }
-
-    @property
-    def sample_weights(self) -> torch.Tensor:
-        """(N,) weights of [`balanced_weights`]."""
-        if not hasattr(self, "_sample_weights"):
-            self._sample_weights = balanced_weights(self.labels, self.corpora)
-        return self._sample_weights
-
-    def with_copies(self, copies: Sequence[torch.Tensor]) -> "Embeddings":
-        """These recordings followed by noisy copies of all of them, each linked to its clean original."""
-        repeats = 1 + len(copies)
-        return Embeddings(
-            torch.cat([self.layer_statistics, *copies]),
-            self.labels.repeat(repeats),
-            self.speakers * repeats,
-            self.clean_rows.repeat(repeats),
-            self.corpora * repeats,
-        )
-
-
-def balanced_weights(labels: torch.Tensor, corpora: Sequence[str] = ()) -> torch.Tensor:
-    """(N,) weights, of mean 1, under which every class counts the same, and in it every corpus that has it: a large
-    corpus would else decide alone how an emotion sounds elsewhere."""
-    ids = {name: number for number, name in enumerate(dict.fromkeys(corpora))}
-    corpus = torch.tensor([ids[name] for name in corpora]) if ids else torch.zeros_like(labels)
-    counts = torch.zeros(int(labels.max()) + 1, max(len(ids), 1)).index_put_(
-        (labels, corpus), torch.ones(len(labels)), accumulate=True
-    )
-    shares = (counts > 0).sum(1)  # corpora that have the class
-    return len(labels) / ((shares > 0).sum() * shares[labels] * counts[labels, corpus])
 
 
 class EmbeddingCache:
@@ -96,10 +42,7 @@ class EmbeddingCache:
         """`processes`: an accelerate `PartialState` or `Accelerator`, where several share the work."""
         self.model, self.processes = model, processes
         self.folder = Path(folder) / fingerprint_of(model)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CacheError(f"{self.folder}: {error.strerror}. Give another folder as --embedding_cache.") from error
+        make_folder(self.folder)
 
     def embed(
         self,
@@ -143,9 +86,12 @@ class EmbeddingCache:
                 "another folder as --embedding_cache."
             )
         errors: list[str] = []
-        for i in tqdm(missing, desc=title, unit_scale=CHUNK, unit="rec", disable=rank or not missing):
-            rows = slice(i * CHUNK, (i + 1) * CHUNK)
-            self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
+        chunks = [slice(i * CHUNK, min((i + 1) * CHUNK, len(audio))) for i in missing]
+        total = sum(rows.stop - rows.start for rows in chunks)
+        with tqdm(desc=title, total=total, unit="rec", disable=rank or not missing) as bar:
+            for i, rows in zip(missing, chunks, strict=True):
+                self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
+                bar.update(rows.stop - rows.start)
         if n_processes > 1:  # also waits for what the others write
             errors = gather_object(errors)
         if errors:
@@ -162,11 +108,9 @@ class EmbeddingCache:
         path = self.folder / f"joined-{name}.f32"
         if not _is_joined(path, 4 * math.prod(shape)):
             with _clear_errors(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
-                checksum = 0
                 for part in parts:
                     part.tofile(file)
-                    checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
-                file.write(checksum.to_bytes(4, "little"))
+                file.write(checksum(path, map(np.ascontiguousarray, parts)))
         # Private pages: torch wants them writable, and nothing is written.
         return torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))
 
@@ -185,7 +129,7 @@ class EmbeddingCache:
         content = io.BytesIO()
         np.save(content, statistics[np.argsort(by_length)])
         with _clear_errors(path), atomic_write(path) as temporary:
-            temporary.write_bytes(content.getvalue() + _checksum(content.getbuffer()))
+            temporary.write_bytes(content.getvalue() + checksum(path, [content.getbuffer()]))
 
     def _chunk_path(self, audio, keys, condition) -> Path:
         digest = hashlib.sha256((condition.fingerprint if condition is not None else "clean").encode())
@@ -195,16 +139,24 @@ class EmbeddingCache:
         return self.folder / f"{digest.hexdigest()[:32]}.npy"
 
 
+def make_folder(folder: Path) -> None:
+    """CacheError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{folder}: {error.strerror}. Give another folder as --embedding_cache.") from error
+
+
 def fingerprint_of(model: EdrlMeaForAudioClassification) -> str:
     """16 hexadecimal digits that change with anything that changes layer statistics."""
     config = model.config
     settings = (
-        config.pooling,
+        "mean_std",  # the statistics
         config.normalize_waveform,
         config.max_window_seconds,
         config.window_overlap_seconds,
     )
-    return fingerprint_of_weights(model.backbone, model.edrl_mea.pooling, settings=repr(settings))
+    return fingerprint_of_weights(model.backbone, settings=repr(settings))
 
 
 def _name_of(recording) -> str:
@@ -219,22 +171,16 @@ def _is_whole(path: Path) -> bool:
         content = memoryview(path.read_bytes())
     except OSError:
         return False
-    return len(content) > 4 and _checksum(content[:-4]) == content[-4:]
+    return len(content) > 4 and checksum(path, [content[:-4]]) == content[-4:]
 
 
 def _is_joined(path: Path, size: int) -> bool:
     """Whether a file of so many bytes is there and ends with their checksum."""
     if not path.is_file() or path.stat().st_size != size + 4:
         return False
-    checksum = 0
     with open(path, "rb") as file:
-        for start in range(0, size, BLOCK):
-            checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
-        return file.read() == checksum.to_bytes(4, "little")
-
-
-def _checksum(content) -> bytes:
-    return zlib.crc32(content).to_bytes(4, "little")
+        blocks = (file.read(min(BLOCK, size - start)) for start in range(0, size, BLOCK))
+        return checksum(path, blocks) == file.read()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .effects import keyed_generator, mix_at_snr, reverberate, rms, through_mp3
 from .rooms import measured_rooms, synthetic_room
-from .sources import content_of, noise_files, recording
+from .sources import SoundError, content_of, noise_files, recording
 
 ADDITIVE = {"noise": 3, "babble": 1, "gaussian": 1, "coloured": 1}  # how often each; recordings teach most
 CHANNEL = ("band_limit", "codec")
@@ -36,7 +36,7 @@ class Augmentation:
     """Makes noisy copies: `Augmentation(noise_dir="noise")(waveform, key)`.
 
     `noise_dir`, `rir_dir`: folders of noise recordings and of room impulse responses, of which only the
-    training part is used (see `train.noise_sources`); rooms are synthetic, half of them with `rir_dir`.
+    training part is used (see sources.py); rooms are synthetic, half of them with `rir_dir`.
     `babble`: recordings of the *training* speakers (paths, or arrays `(n,)` at 16 kHz), mixed into babble.
     `kinds`: some of `KINDS`; default: all that the recordings given allow. Every copy gets one additive
     kind at an SNR drawn from `snr_db`; room, channel and gain come with probability 0.3, 0.3 and 0.5 (always,
@@ -146,7 +146,7 @@ class RecordedNoise(BaseWaveformTransform):
         try:
             return mix_at_snr(samples, recording(file), snr_db, _drawn_generator())
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise SoundError(f"{file}: {error}") from error
 
 
 class Babble(BaseWaveformTransform):
