@@ -250,8 +250,8 @@ class AdaptationMixin:
     """The adaptation of an `EdrlMeaForAudioClassification`."""
 
     def adapt(self, recordings, expected="balanced", speakers=None, labels=None, sampling_rate: int | None = None):
-        """Adapt to recordings of your own, without labels or with a handful. No gradient; save the result like any
-        model.
+        """Adapt to recordings of your own, without labels or with a few. No gradient; save the result like any model.
+
         One number a class is added to the logits, so that over these recordings they predict the expected mix. It is
         as strong as there is evidence: see `adaptation_prior` and `speaker_prior` of the config, and the report in
         `adaptation`. Adapting again starts from the trained model, but keeps labels that were learned.

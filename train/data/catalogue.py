@@ -65,11 +65,11 @@ def _complain_of_missing(name: str, folder: Path, found: list, missing: list[str
         raise CorpusError(f"{name} in {str(folder)!r} lists no recording; {first_files(folder)}")
     if not found:
         raise CorpusError(
-            f"none of the {len(missing)} labelled recordings of {name} is in {str(folder)!r}: "
+            f"none of the {len(missing)} labeled recordings of {name} is in {str(folder)!r}: "
             f"first {missing[0]}; {first_files(folder)}{hint}"
         )
     if missing:
-        logger.warning("%s: %d labelled recordings have no audio file, such as %s", name, len(missing), missing[0])
+        logger.warning("%s: %d labeled recordings have no audio file, such as %s", name, len(missing), missing[0])
 
 
 def _read_iemocap(folder: Path) -> list[Utterance]:

@@ -16,7 +16,7 @@ from modeling_edrl_mea.embeddings import Embeddings, balanced_weights
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .embeddings import EmbeddingCache
-from .recordings import recording_names
+from .recordings import CorpusError, recording_names
 
 if TYPE_CHECKING:
     from train.degradation.augmentation import Augmentation
@@ -118,7 +118,7 @@ class EpochBatches(Sampler[list[int]]):
 
     def __init__(self, dataset, batch_size: int, seed: int, rank: int = 0, n_processes: int = 1):
         if len(dataset) < n_processes:
-            raise ValueError(f"{len(dataset)} recordings cannot be divided among {n_processes} processes.")
+            raise CorpusError(f"{len(dataset)} recordings cannot be divided among {n_processes} processes.")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.n_processes = rank, n_processes
         self.set_epoch(0)

@@ -45,7 +45,7 @@ from .effects import (
     through_telephone,
 )
 from .rooms import can_simulate, measured_rooms, simulated_room, synthetic_room
-from .sources import content_of, noise_files, noise_sources, recording
+from .sources import SoundError, content_of, noise_files, noise_sources, recording
 
 LEVELS = (1, 2, 3)
 NOISE_SNR_DB = (20, 10, 0)
@@ -203,7 +203,7 @@ def _add_recording(speech, rng, files, snr_db):
     try:
         return mix_at_snr(speech, recording(file), snr_db, rng)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise SoundError(f"{file}: {error}") from error
 
 
 def _add_gaussian(speech, rng, snr_db):

@@ -13,7 +13,7 @@ from train.data.recordings import CorpusError
 
 @pytest.mark.parametrize("name", TREES)
 @pytest.mark.parametrize("extension", [".wav", ".ogg"])
-def test_a_corpus_is_recognised_and_read_by_its_file_names(name, extension, tmp_path):
+def test_a_corpus_is_recognized_and_read_by_its_file_names(name, extension, tmp_path):
     tree = {str(Path(file).with_suffix(extension)): what for file, what in TREES[name].items()}
     touch(tmp_path / "download", *tree, "README.txt")
     dataset = load(tmp_path / "download")

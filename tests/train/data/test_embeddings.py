@@ -98,7 +98,7 @@ def test_a_read_only_cache_serves_what_it_holds_and_says_what_it_lacks(audio, ti
     ):
         cache.embed(audio, title="test speech")
     with pytest.raises(CacheError, match="Read-only.*--embedding_cache"):
-        EmbeddingCache(tiny_model("linear", pooling="mean"), folder)
+        EmbeddingCache(tiny_model("linear", max_window_seconds=10.0), folder)
 
 
 def test_on_a_full_disk_what_is_cached_is_kept_and_room_is_all_it_needs(audio, tiny_model, small_chunks, small_disk):
