@@ -38,6 +38,8 @@ def test_every_setting_of_ours_is_in_the_help_with_its_why():
         (["--bf16_full_eval", "True"], "GPU"),
         (["--noise_dir", "nowhere"], "nowhere"),
         (["--on_leak", "ignore"], "error or drop"),
+        (["--train_sampling_strategy", "sequential"], "random or group_by_length"),
+        (["--train_sampling_strategy", "group_by_length"], "frozen backbone"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(flags, named):
