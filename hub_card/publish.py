@@ -161,7 +161,7 @@ def _readable_part(file: Path) -> bytes:
         return stream.read()
 
 
-# --- what the Hub answers, in words ---------------------------------------------------------------------
+# --- the Hub's errors, in words -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -177,16 +177,16 @@ def _clear_errors(repo_id: str) -> Iterator[None]:
 def _explanation(error: BaseException, repo_id: str) -> str:
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) and cause.response is not None else None
-    said = str(cause).strip().split("\n")[0]
+    message = str(cause).strip().split("\n")[0]
     if status == 401:
         return "the Hub refuses the token: missing, wrong or expired. Log in with `hf auth login`, or give another one."
     if status == 403:
-        return f"the token may not write there ({said}). Ask for the right to write, or take another name."
+        return f"the token may not write there ({message}). Ask for the right to write, or take another name."
     if status == 412:
         return "somebody changed the repository meanwhile. Look at the change, and push again."
     if status is not None and status < 500:
-        return f"the Hub refuses it ({said})."
+        return f"the Hub refuses it ({message})."
     return (
-        f"the connection broke off or the Hub failed ({said}). The commit arrives whole or not at all: run the same "
+        f"the connection broke off or the Hub failed ({message}). The commit arrives whole or not at all: run the same "
         "command again, which sends what is missing."
     )

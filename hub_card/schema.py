@@ -74,6 +74,8 @@ CORPUS = _object(
     }
 )
 
+DATA = _object({"parts": _mapping({"type": "object"}), "notes": _list(_text())}, None, "train/data/summary.py")
+
 TRAINING = _object(
     {
         "corpora": _list(CORPUS),
@@ -82,7 +84,10 @@ TRAINING = _object(
         "config": _mapping({}),
         "splits": _mapping(_list(_text()), "speakers by train, validation and test"),
     },
-    {"data": _object({"parts": _mapping({"type": "object"}), "notes": _list(_text())}, None, "train/data/summary.py")},
+    {
+        "data": DATA,
+        "heard": _list(_text(), "hashes of a few recordings of each speaker trained on, by which tests avoid them"),
+    },
 )
 
 RESULT = _object(
@@ -165,6 +170,7 @@ REPORT_SCHEMA = {
         },
         {
             "corpora": _list(CORPUS, "what was tested on"),
+            "data": DATA,
             "summaries": _list(SUMMARY, "means over several results"),
             "errors": _list(ERROR),
             "noise": _maybe("object", "recordings and rooms, in training and in testing: they share none"),

@@ -27,6 +27,7 @@ EdrlMeaForAudioClassification.register_for_auto_class("AutoModelForAudioClassifi
 __all__ = [
     "AdaptationReport",
     "Adapter",
+    "AlignmentCallback",
     "PAPER_FAITHFUL",
     "EdrlMeaConfig",
     "EdrlMeaFeatureExtractor",
@@ -41,3 +42,12 @@ __all__ = [
     "TimelineStream",
     "load_recording",
 ]
+
+
+def __getattr__(name: str):
+    """`AlignmentCallback` only when it is asked for: transformers' Trainer takes seconds to import."""
+    if name == "AlignmentCallback":
+        from .alignment_callback import AlignmentCallback
+
+        return AlignmentCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

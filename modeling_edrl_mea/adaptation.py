@@ -1,11 +1,10 @@
-"""Adaptation of a model to anybody's recordings, without labels or with a handful: what [`adapt`] of a model does.
+"""Adaptation of a model to the user's own recordings, without labels or with a handful.
 
 Everything it finds corrects the logits (see correction.py), so it costs no pass of the backbone beyond the one over the
 recordings, and takes C numbers to store: biases of the classes, biases of each speaker, and, where labels are given,
 weights on EDRL's and MEA's embeddings, also for labels that the model did not know.
 """
 
-import json
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,14 +12,12 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import initialization as init
 
 from .correction import class_biases, expected_mix, label_correction, log_sum_exp, softmax
-from .recordings import find_audio, load_recording
+from .exact_buffers import ExactBuffers
+from .recordings import FAINTEST_DB, SHORTEST_SECONDS, find_audio, is_usable, load_recording
 
-SILENT_DB = -70.0  # of full scale; quieter recordings hold no voice
-SHORTEST_SECONDS = 0.2  # a shorter recording is no utterance
 FULL_SECONDS = 1.0  # a shorter recording counts as much less than one
 EMBEDDED_AT_ONCE = 64  # recordings held as waveforms
 
@@ -62,7 +59,7 @@ class AdaptationReport:
         return "\n".join(lines)
 
 
-class OutputAdaptation(nn.Module):
+class OutputAdaptation(ExactBuffers):
     """The correction of the logits as a part of the model; all zero it changes nothing.
 
     Buffers: biases (C,), weights (C, E) on the label embedding, speaker_biases (speakers, C) beside `biases`.
@@ -72,9 +69,10 @@ class OutputAdaptation(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_added = len(config.added_labels)
-        self.register_buffer("biases", torch.zeros(config.num_labels))
-        self.register_buffer("weights", torch.zeros(config.num_labels, config.label_embedding_size))
-        self.register_buffer("speaker_biases", torch.zeros(len(config.adapted_speakers), config.num_labels))
+        n_labels, n_speakers = config.num_labels, len(config.adapted_speakers)
+        self.register_buffer("biases", torch.zeros(n_labels, dtype=torch.float32))
+        self.register_buffer("weights", torch.zeros(n_labels, config.label_embedding_size, dtype=torch.float32))
+        self.register_buffer("speaker_biases", torch.zeros(n_speakers, n_labels, dtype=torch.float32))
 
     def forward(self, logits, embedding, speakers: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (B, C trained) and label embedding (B, E) → (B, C). `speakers` (B,): places in the config's
@@ -119,7 +117,7 @@ class Correction:
 
 @dataclass
 class Evidence:
-    """N recordings as a model heard them: trained logits (N, C), label embedding in blocks (N, E_b), weights (N,) of at
+    """N recordings as a model sees them: trained logits (N, C), label embedding in blocks (N, E_b), weights (N,) of at
     most 1, label and speaker of each or None."""
 
     logits: np.ndarray
@@ -173,7 +171,7 @@ def _with_new_labels(logits: np.ndarray, n_labels: int) -> np.ndarray:
 
 def _by_labels(evidence: Evidence, logits, targets, known, config) -> tuple[np.ndarray, np.ndarray]:
     """Weights and biases by the recordings with a label, beside one that the model predicts rightly as it is: at the
-    training data's mean, which keeps the new from being said of everything."""
+    training data's mean, which keeps new labels from being predicted everywhere."""
     scales = [np.sqrt(np.square(block[known]).sum(1).mean() * len(evidence.blocks)) for block in evidence.blocks]
     columns = np.repeat(1 / np.maximum(scales, 1e-6), [block.shape[1] for block in evidence.blocks])
     rows = np.vstack([evidence.embedding[known] * columns, np.zeros(len(columns))])
@@ -248,32 +246,76 @@ def _strength(evidence: float, prior: float) -> float:
 # --- recordings in, an adapted model out ---
 
 
-def adapt(model, recordings, expected="balanced", speakers=None, labels=None, sampling_rate=None) -> AdaptationReport:
-    """As [`EdrlMeaForAudioClassification.adapt`], of a `model`; returns the report."""
-    recordings = _as_list(recordings)
-    labels = _labels_of(recordings, labels)
-    speakers = _speakers_of(recordings, speakers)
-    known = dict.fromkeys([*model.config.labels, *(name for name in labels if name is not None)])
-    expected_mix(expected, list(known))  # before the recordings are read
-    statistics, kept, weights = _embedded(model, recordings, sampling_rate)
-    evidence = evidence_of(model, statistics, weights)
-    evidence.labels = [labels[row] for row in kept]
-    evidence.speakers = [speakers[row] for row in kept] if speakers else None
-    found = correct(evidence, model.config, expected, model.output_adaptation.weights.double().cpu().numpy())
-    found.report.n_left_out = len(recordings) - len(kept)
-    install(model, found)
-    return found.report
+class AdaptationMixin:
+    """The adaptation of an `EdrlMeaForAudioClassification`."""
+
+    def adapt(self, recordings, expected="balanced", speakers=None, labels=None, sampling_rate: int | None = None):
+        """Adapt to recordings of your own, without labels or with a handful. No gradient; save the result like any
+        model.
+        One number a class is added to the logits, so that over these recordings they predict the expected mix. It is
+        as strong as there is evidence: see `adaptation_prior` and `speaker_prior` of the config, and the report in
+        `adaptation`. Adapting again starts from the trained model, but keeps labels that were learned.
+
+        Args:
+            recordings: paths, arrays, dicts as `datasets` makes them, in a list, generator or dataset; or a folder.
+            expected: how often each emotion occurs in them. "balanced": equally. Shares by label, such as
+                `{"neutral": 0.7}`, of which the labels left out have the rest. None: not known, and nothing is
+                concluded from recordings without a label.
+            speakers: who speaks in each; every speaker then has biases of their own, used where [`forward`] is told
+                who speaks.
+            labels: the emotion of each, None where not known; or a mapping from paths. Words that the model does not
+                know become labels of it.
+            sampling_rate: Hz of arrays; the model's own by default.
+
+        Returns:
+            the model itself.
+
+        Raises:
+            ValueError: before anything is embedded, where `expected`, `speakers` or `labels` do not fit; no usable
+                recording. RecordingError: one that cannot be read.
+        """
+        recordings = _as_list(recordings)
+        labels = _labels_of(recordings, labels)
+        speakers = _speakers_of(recordings, speakers)
+        known = dict.fromkeys([*self.config.labels, *(name for name in labels if name is not None)])
+        expected_mix(expected, list(known))  # before the recordings are read
+        statistics, kept, weights = _embedded(self, recordings, sampling_rate)
+        evidence = evidence_of(self, statistics, weights)
+        evidence.labels = [labels[row] for row in kept]
+        evidence.speakers = [speakers[row] for row in kept] if speakers else None
+        found = correct(evidence, self.config, expected, self.output_adaptation.weights.double().cpu().numpy())
+        found.report.n_left_out = len(recordings) - len(kept)
+        install(self, found)
+        return self
+
+    @property
+    def adaptation(self) -> AdaptationReport | None:
+        """What the last [`adapt`] was given, found and did; None where there was none."""
+        return AdaptationReport(**self.config.adaptation) if self.config.adaptation else None
+
+    def forget_adaptation(self) -> None:
+        """Predict as trained: no biases, no labels of the user's own."""
+        _resize(self, self.config.labels[: self.config.n_trained_labels], [])
+        self.config.adaptation = None
+
+    def label_embedding(self, output) -> list[torch.Tensor]:
+        """Blocks (B, E_b) of its output that weights for labels of the user's own are learned on: the aligned embedding
+        and EDRL's, or the speech embedding where the arrangement has neither."""
+        blocks = [] if self.alignment is None else [self.aligned_or_zero(output)]
+        if output.intra_class_embeddings is not None:
+            blocks += [output.shared_embedding, output.intra_class_embeddings.flatten(1)]
+        return blocks or [output.speech_embedding]
 
 
 @torch.no_grad()
 def evidence_of(model, statistics: torch.Tensor, weights: np.ndarray | None = None) -> Evidence:
-    """What a model hears in layer statistics (N, L+1, S'), without labels."""
+    """Evidence from layer statistics (N, L+1, S'), without labels."""
     logits, blocks = [], []
     was_training = model.training
     model.eval()
     for part in statistics.split(EMBEDDED_AT_ONCE * 8):
-        output, trained = model.run_trained(layer_statistics=part.to(model.device))
-        logits.append(trained.double().cpu().numpy())
+        output = model.edrl_mea(layer_statistics=part.to(model.device))
+        logits.append(model.trained_logits(output).double().cpu().numpy())
         blocks.append([block.double().cpu().numpy() for block in model.label_embedding(output)])
     model.train(was_training)
     blocks = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
@@ -287,12 +329,6 @@ def install(model, found: Correction) -> None:
     model.config.adaptation = found.report.to_dict()
     for name, buffer in model.output_adaptation.named_buffers():
         buffer.copy_(torch.from_numpy(getattr(found, name)))
-
-
-def forget(model) -> None:
-    """As [`EdrlMeaForAudioClassification.forget_adaptation`], of a `model`."""
-    _resize(model, model.config.labels[: model.config.n_trained_labels], [])
-    model.config.adaptation = None
 
 
 def _resize(model, labels: Sequence[str], speakers: Sequence[str]) -> None:
@@ -366,17 +402,11 @@ def _embedded(model, recordings: Sequence, sampling_rate) -> tuple[torch.Tensor,
     if not kept:
         raise ValueError(
             f"None of the {len(recordings)} recordings can be used: give at least one of {SHORTEST_SECONDS} s or more "
-            f"that is louder than {SILENT_DB:g} dB of full scale."
+            f"that is louder than {FAINTEST_DB:g} dB of full scale."
         )
     statistics = torch.cat(parts)
     weights = np.minimum(1, np.array(seconds) / FULL_SECONDS) / _copies(statistics)
     return statistics, kept, weights
-
-
-def is_usable(waveform: np.ndarray, rate: float) -> bool:
-    """Whether a recording can hold a voice: long enough, and not silent."""
-    power = np.mean(np.square(waveform, dtype=np.float64)) if len(waveform) else 0.0
-    return len(waveform) >= SHORTEST_SECONDS * rate and power > 10 ** (SILENT_DB / 10)
 
 
 def _copies(statistics: torch.Tensor) -> np.ndarray:
@@ -385,19 +415,3 @@ def _copies(statistics: torch.Tensor) -> np.ndarray:
         statistics.flatten(1).numpy().round(4), axis=0, return_inverse=True, return_counts=True
     )
     return counts[places.ravel()]
-
-
-def adapt_folder(model, recordings, output, expected="balanced", labels=None, speakers=None) -> AdaptationReport:
-    """Adapt the model at `model`, a folder or Hub id, to a folder or list of recordings, and save it in `output`, with
-    the report as adaptation.json. What `edrl-mea adapt` calls; raises as [`adapt`] does."""
-    from .modeling_edrl_mea import EdrlMeaForAudioClassification
-
-    recordings = _as_list(recordings)
-    if not len(recordings):
-        raise ValueError("There is no recording to adapt to.")
-    loaded = EdrlMeaForAudioClassification.from_pretrained(model).eval()
-    report = adapt(loaded, recordings, expected, speakers, labels)
-    loaded.save_pretrained(output)
-    with open(os.path.join(output, "adaptation.json"), "w", encoding="utf-8") as file:
-        json.dump(report.to_dict(), file, ensure_ascii=False, indent=1)
-    return report

@@ -1,6 +1,7 @@
 """The console command `edrl-mea`: a model's daily work without writing Python."""
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.act(arguments)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -40,6 +41,20 @@ def _parser() -> argparse.ArgumentParser:
     timeline.add_argument("-o", "--output", help="file: .json, .csv, .txt (Audacity), .TextGrid (Praat), .png")
     timeline.add_argument("--window_s", type=float, default=4, help="seconds in a window")
     timeline.add_argument("--hop_s", type=float, default=1, help="seconds from one window to the next")
+
+    adapt = command("adapt", _adapt, "Adapt a model to a folder of recordings, with or without labels, and save it.")
+    adapt.add_argument("folder", help="of recordings; emotion and speaker may stand in its metadata.csv")
+    adapt.add_argument("-o", "--output", required=True, help="folder for the adapted model and adaptation.json")
+    adapt.add_argument(
+        "--expected",
+        type=_mix,
+        default="balanced",
+        help="how often each emotion occurs: balanced (the default), LABEL=SHARE,… or unknown",
+    )
+
+    export = command("export", _export, "Write model.onnx and model_int8.onnx, which need no torch.")
+    export.add_argument("-o", "--output", required=True, help="folder for both")
+    export.add_argument("--recordings", help="folder of recordings on which both are compared with the model")
     return parser
 
 
@@ -68,7 +83,7 @@ def _files(sources: Sequence[str]) -> list[Path]:
 def _predict(arguments) -> None:
     import torch
 
-    from .recordings import load_recording
+    from .recordings import is_silent, load_recording
 
     files = _files(arguments.recordings)
     model = _model(arguments.model)
@@ -77,7 +92,7 @@ def _predict(arguments) -> None:
     for file in files:
         try:
             waveform = load_recording(file)
-        except RecordingError as error:  # the others are still worth an answer
+        except RecordingError as error:  # the others are still predicted
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
@@ -86,7 +101,8 @@ def _predict(arguments) -> None:
             probabilities = model(**inputs).logits[0].float().softmax(-1).tolist()
         scores = dict(sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1]))
         if arguments.json:
-            print(json.dumps({"path": str(file), "label": next(iter(scores)), "scores": scores}))
+            label = None if is_silent(waveform) else next(iter(scores))
+            print(json.dumps({"path": str(file), "label": label, "scores": scores}))
         else:
             print(f"{file!s:<{width}}  " + "  ".join(f"{label} {score:.2f}" for label, score in scores.items()))
     if failed:
@@ -105,6 +121,61 @@ def _timeline(arguments) -> None:
         timeline.plot().figure.savefig(output, dpi=150)
     else:
         getattr(timeline, TIMELINE_FORMATS[output.suffix.lower()])(output)
+
+
+def _mix(given: str) -> str | dict[str, float] | None:
+    """`--expected` as [`EdrlMeaForAudioClassification.adapt`] takes it."""
+    if given in ("balanced", "unknown"):
+        return given if given == "balanced" else None
+    try:
+        return {label.strip(): float(share) for label, share in (part.split("=") for part in given.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{given!r}: write balanced, unknown, or neutral=0.7,anger=0.1") from None
+
+
+def _adapt(arguments) -> None:
+    if not Path(arguments.folder).is_dir():
+        raise RecordingError(f"{arguments.folder}: no such folder.")
+    files = _files([arguments.folder])
+    labels, speakers = _labels_and_speakers(Path(arguments.folder), files)
+    model = _model(arguments.model)
+    model.adapt(files, arguments.expected, speakers, labels)
+    model.save_pretrained(arguments.output)
+    report = json.dumps(model.adaptation.to_dict(), ensure_ascii=False, indent=1)
+    Path(arguments.output, "adaptation.json").write_text(report, encoding="utf-8")
+    print(f"{model.adaptation}\nSaved to {arguments.output}")
+
+
+def _labels_and_speakers(folder: Path, files: list[Path]) -> tuple[list[str | None] | None, list[str] | None]:
+    """Of each file, as metadata.csv tells (file_name, and emotion, speaker or both); None where it does not."""
+    table = folder / "metadata.csv"
+    if not table.exists():
+        return None, None
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = set(reader.fieldnames or ())
+        if "file_name" not in columns or not columns & {"emotion", "speaker"}:
+            raise ValueError(f"{table} has the columns {sorted(columns)}; name them file_name, emotion, speaker.")
+        rows = {folder / row["file_name"]: row for row in reader}
+    strange = sorted(str(path) for path in rows.keys() - set(files))
+    if strange:
+        raise ValueError(f"{table} names {strange[0]}, which is no recording in {folder}.")
+    told = [rows.get(path, {}) for path in files]
+    speakers = [row.get("speaker") for row in told]
+    if "speaker" in columns and not all(speakers):
+        lacking = files[[bool(name) for name in speakers].index(False)]
+        raise ValueError(f"{table} names no speaker of {lacking}: name one for every recording, or drop the column.")
+    labels = [row.get("emotion") or None for row in told]
+    return labels if "emotion" in columns else None, speakers if "speaker" in columns else None
+
+
+def _export(arguments) -> None:
+    from .onnx_export import export_to_folder, require_libraries
+
+    require_libraries()
+    model = _model(arguments.model).float()
+    for graph in export_to_folder(model, arguments.output, arguments.recordings):
+        print(f"{graph.path}: {graph.mebibytes:.1f} MiB, probabilities within {graph.difference:.1e} of the model's")
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ class EdrlMeaConfig(PreTrainedConfig):
         adaptation_prior: recordings that count for the class biases as they are, against those that `adapt` is given;
             like the next three set after trials on corpora left out of training, test results included;
             scripts/benchmark_adaptation.py chooses them anew by the training corpora alone.
-        balanced_strength: share of the way that `adapt` goes to a "balanced" mix, which nobody has counted: all of it
-            gains no more where the mix is balanced, and harms where it is not. Shares that the user gives are gone to
-            in full.
+        balanced_strength: how far `adapt` moves toward a "balanced" mix, which is a guess: moving all the way gains no
+            more where the mix is balanced, and does harm where it is not. To shares that the user gives it moves all
+            the way.
         speaker_prior: recordings that count for everybody's biases against a speaker's own.
         label_ridge: L2 penalty of the weights that labelled recordings give to `adapt`.
         added_labels: labels of the user's own that `adapt` has learned, the last ones of `id2label`.
@@ -85,6 +85,9 @@ class EdrlMeaConfig(PreTrainedConfig):
         decorrelation_weight: of the squared correlation between each z_c and z₀; a small weight, as above.
         shared_invariance_weight: of the spread of the class means of z₀, which should carry what emotions share; a
             small weight, as above.
+        classifier: what the logits are made by in closed form, and what EDRL starts as: logistic regression, or a
+            regularized linear discriminant, which takes seconds where there are thousands of features and carries over
+            better to other corpora from strong ones.
         temperature: what the weights of the last classifier were divided by (`set_temperature`), so that it is as
             sure as it is right; 1: not calibrated.
         n_components: k, the width of the aligned embedding; as many as a small corpus has directions.
@@ -140,6 +143,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     decorrelation_weight: float = 0.1
     shared_invariance_weight: float = 0.1
 
+    classifier: Literal["regression", "discriminant"] = "regression"
     temperature: float = 1.0
 
     n_components: int = 128
@@ -230,7 +234,7 @@ class EdrlMeaConfig(PreTrainedConfig):
                 f"problem_type={self.problem_type!r}: this model gives every recording one emotion. Leave problem_type "
                 "out, and turn several labels or numbers into one emotion, or into shares that add up to 1."
             )
-        for name in ("pooling", "layer_combination", "arrangement"):
+        for name in ("pooling", "layer_combination", "arrangement", "classifier"):
             _check_choice(name, getattr(self, name), get_args(type(self).__annotations__[name]))
         for target in self.alignment_target:
             _check_choice("alignment_target", target, get_args(AlignmentTarget))

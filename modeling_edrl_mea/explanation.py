@@ -1,31 +1,45 @@
-"""What decided for an emotion: the part that each block of embeddings has in its logit."""
+"""Why an emotion was predicted: what each block of embeddings adds to its logit."""
 
 import torch
 
+from .recordings import is_silent, load_recording
 
-@torch.no_grad()
-def explain(model, recording, sampling_rate: int | None = None) -> dict:
-    """As [`EdrlMeaForAudioClassification.explain`], of a `model`."""
-    was_training = model.training
-    model.eval()  # dropout would explain another recording than it classifies
-    try:
-        statistics = model.embed_recordings([recording], sampling_rate).to(model.device)
-        logits = model(layer_statistics=statistics).logits[0].float()
-        winner = int(logits.argmax())
-        told = {"logit_contributions": {}}
-        if winner < model.config.n_trained_labels:
-            told = contributions(model, statistics, winner)
-        if not model.output_adaptation.is_idle:
-            trained = model.run_trained(layer_statistics=statistics)[1][0].float()
-            own = trained[winner] if winner < len(trained) else 0
-            told["logit_contributions"]["adaptation"] = float(logits[winner] - own)
-        return {
-            "label": model.config.labels[winner],
-            "logits": dict(zip(model.config.labels, logits.tolist(), strict=True)),
-            **told,
-        }
-    finally:
-        model.train(was_training)
+
+class ExplanationMixin:
+    """Explains the predictions of an `EdrlMeaForAudioClassification`."""
+
+    @torch.no_grad()
+    def explain(self, recording, sampling_rate: int | None = None) -> dict:
+        """What decided for the winning emotion.
+
+        Returns a dict: `label` (None in silence), `logits` by label, `logit_contributions` by block (for the winning
+        label; with the classifier's bias they sum to its logit) and, where the logits come from the alignment,
+        `component_contributions` by block, k numbers each.
+        """
+        rate = sampling_rate or self.config.sampling_rate
+        waveform = load_recording(recording, rate)
+        if is_silent(waveform):
+            return {"label": None, "logits": dict.fromkeys(self.config.labels, 0.0), "logit_contributions": {}}
+        was_training = self.training
+        self.eval()  # dropout would explain another recording than it classifies
+        try:
+            statistics = self.embed_recordings([waveform], rate).to(self.device)
+            logits = self(layer_statistics=statistics).logits[0].float()
+            winner = int(logits.argmax())
+            told = {"logit_contributions": {}}
+            if winner < self.config.n_trained_labels:
+                told = contributions(self, statistics, winner)
+            if not self.output_adaptation.is_idle:
+                trained = self.trained_logits(self.edrl_mea(layer_statistics=statistics))[0].float()
+                own = trained[winner] if winner < len(trained) else 0
+                told["logit_contributions"]["adaptation"] = float(logits[winner] - own)
+            return {
+                "label": self.config.labels[winner],
+                "logits": dict(zip(self.config.labels, logits.tolist(), strict=True)),
+                **told,
+            }
+        finally:
+            self.train(was_training)
 
 
 def contributions(model, layer_statistics: torch.Tensor, label: int) -> dict[str, dict]:
@@ -36,7 +50,7 @@ def contributions(model, layer_statistics: torch.Tensor, label: int) -> dict[str
         layer_statistics: (1, L+1, S').
     """
     u = model.edrl_mea.speech_embedding(layer_statistics)
-    _, disentangled = model.edrl_mea.disentangle_and_align(u)
+    disentangled, _ = model.edrl_mea.disentangle_and_align(u)
     if model.ends_in_disentanglement:
         weights = model.edrl_mea.disentanglement.classifier.weight[label].float().split(model.config.block_size)
         shares = [float(block[0].float() @ w) for block, w in zip(disentangled.blocks, weights, strict=True)]

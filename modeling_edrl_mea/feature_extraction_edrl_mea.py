@@ -3,10 +3,19 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
-from .recordings import SAMPLING_RATE, RecordingError, as_list_of_recordings, load_recording, resample, to_mono
+from .recordings import (
+    SAMPLING_RATE,
+    SILENT_VARIANCE,
+    RecordingError,
+    as_list_of_recordings,
+    load_recording,
+    resample,
+    to_mono,
+)
 
 RECEPTIVE_FIELD = 400  # samples that WavLM's convolutions need for one frame: 25 ms at 16 kHz
 NORMALIZATION_EPSILON = 1e-7  # as transformers' extractors have it
@@ -99,3 +108,16 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
         waveform = waveform.astype(np.float32, copy=False)
         missing = self.minimum_length - len(waveform)
         return np.pad(waveform, (0, missing)) if missing > 0 else waveform
+
+
+def is_silence(waveforms: torch.Tensor, mask: torch.Tensor | None, is_normalized: bool) -> torch.Tensor:
+    """(B,) whether each of the extractor's waveforms (B, n) is silence: what varies by less than the rounding of 16-bit
+    samples, so an offset counts as silence and speech does not, however faint. Noise above that is a recording like any
+    other."""
+    # The extractor's normalization divides by √(variance + 1e-7).
+    limit = SILENT_VARIANCE / (SILENT_VARIANCE + NORMALIZATION_EPSILON) if is_normalized else SILENT_VARIANCE
+    waveforms = waveforms.float()
+    own = torch.ones_like(waveforms) if mask is None else mask.to(waveforms)
+    n_samples = own.sum(1).clamp_min(1)
+    centered = (waveforms - ((waveforms * own).sum(1) / n_samples)[:, None]) * own
+    return centered.square().sum(1) / n_samples < limit

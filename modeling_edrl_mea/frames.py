@@ -1,4 +1,4 @@
-"""Frames: which samples a backbone makes them of, what it says of them, and windows for long recordings.
+"""Frames: which samples a backbone makes them of, its outputs for them, and windows for long recordings.
 
 Everything follows from a backbone's own config: the convolutions of its feature encoder, or the steps of its log-mel
 spectrogram.
@@ -27,7 +27,7 @@ WHISPER_SILENCE = 8_000  # samples: half a second behind a recording, where Whis
 
 @dataclass
 class BackboneOutput(ModelOutput):
-    """What a backbone says about a batch.
+    """A backbone's outputs for a batch.
 
     hidden_states: L+1 tensors (batch, frames, hidden): the input of the first layer, then each layer's
         output. Where the encoder ends in a layer norm the last one is after it, so it always equals the

@@ -3,7 +3,7 @@ fitted in closed form."""
 
 import torch
 
-IGNORED = -100  # torch's and transformers' id for a recording that no loss shall count
+IGNORED = -100  # torch's and transformers' id for a recording that no loss counts
 
 
 def as_targets(

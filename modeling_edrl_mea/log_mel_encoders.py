@@ -1,4 +1,4 @@
-"""Encoders that hear a log-mel spectrogram: Whisper's, and Wav2Vec2-BERT. The spectrogram is part of the model, so
+"""Encoders of a log-mel spectrogram: Whisper's, and Wav2Vec2-BERT. The spectrogram is part of the model, so
 that waveforms go in as everywhere.
 
 What is linear in a frame's samples (offset removed, pre-emphasis, window, Fourier transform) is one matrix, applied as

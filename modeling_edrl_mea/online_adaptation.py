@@ -1,4 +1,4 @@
-"""Adaptation while it is heard: class biases of a running call or device, learned window by window."""
+"""Adaptation on the fly: class biases of a running call or device, learned window by window."""
 
 import json
 import os

@@ -1,7 +1,13 @@
 """Recordings as arrays: found in folders, decoded, mixed to mono and brought to one rate, or refused with a clear
-error."""
+error.
 
+Whatever takes a recording reads it here, but `pipeline(path)`, which transformers decodes by the ffmpeg program. Needs
+NumPy, soundfile and soxr alone, so that scripts/classify_onnx.py reads by it without torch.
+"""
+
+import functools
 import io
+import logging
 import os
 import shutil
 import stat
@@ -12,7 +18,6 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
-from transformers.utils import logging
 
 try:
     import soundfile
@@ -23,13 +28,16 @@ try:
 except ImportError:
     soxr = None
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SAMPLING_RATE = 16_000  # Hz, of every model's input
 MINIMUM_RATE = 1_000  # Hz; a rate below was given in kHz
 MAXIMUM_RATE = 10_000_000  # Hz; no recorder reaches it
 MAX_CHANNELS = 16  # an array with one side this short and the other long is multi-channel audio, not a batch
 FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy codecs overshoot far less
+FAINTEST_DB = -70.0  # of full scale; quieter recordings hold no voice
+SHORTEST_SECONDS = 0.2  # a shorter recording is no utterance
+SILENT_VARIANCE = 2.0**-30  # one step of 16-bit samples, squared: -90 dB of full scale
 CANCELLED = 0.01  # a mix this far (40 dB) below its channels has lost them
 INTEGER_BITS = (16, 24, 32)  # of samples in wider containers
 # Lossless first: where a corpus ships one recording in two formats (CREMA-D), the first one is taken.
@@ -44,8 +52,9 @@ class RecordingError(ValueError):
 
 
 def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "recording") -> np.ndarray:
-    """A recording from a path, bytes, an array (at `sampling_rate`), or a dict as `datasets` makes it
-    (`{"array", "sampling_rate"}`, `{"bytes", "path"}`), as float32 (n,) mono at `sampling_rate` Hz.
+    """A recording from a path, bytes, an open file, an array (at `sampling_rate`), or what `datasets` makes of one
+    (`{"array", "sampling_rate"}`, `{"bytes", "path"}`, torchcodec's decoder), as float32 (n,) mono at `sampling_rate`
+    Hz.
     `name` is what errors call a recording that has no path.
 
     Raises `RecordingError`, naming the file and the remedy, for what is missing, does not decode, is empty or holds
@@ -63,11 +72,24 @@ def load_recording(source, sampling_rate: int = SAMPLING_RATE, name: str = "reco
         if not content and not path:
             raise RecordingError(f"{name} with the keys {sorted(source)}: none of array, bytes or path is filled.")
         source, name = content or path, str(path or name)
+    if is_open_file(source):
+        source = source.read()
     if isinstance(source, (str, os.PathLike, bytes)):
         name = name if isinstance(source, bytes) else os.fspath(source)
         samples, rate = _decode(source, name)
         return resample(to_mono(samples, name, channel_axis=1), rate, sampling_rate, name)
     return to_mono(source, name)
+
+
+def is_open_file(source) -> bool:
+    return isinstance(source, io.IOBase) and not isinstance(source, io.TextIOBase)
+
+
+def has_own_rate(source) -> bool:
+    """Whether a recording is a file, its bytes, or what `datasets` makes of one, and no mere samples."""
+    if isinstance(source, Mapping):
+        return source.get("array") is None or source.get("sampling_rate") is not None
+    return isinstance(source, (str, os.PathLike, bytes)) or is_open_file(source) or hasattr(source, "get_all_samples")
 
 
 def _decode(source, name: str) -> tuple[np.ndarray, int]:
@@ -83,11 +105,17 @@ def _decode(source, name: str) -> tuple[np.ndarray, int]:
         decoded = _decode_by_ffmpeg(source)
         if decoded is not None:
             return decoded
-        raise RecordingError(
-            f"{name}: does not decode ({error}). It is damaged or in a format that libsndfile cannot read (m4a, webm, "
-            "amr …), and no FFmpeg on this machine reads it either: install the ffmpeg program, or torchcodec with "
-            f"FFmpeg's libraries, or convert it, e.g. `ffmpeg -i {name} -ac 1 -ar {SAMPLING_RATE} out.wav`."
-        ) from error
+        reason = getattr(error, "error_string", error)
+        raise RecordingError(f"{name}: does not decode ({str(reason).strip('. ')}). {_remedy()}") from error
+
+
+def _remedy() -> str:
+    if shutil.which("ffmpeg"):
+        return "It is damaged, or no audio: FFmpeg does not read it either."
+    return (
+        "It is damaged, or in a format that libsndfile cannot read (m4a, webm, amr …): install the ffmpeg program, or "
+        "torchcodec with FFmpeg's libraries, or convert it to WAV."
+    )
 
 
 def _read(source) -> tuple[np.ndarray, int]:
@@ -180,9 +208,14 @@ def to_mono(samples, name: str, channel_axis: int | None = None) -> np.ndarray:
         raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")
     peak = float(np.abs(samples).max())
     if peak > FULL_SCALE:
-        logger.warning_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
+        _warn_once("Samples far beyond ±1 (integers stored as floats?): scaled by their peak.")
         samples = samples / peak
     return samples.astype(np.float32)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def integer_scale(samples: np.ndarray) -> float:
@@ -215,6 +248,17 @@ def as_samples(samples, name: str, scale: float = 0.0) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise RecordingError(f"{name}: NaN or infinite samples. Check the file, or how it was processed.")
     return samples
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether (n,) samples vary by less than the rounding of 16 bits: no emotion is named in them."""
+    return bool(np.var(waveform, dtype=np.float64) < SILENT_VARIANCE)
+
+
+def is_usable(waveform: np.ndarray, rate: float) -> bool:
+    """Whether a recording can hold a voice: long enough, and not silent."""
+    power = np.mean(np.square(waveform, dtype=np.float64)) if len(waveform) else 0.0
+    return len(waveform) >= SHORTEST_SECONDS * rate and power > 10 ** (FAINTEST_DB / 10)
 
 
 def as_array(samples) -> np.ndarray:

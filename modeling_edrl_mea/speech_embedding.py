@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .exact_buffers import ExactBuffers
+
 N_ATTENTION_HIDDEN = 64
 ROWS = 1024  # recordings taken into memory at once, where there are more than fit
 MINIMUM_SCALE = 1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
@@ -75,7 +77,7 @@ class StatisticsPooling(nn.Module):
         return torch.cat([moments.mean, variance.clamp_min(1e-10).sqrt()], dim=-1)
 
 
-class SpeechEmbedding(nn.Module):
+class SpeechEmbedding(ExactBuffers):
     """Pooled statistics of all layers → speech embedding u.
 
     Standardization is fitted in closed form by [`fit`]; until then u is not standardised. Its buffers
@@ -129,19 +131,6 @@ class SpeechEmbedding(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.n_recordings.fill_(float(n_recordings))
-
-    def _apply(self, fn, recurse=True):
-        exact = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            after = getattr(self, name)
-            if after.dtype != before.dtype:  # model.half() and kin: move, but keep the precision
-                setattr(
-                    self,
-                    name,
-                    before.to(after.device) if after.device.type != "meta" else after.to(before.dtype),
-                )
-        return self
 
 
 def mean_and_scale(layer_statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

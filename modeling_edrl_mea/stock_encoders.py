@@ -1,4 +1,4 @@
-"""Encoders of transformers as they are: wav2vec 2.0, HuBERT, data2vec-audio, UniSpeech-SAT and their kin."""
+"""Encoders of transformers as they are: wav2vec 2.0, HuBERT, data2vec-audio, UniSpeech-SAT and their relatives."""
 
 import copy
 from collections.abc import Iterator

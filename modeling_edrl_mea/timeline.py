@@ -16,11 +16,13 @@ PLOT_SIZE = (9.0, 3.2)  # inches
 @dataclass(frozen=True)
 class Segment:
     """One window of a recording: from `start` to `end` seconds, `scores` by label that sum to 1, the `label` that
-    scores highest, and the loudness `level_db`: root mean square in dB of full scale, -120 for digital silence."""
+    scores highest, and the loudness `level_db`: root mean square in dB of full scale, -120 for digital silence.
+
+    `label` is None in silence, where every emotion scores the same."""
 
     start: float
     end: float
-    label: str
+    label: str | None
     scores: dict[str, float]
     level_db: float
 
@@ -28,8 +30,9 @@ class Segment:
 class Timeline(Sequence):
     """Segments of a recording, in order of time; they overlap where the hop is shorter than the window.
 
-    Silence and noise get scores as any sound does: finite, the same every time, and without meaning, since no model
-    here was taught what no voice sounds like. `level_db` tells silence apart: `[s for s in timeline if s.level_db >
+    Silence (below -90 dB) has no label: None, an empty cell in CSV, no Audacity label, an empty interval in Praat, a
+    gap in the plot. Noise gets scores as any sound does, finite, the same every time, without meaning, since no model
+    here was taught what no voice sounds like; `level_db` tells what is faint: `[s for s in timeline if s.level_db >
     -50]`.
     """
 
@@ -59,9 +62,9 @@ class Timeline(Sequence):
         rows = [[segment.scores[label] for label in self.labels] for segment in self.segments]
         return np.array(rows).reshape(-1, len(self.labels))
 
-    def stretches(self) -> Iterator[tuple[float, float, str]]:
+    def stretches(self) -> Iterator[tuple[float, float, str | None]]:
         """(start, end, label) without overlap or gap: every moment has the label of the window whose middle is
-        nearest, and neighbours of the same label are one."""
+        nearest, None in silence, and neighbours of the same label are one."""
         start = None
         for i, segment in enumerate(self.segments):
             start = segment.start if start is None else start
@@ -100,8 +103,9 @@ class Timeline(Sequence):
         return written(buffer.getvalue(), path)
 
     def to_audacity(self, path: str | os.PathLike | None = None) -> str:
-        """A label track for Audacity's File > Import > Labels: `start<TAB>end<TAB>label` a stretch."""
-        lines = [f"{start:.6f}\t{end:.6f}\t{' '.join(label.split())}\n" for start, end, label in self.stretches()]
+        """A label track for Audacity's File > Import > Labels: `start<TAB>end<TAB>label` a stretch with a label."""
+        labelled = [stretch for stretch in self.stretches() if stretch[2] is not None]
+        lines = [f"{start:.6f}\t{end:.6f}\t{' '.join(label.split())}\n" for start, end, label in labelled]
         return written("".join(lines), path)
 
     def to_textgrid(self, path: str | os.PathLike | None = None) -> str:
@@ -118,13 +122,14 @@ class Timeline(Sequence):
         lines += ["item []:", "    item [1]:", '        class = "IntervalTier"', '        name = "emotion"']
         lines += [" " * 8 + line for line in (*span, f"intervals: size = {len(stretches)}")]
         for number, (start, end, label) in enumerate(stretches, start=1):
-            text = label.replace('"', '""')
+            text = (label or "").replace('"', '""')
             lines += [f"        intervals [{number}]:"]
             lines += [" " * 12 + line for line in (f"xmin = {start:.6f}", f"xmax = {end:.6f}", f'text = "{text}"')]
         return written("\n".join(lines) + "\n", path)
 
     def plot(self, axes=None):
-        """Scores over time on matplotlib `axes` (a new figure's by default), under a strip of the winning labels.
+        """Scores over time on matplotlib `axes` (a new figure's by default), under a strip of the winning labels;
+        silence is left blank.
 
         Returns the axes; save by `timeline.plot().figure.savefig("timeline.png")`.
         """
@@ -136,10 +141,13 @@ class Timeline(Sequence):
             axes = plt.figure(figsize=PLOT_SIZE, layout="constrained").add_subplot()
         colours = {label: f"C{i % 10}" for i, label in enumerate(self.labels)}
         middles = [middle(segment) for segment in self.segments]
+        is_silent = np.array([segment.label is None for segment in self.segments], dtype=bool)
         for label, scores in zip(self.labels, self.probabilities.T, strict=True):
+            scores = np.where(is_silent, np.nan, scores)
             axes.plot(middles, scores, ".-", color=colours[label], label=label)
         for start, end, label in self.stretches():
-            axes.axvspan(start, end, ymin=0.94, color=colours[label], linewidth=0)
+            if label is not None:
+                axes.axvspan(start, end, ymin=0.94, color=colours[label], linewidth=0)
         if self.segments:
             axes.set_xlim(self.segments[0].start, self.segments[-1].end)
         axes.set(ylim=(0, 1.07), xlabel="time in s", ylabel="score")

@@ -1,13 +1,11 @@
 """Emotions over time from audio that comes in chunks of any size, in bounded memory."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
-from .adaptation import is_usable
 from .frames import samples_per_frame
 from .online_adaptation import Adapter
 from .recordings import (
@@ -16,7 +14,10 @@ from .recordings import (
     as_array,
     as_samples,
     check_rate,
+    has_own_rate,
     integer_scale,
+    is_silent,
+    is_usable,
     load_recording,
     mix,
 )
@@ -190,8 +191,10 @@ class TimelineStream:
         return segments
 
     def _adapted(self, logits: torch.Tensor, cuts: list[np.ndarray]) -> torch.Tensor:
-        act = [self.adapter.learn if is_usable(cut, self.rate) else self.adapter.correct for cut in cuts]
-        rows = [take(row, self.speaker) for take, row in zip(act, logits.numpy(), strict=True)]
+        rows = []
+        for cut, row in zip(cuts, logits.numpy(), strict=True):
+            act = self.adapter.learn if is_usable(cut, self.rate) else self.adapter.correct
+            rows.append(row if is_silent(cut) else act(row, self.speaker))
         return torch.from_numpy(np.stack(rows)).float()
 
     def _segments(self, starts: list[int]) -> Iterator[Segment]:
@@ -204,26 +207,36 @@ class TimelineStream:
         for start, cut, row in zip(starts, cuts, probabilities, strict=True):
             scores = dict(zip(labels, row.tolist(), strict=True))
             span = (start / self.rate, (start + len(cut)) / self.rate)
-            yield Segment(*span, labels[int(row.argmax())], scores, level_db(cut))
+            yield Segment(*span, None if is_silent(cut) else labels[int(row.argmax())], scores, level_db(cut))
 
 
-def predict_timeline(model, recording, sampling_rate: float | None = None, **settings) -> Timeline:
-    """The timeline of a whole recording: an array, (n,) or with channels either way round, or what else
-    [`load_recording`] takes. `settings` are those of [`TimelineStream`], and so is what raises."""
-    if isinstance(recording, (str, os.PathLike, bytes, Mapping)) or hasattr(recording, "get_all_samples"):
-        sampling_rate = model.config.sampling_rate
-        recording = load_recording(recording, sampling_rate)
-    stream = TimelineStream(model, sampling_rate, **settings)
-    samples = as_array(recording)
-    if isinstance(recording, list) or samples.dtype.kind == "i":  # one scale for all of it
-        samples = as_samples(recording, "recording")
-    if samples.ndim == 2 and samples.shape[0] <= samples.shape[1]:
-        samples = samples.T
-    block = max(1, int(BLOCK_SECONDS * stream.sampling_rate))
-    for start in range(0, len(samples) if samples.ndim else 1, block):
-        stream.push(samples[start : start + block] if samples.ndim else samples)
-    stream.finish()
-    return stream.timeline
+class TimelineMixin:
+    """Timelines of an `EdrlMeaForAudioClassification`."""
+
+    def predict_timeline(self, recording, sampling_rate: float | None = None, **settings) -> Timeline:
+        """Scores over time in windows of `window_s` seconds, one every `hop_s`, of a whole recording: an array, (n,) or
+        with channels either way round, or what else [`load_recording`] takes. `settings` are those of
+        [`TimelineStream`], and so is what raises."""
+        if has_own_rate(recording):
+            sampling_rate = self.config.sampling_rate
+            recording = load_recording(recording, sampling_rate)
+        elif isinstance(recording, Mapping):
+            recording = recording["array"]
+        stream = TimelineStream(self, sampling_rate, **settings)
+        samples = as_array(recording)
+        if isinstance(recording, list) or samples.dtype.kind == "i":  # one scale for all of it
+            samples = as_samples(recording, "recording")
+        if samples.ndim == 2 and samples.shape[0] <= samples.shape[1]:
+            samples = samples.T
+        block = max(1, int(BLOCK_SECONDS * stream.sampling_rate))
+        for start in range(0, len(samples) if samples.ndim else 1, block):
+            stream.push(samples[start : start + block] if samples.ndim else samples)
+        stream.finish()
+        return stream.timeline
+
+    def stream_timeline(self, sampling_rate: float | None = None, **settings) -> TimelineStream:
+        """The same from chunks as they come: `push(chunk)` gives new segments, `finish()` the last."""
+        return TimelineStream(self, sampling_rate, **settings)
 
 
 def n_samples(seconds: float, rate: int) -> int:

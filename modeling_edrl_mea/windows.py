@@ -1,4 +1,5 @@
-"""Hidden states and attention weights of long recordings, put together from their windows."""
+"""The backbone over recordings of any length: long ones in windows, whose statistics, hidden states and attention
+weights are put together."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +7,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frames import BackboneOutput
+from .frames import BackboneOutput, iter_windows, own_samples, samples_per_frame
+
+
+def run_in_windows(
+    backbone,
+    pooling,
+    config,
+    input_values: Tensor,
+    attention_mask: Tensor | None = None,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+) -> tuple[Tensor, BackboneOutput]:
+    """Waveforms (B, n) → pooled statistics (B, L+1, S') of every layer, and hidden states and attentions where asked
+    for, without which memory is bounded by one window."""
+    asked_for = output_hidden_states, output_attentions
+    limit = int(config.max_window_seconds * config.sampling_rate)
+    if input_values.shape[1] <= limit:
+        frames = backbone(input_values, attention_mask, output_attentions=output_attentions)
+        statistics = pooling.statistics(pooling.moments(frames.hidden_states, frames.frame_mask))
+        kept = frames.hidden_states if output_hidden_states else None
+        return statistics, BackboneOutput(hidden_states=kept, attentions=frames.attentions)
+    lengths = own_samples(config.backbone_config, input_values, attention_mask)
+    lengths = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
+    # Recording by recording: windows then depend on its own length only, not on the batch it is in.
+    rows = [
+        _in_windows(backbone, pooling, config, row[: int(n)], limit, *asked_for)
+        for row, n in zip(input_values, lengths, strict=True)
+    ]
+    statistics = torch.cat([pooling.statistics(moments) for moments, _ in rows])
+    return statistics, joined_recordings([windows for _, windows in rows]) if any(asked_for) else BackboneOutput()
+
+
+def _in_windows(backbone, pooling, config, waveform: Tensor, limit: int, output_hidden_states, output_attentions):
+    """Moments over all frames of a recording (n,), and its windows as far as asked for."""
+    overlap = int(config.window_overlap_seconds * config.sampling_rate)
+    windows, total = JoinedWindows(), None
+    for start, end, first, last in iter_windows(config.backbone_config, len(waveform), limit, overlap):
+        frames = backbone(waveform[None, start:end], output_attentions=output_attentions)
+        kept = [layer[:, first:last] for layer in frames.hidden_states]
+        moments = pooling.moments(kept, frames.frame_mask[:, first:last])
+        total = moments if total is None else total.merge(moments)
+        if output_hidden_states:
+            windows.hidden_states.append(kept)
+        if output_attentions:
+            rows = [None if layer is None else layer[:, :, first:last] for layer in frames.attentions]
+            windows.attentions.append((start // samples_per_frame(config.backbone_config), rows))
+    return total, windows
 
 
 @dataclass

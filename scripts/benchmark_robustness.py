@@ -110,6 +110,7 @@ def prepare(options):
 
     from train.benchmark.protocols import PROTOCOLS, plan, read_folds, read_list
     from train.benchmark.runner import Benchmark
+    from train.data.summary import as_text, summary_of
     from train.degradation.augmentation import Augmentation
     from train.degradation.corruptions import corruptions
     from train.evaluation.predictions import SUFFIXES
@@ -120,8 +121,11 @@ def prepare(options):
     if unknown:
         raise ValueError(f"No protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}.")
     cache = options.cache or options.output / "cache"
-    corpora, classes = read_corpora(options, cache)
+    corpora, classes, notes = read_corpora(options, cache)
     contenders = make_contenders(options, classes, cache)
+    notes += [note for contender in contenders for note in contender.notes(corpora)]
+    data = summary_of(corpora, notes)
+    print(f"\n{as_text(data)}\n", flush=True)
     names = [contender.name for contender in contenders]
     rows = [name + SUFFIXES[mode] for name in names for mode in ("plain", *options.adapt)]
     if options.baseline and options.baseline not in rows:
@@ -140,16 +144,17 @@ def prepare(options):
         # No babble: a fold's training voices would be another fold's test voices.
         augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
     jobs = options.jobs if options.device == "cpu" else 1
-    return Benchmark(corpora, trials, conditions, cache, augmentation, options.adapt, jobs, listed, errors), contenders
+    about = (augmentation, options.adapt, jobs, listed, errors, data)
+    return Benchmark(corpora, trials, conditions, cache, *about), contenders
 
 
-def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
-    """Corpora by name, capped, and the classes that all of them share."""
+def read_corpora(options, cache: Path) -> tuple[dict, list[str], list[str]]:
+    """Corpora by name, capped, the classes that all of them share, and what was done in reading."""
     from train.benchmark.protocols import capped
     from train.data.corpora import load_corpus
-    from train.data.leaks import described, shared_rows, without
+    from train.data.leaks import described, one_voice_a_speaker, shared_rows, without
     from train.data.recordings import CorpusError, bad_recordings, listed
-    from train.data.summary import as_text, collected_notes, summary_of
+    from train.data.summary import collected_notes
 
     found, notes = {}, []
     for source in options.corpus:
@@ -164,6 +169,7 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
         if bad:
             problems = listed(list(bad.values()))
             raise CorpusError(f"{name}: {len(bad)} recordings cannot be used; repair or remove them:{problems}")
+        found[name] = one_voice_a_speaker(found[name], name, options.on_leak == "drop", notes)
     for place, name in enumerate(list(found)[1:], start=1):
         shared = shared_rows(found[name], list(found.values())[:place])
         if shared and options.on_leak != "drop":
@@ -172,11 +178,10 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str]]:
         if shared:
             notes.append(f"{name}: dropped, as shared with the corpora before it, {described(found[name], shared)}")
             found[name] = without(found[name], shared)
-    print(f"\n{as_text(summary_of(found, notes))}\n", flush=True)
     classes = {tuple(dataset.features["label"].names) for dataset in found.values()}
     if len(classes) > 1:
         raise CorpusError("The corpora's emotions differ: use --label_scheme four_emotions, arousal or valence.")
-    return found, list(classes.pop())
+    return found, list(classes.pop()), notes
 
 
 def make_contenders(options, classes: list[str], cache: Path) -> list:

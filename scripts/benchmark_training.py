@@ -36,15 +36,14 @@ from transformers import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
+from modeling_edrl_mea import EdrlMeaForAudioClassification, closed_form, load_recording  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE  # noqa: E402
-from train import closed_form  # noqa: E402
 from train.data.dataset import SpeechDataset  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
 from train.evaluation.metrics import bootstrap_interval, paired_bootstrap_difference, uar  # noqa: E402
 from train.evaluation.predictions import evaluate  # noqa: E402
 from train.evaluation.report import Predictions  # noqa: E402
-from train.trainer import STEPS, EdrlMeaTrainer  # noqa: E402
+from train.trainer import EdrlMeaTrainer  # noqa: E402
 
 LEARNING_RATE = 1e-3  # of the stock model's head
 BATCH = 16
@@ -221,8 +220,10 @@ def against_regression(options, train, test, labels, folder: Path) -> list[tuple
     )
     trainer.train()
     data, held_out = trainer.training_embeddings(), SpeechDataset(test, "test speech").embed(trainer.cache())
-    closed = [step for step in STEPS[model.config.arrangement] if step != "train_disentanglement"]
-    _, ours = timed(lambda: [getattr(trainer, step)() for step in closed])
+    closed = [trainer.fit_alignment] if model.config.uses_alignment else []
+    closed += [trainer.start_disentanglement] if model.config.starts_from_regression else []
+    closed += [trainer.train_classifier] if model.classifier is not None else []
+    _, ours = timed(lambda: [step() for step in closed])
     found = evaluate(model, held_out)
     features = [part.layer_statistics.flatten(1).double().numpy() for part in (data, held_out)]
     mean, scale = features[0].mean(0), features[0].std(0) + 1e-6
@@ -234,7 +235,7 @@ def against_regression(options, train, test, labels, folder: Path) -> list[tuple
     _, theirs = timed(search.fit, features[0], data.labels.numpy())
     regression = Predictions(found.references, search.predict_proba(features[1]), found.speakers)
     return [
-        (f"stage 2: {', '.join(closed)}", ours, found),
+        (f"stage 2: {', '.join(step.__name__ for step in closed)}", ours, found),
         ("scikit-learn LogisticRegression", theirs, regression),
     ]
 

@@ -2,16 +2,20 @@
 
     python scripts/classify_onnx.py OUT/model.onnx a.wav b.flac
 
-Copy it into your own program: nothing here is of this package. The model's metadata says how it wants its input.
+Copy it into your own program together with modeling_edrl_mea/recordings.py, which reads the files. The model's metadata
+says how it wants its input.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import soundfile
-import soxr
+
+# The file alone, not its package, which needs torch; or a copy of it beside this one.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "modeling_edrl_mea"))
+from recordings import RecordingError, load_recording  # noqa: E402
 
 
 class OnnxClassifier:
@@ -43,14 +47,17 @@ class OnnxClassifier:
         return np.pad(waveform, (0, max(0, self.minimum_length - len(waveform)))).astype(np.float32)
 
     def read(self, path: str) -> np.ndarray:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        return soxr.resample(samples.mean(axis=1), rate, self.sampling_rate)
+        """Any file that `load_recording` reads; RecordingError otherwise."""
+        return load_recording(path, self.sampling_rate)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         raise SystemExit(__doc__)
     classifier = OnnxClassifier(sys.argv[1])
-    answers = classifier([classifier.read(path) for path in sys.argv[2:]])
+    try:
+        answers = classifier([classifier.read(path) for path in sys.argv[2:]])
+    except RecordingError as error:
+        raise SystemExit(f"error: {error}") from error
     for name, scores in zip(sys.argv[2:], answers, strict=True):
         print(name, "  ".join(f"{label} {score:.3f}" for label, score in sorted(scores.items(), key=lambda x: -x[1])))

@@ -4,33 +4,39 @@
     torchrun --nproc_per_node 4 scripts/embed_corpus.py --model MODEL --input manifest.csv --output OUT
 
 `--input`: a folder (audio files at any depth), a manifest (.csv, .tsv, .json, .jsonl with a column of paths, relative
-to it), a folder by `save_to_disk`, or the id of a dataset on the Hub. Run it again after a kill and it goes on:
-finished shards stay, nothing is lost or doubled. What does not decode is listed in OUT/failed.csv with its reason.
-Several processes share the shards; on the CPU accelerate needs `--multi_gpu --num_processes N` to start N of them
-(its `--cpu` starts one), torchrun does not. Read back:
+to it), a folder by `save_to_disk`, or the id of a dataset on the Hub. Run it again after a kill and it goes on: whole
+shards stay, and what is damaged, what failed and files that changed since are done again. What does not decode is
+listed in OUT/failed.csv with its reason. Several processes share the shards; on the CPU accelerate needs `--multi_gpu
+--num_processes N` to start N of them (its `--cpu` starts one), torchrun does not. Read back:
 
     datasets.load_dataset("parquet", data_files="OUT/shards/*.parquet", split="train")
 
 Columns: index (place in the listing), path, seconds, label, scores (by label), and each of `--embeddings`.
+
+Ends with 0 where every recording has its row or, by `--on_bad_audio skip`, its reason; with 3 where some failed; with 1
+and one line where the run could not go on.
 """
 
 import argparse
 import csv
-import fcntl
 import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import soundfile
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -38,16 +44,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording  # noqa: E402
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
-from train.data.files import atomic_write, fingerprint_of_weights, remove_unfinished  # noqa: E402
-from train.data.manifests import AUDIO_COLUMNS  # noqa: E402
+from train.data.files import (  # noqa: E402
+    atomic_write,
+    file_hash,
+    fingerprint,
+    fingerprint_of_weights,
+    remove_unfinished,
+)
+from train.data.manifests import AUDIO_COLUMNS, read_manifest  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
 from train.run_folder import RunError, check_settings  # noqa: E402
 
 EMBEDDINGS = ("speech_embedding", "aligned_embedding", "shared_embedding", "intra_class_embeddings")
 POOL_BATCHES = 8  # batches' worth of decoded audio that is held to be sorted by length
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LISTING = pa.schema([("path", pa.binary())])  # bytes: a file's name need not be text
 BARRIER_LIMIT = timedelta(days=30)  # processes wait for one another at the end, however long the slowest takes
+SOME_FAILED = 3  # exit status
+OF_THE_COPY = ("_name_or_path", "transformers_version", "dtype")  # of a config: the same model in another place
 
 
 # --- shards -------------------------------------------------------------------------------------------------
@@ -55,11 +68,12 @@ BARRIER_LIMIT = timedelta(days=30)  # processes wait for one another at the end,
 # OUT/run.json          settings that a resumed run must share
 # OUT/listing.parquet   the recordings, in order, as found when the run first started
 # OUT/shards/*.parquet  rows of `shard_size` recordings of the listing each; none where all of them failed
-# OUT/failed/*.jsonl    recordings of a shard that gave no row, with reasons; there for every finished shard
-# OUT/failed.csv        all of these, once the run is through
+# OUT/receipts/*.json   for every finished shard its checksum, its recordings' files, and what failed, with reasons
+# OUT/failed.csv        all that failed, once the run is through
 #
 # A shard's name is its place in the listing, whoever computes it, and a file gets its name when it is whole, that of
-# the failures last: a run killed at any moment has lost the unfinished shards, and doubled nothing.
+# the receipt last: a run killed at any moment has lost the unfinished shards, and doubled nothing. Nothing is believed
+# without its checksum.
 
 
 class ShardStore:
@@ -72,62 +86,99 @@ class ShardStore:
 
     def __init__(self, folder: str | Path, settings: dict):
         self.folder, self.settings = Path(folder), settings
-        self.shard_size = settings["shard_size"]
-        self.lock = None
+        self.shard_size, self.run = settings["shard_size"], fingerprint(settings)
         self.n_recordings = 0
 
+    def lock(self):
+        """A context in which this run alone writes to the folder; one process enters it before any other looks."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(self.folder / ".lock").acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"Another run is writing to {self.folder}. Wait for it, or give another --output."
+            ) from error
+
     def open(self, n_recordings: int, paths: list[bytes] | None) -> None:
-        """Start or resume; called by one process before any other uses the folder.
+        """Start or resume; called by the process that holds the lock before any other uses the folder.
 
         Args:
             n_recordings: how many there are now.
             paths: what to call them, or None where they are rows of a data set.
 
-        Raises RunError where the folder holds a run with other settings, or another run is writing to it.
+        Raises RunError where the folder holds something else, or a run with other settings or of other recordings.
         """
-        for name in ("shards", "failed"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._lock()
-        for folder in (self.folder, self.folder / "shards", self.folder / "failed"):
+        if (self.folder / "run.json").exists():
+            self._resume(n_recordings, paths)
+        else:
+            self._refuse_to_mix()
+            self._list(paths)
+            run = {"settings": self.settings, "n_recordings": n_recordings, "listing": fingerprint_of_paths(paths)}
+            write_sealed(self.folder / "run.json", run)
+        for folder in (self.folder, self.folder / "shards", self.folder / "receipts"):
+            folder.mkdir(exist_ok=True)
             remove_unfinished(folder)
-        known = self.folder / "run.json"
-        if known.exists():
-            return self._resume(json.loads(known.read_text()), n_recordings, is_listed=paths is not None)
-        if paths is not None:
-            table = pa.table({"path": pa.array(paths, pa.binary())}, schema=LISTING)
-            with atomic_write(self.folder / "listing.parquet") as temporary:
-                pq.write_table(table, temporary)
-        with atomic_write(known) as temporary:
-            temporary.write_text(json.dumps({**self.settings, "n_recordings": n_recordings}, indent=1))
+        self.attach()
+        self._refuse_strangers()
 
-    def _lock(self) -> None:
-        # A record lock goes with its process, however that ends, and is not inherited by the decoding workers.
-        self.lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    def _refuse_to_mix(self) -> None:
+        kept = (".lock", "listing.parquet", "run.json.")  # all that a run can leave that was killed before run.json
+        foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(kept))
+        if foreign:
             raise RunError(
-                f"Another run is writing to {self.folder}. Wait for it, or give another --output."
-            ) from error
+                f"{self.folder} holds something else ({', '.join(foreign[:3])}) and no run.json of this script. Give "
+                "a new or empty folder as --output."
+            )
 
-    def _resume(self, before: dict, n_recordings: int, is_listed: bool) -> None:
-        n_before = before.pop("n_recordings")
-        check_settings(self.folder, before, self.settings, "--output")
-        if n_recordings == n_before:
-            return
-        change = f"{n_recordings} recordings now, {n_before} when {self.folder} was started"
-        if not is_listed:
-            raise RunError(f"The data set has changed: {change}. Give another --output.")
+    def _refuse_strangers(self) -> None:
+        ours = {self.shard_path(shard) for shard in range(self.n_shards)}
+        strangers = sorted(path.name for path in (self.folder / "shards").glob("*.parquet") if path not in ours)
+        if strangers:
+            raise RunError(f"{self.folder / 'shards'} holds {strangers[0]}, which is not of this run. Take it out.")
+
+    def _list(self, paths: list[bytes] | None) -> None:
+        if paths is not None:
+            with atomic_write(self.folder / "listing.parquet") as temporary:
+                pq.write_table(pa.table({"path": pa.array(paths, pa.binary())}), temporary)
+
+    def _resume(self, n_recordings: int, paths: list[bytes] | None) -> None:
+        before = self._read_run()
+        check_settings(self.folder, before["settings"], self.settings, "--output")
+        if before["listing"] == fingerprint_of_paths(paths) and n_recordings == before["n_recordings"]:
+            return self._list(paths)  # written anew, so that damage to it is of no consequence
+        change = f"{n_recordings} recordings now, {before['n_recordings']} when {self.folder} was started"
+        listed = self.listing()
+        if listed is None or fingerprint_of_paths(listed.to_pylist()) != before["listing"]:
+            raise RunError(
+                f"The recordings have changed, or listing.parquet is damaged: {change}. Give another --output."
+            )
+        gone = set(listed.to_pylist()).difference(paths)
+        if gone:
+            raise RunError(
+                f"{len(gone)} recordings are gone since {self.folder} was started, such as "
+                f"{printable(os.fsdecode(min(gone)))}. Put them back under their names, or give another --output."
+            )
         print(f"{change}: going on with those listed then. For new ones give another --output.")
+
+    def _read_run(self) -> dict:
+        run = read_sealed(self.folder / "run.json")
+        if run is None or not run.keys() >= {"settings", "n_recordings", "listing"}:
+            raise RunError(
+                f"{self.folder / 'run.json'} is damaged or not of this script, so nobody knows which run the folder "
+                "holds. Remove the folder, or give another --output."
+            )
+        return run
 
     def attach(self) -> None:
         """Read what `open` wrote; every process calls it."""
-        self.n_recordings = json.loads((self.folder / "run.json").read_text())["n_recordings"]
+        self.n_recordings = self._read_run()["n_recordings"]
 
     def listing(self) -> pa.ChunkedArray | None:
-        """Paths (bytes) of the recordings, or None where they are rows of a data set."""
-        path = self.folder / "listing.parquet"
-        return pq.read_table(path)["path"].combine_chunks() if path.exists() else None
+        """Paths (bytes) of the recordings, or None where they are rows of a data set (or the file is damaged)."""
+        try:
+            return pq.read_table(self.folder / "listing.parquet")["path"].combine_chunks()
+        except (OSError, KeyError, pa.ArrowException):
+            return None
 
     @property
     def n_shards(self) -> int:
@@ -136,77 +187,168 @@ class ShardStore:
     def rows(self, shard: int) -> range:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.n_recordings))
 
-    def missing(self) -> list[int]:
-        return [shard for shard in range(self.n_shards) if not self.failed_path(shard).exists()]
+    def todo(self, shard: int, stamp: Callable[[int], str]) -> list[int]:
+        """Places of a shard that have no row, or one of a file whose `stamp` was another; all, where it is damaged.
+
+        Raises RunError for a row whose file is gone: it may be there under another name.
+        """
+        receipt = self._receipt(shard)
+        if receipt is None:
+            if self._receipt_path(shard).exists():
+                print(f"shard {shard} is damaged or lost: done again", flush=True)
+            return list(self.rows(shard))
+        done, now = receipt["rows"], {place: stamp(place) for place in self.rows(shard)}
+        gone = [place for place in now if done.get(str(place)) and not now[place]]
+        if gone:
+            raise RunError(
+                f"Recording {gone[0]} of {self.folder / 'listing.parquet'} has a row, and its file is gone. Put it "
+                "back, or give another --output."
+            )
+        return [place for place in now if done.get(str(place)) != now[place]]
+
+    def _receipt(self, shard: int) -> dict | None:
+        """Of a shard that is whole: {"rows": {place: stamp}, "failures", "sha256"}."""
+        receipt = read_sealed(self._receipt_path(shard))
+        if receipt is None or (receipt.get("run"), receipt.get("shard")) != (self.run, shard):
+            return None
+        path = self.shard_path(shard)
+        return receipt if receipt["sha256"] == (file_hash(path) if path.exists() else None) else None
 
     def shard_path(self, shard: int) -> Path:
         return self.folder / "shards" / f"{shard:06d}.parquet"
 
-    def failed_path(self, shard: int) -> Path:
-        return self.folder / "failed" / f"{shard:06d}.jsonl"
+    def _receipt_path(self, shard: int) -> Path:
+        return self.folder / "receipts" / f"{shard:06d}.json"
 
-    def write(self, shard: int, table: pa.Table, failures: list[dict]) -> None:
-        """A whole shard: first its rows, then its failures, whose file says that both are there."""
-        if len(table):  # `datasets` cannot read a file without rows
-            with atomic_write(self.shard_path(shard)) as temporary:
-                pq.write_table(table, temporary)
-        with atomic_write(self.failed_path(shard)) as temporary:
-            temporary.write_text("".join(json.dumps(failure, ensure_ascii=True) + "\n" for failure in failures))
+    def write(self, shard: int, rows: list[dict], failures: list[dict], schema: pa.Schema) -> None:
+        """Add what was to do of a shard to what it has: first the rows, then the receipt that says they are there.
 
-    def failures(self) -> Iterator[dict]:
-        for path in sorted((self.folder / "failed").glob("*.jsonl")):
-            with open(path) as lines:
-                yield from map(json.loads, lines)
+        rows: by the schema, with `stamp` beside; failures: index, path, reason.
+        """
+        table, stamps = pa.Table.from_pylist(rows, schema), {str(row["index"]): row["stamp"] for row in rows}
+        before = self._receipt(shard)
+        if before is not None and before["sha256"]:
+            old = pq.read_table(self.shard_path(shard)).cast(schema)
+            again = pa.array([row["index"] for row in rows + failures], pa.int64())
+            old = old.filter(pc.invert(pc.is_in(old["index"], again)))
+            table = pa.concat_tables([old, table])
+            stamps |= {str(place): before["rows"][str(place)] for place in old["index"].to_pylist()}
+        path = self.shard_path(shard)
+        if len(table):
+            with atomic_write(path) as temporary:
+                pq.write_table(table.sort_by("index"), temporary)
+        else:
+            path.unlink(missing_ok=True)  # `datasets` cannot read a file without rows
+        receipt = {"run": self.run, "shard": shard, "rows": stamps, "failures": failures}
+        write_sealed(self._receipt_path(shard), receipt | {"sha256": file_hash(path) if len(table) else None})
 
     def close(self) -> tuple[int, int]:
-        """Write failed.csv; (rows written, recordings that failed)."""
-        failures = list(self.failures())
-        listed = self.folder / "failed.csv"
-        with atomic_write(listed) as temporary, open(temporary, "w", newline="", encoding="utf-8") as table:
-            writer = csv.DictWriter(table, ["index", "path", "reason"])
+        """Write failed.csv; (rows written, recordings that failed).
+
+        Raises RunError where not every listed recording is one or the other, and for a shard that is not as written.
+        """
+        receipts = {shard: self._receipt(shard) for shard in range(self.n_shards)}
+        lost = [shard for shard, receipt in receipts.items() if receipt is None]
+        if lost:
+            raise RunError(f"Shards {lost[:5]} of {self.folder} were damaged or lost meanwhile. Run it again.")
+        self._refuse_strangers()
+        failures = [failure for receipt in receipts.values() for failure in receipt["failures"]]
+        with (
+            atomic_write(self.folder / "failed.csv") as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as t,
+        ):
+            writer = csv.DictWriter(t, ["index", "path", "reason"])
             writer.writeheader()
             writer.writerows(failures)
-        n_rows = sum(pq.read_metadata(path).num_rows for path in (self.folder / "shards").glob("*.parquet"))
+        n_rows = sum(len(receipt["rows"]) for receipt in receipts.values())
         if n_rows + len(failures) != self.n_recordings:
             raise RunError(
-                f"{self.folder} has {n_rows} rows and {len(failures)} failures of {self.n_recordings} recordings: some "
-                "files in shards/ or failed/ were lost or added. Remove failed/*.jsonl of the lost and run it again."
+                f"{self.folder} has {n_rows} rows and {len(failures)} failures of {self.n_recordings} recordings. Run "
+                "it again."
             )
         return n_rows, len(failures)
+
+
+def write_sealed(path: Path, content: dict) -> None:
+    """JSON with its checksum; keys have to be text."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"checksum": fingerprint(content), "content": content}))
+
+
+def read_sealed(path: Path) -> dict | None:
+    """What [`write_sealed`] wrote; None where it is not there or damaged."""
+    try:
+        sealed = json.loads(path.read_bytes())
+        return sealed["content"] if sealed["checksum"] == fingerprint(sealed["content"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def fingerprint_of_paths(paths: list[bytes] | None) -> str | None:
+    return None if paths is None else fingerprint(b"\0".join(paths))
 
 
 # --- recordings ---------------------------------------------------------------------------------------------
 
 
-class Recordings(Dataset):
-    """Decoded recordings by place: (place, name, waveform), or (place, name, reason) for one that cannot be used."""
+class Item(NamedTuple):
+    """A recording: decoded, or with the reason why it cannot be used."""
 
-    def __init__(self, names: pa.Array | None, base: Path, rows, audio_column: str, rate: int, max_seconds: float):
-        self.names, self.base, self.rows = names, base, rows
-        self.audio_column, self.rate, self.max_seconds = audio_column, rate, max_seconds
+    place: int
+    name: str
+    stamp: str = ""  # changes with the file
+    waveform: np.ndarray | None = None
+    reason: str = ""
+
+
+class Recordings(Dataset):
+    """Items by place in the listing; `names` are None where they are rows of a data set."""
+
+    def __init__(self, names: pa.Array | None, source: Path, rows, audio_column: str, rate: int, max_seconds: float):
+        self.names, self.rows, self.audio_column = names, rows, audio_column
+        self.base = source.parent if source.is_file() else source
+        self.rate, self.max_seconds = rate, max_seconds
 
     def __len__(self) -> int:
         return len(self.rows) if self.names is None else len(self.names)
 
-    def __getitem__(self, place: int) -> tuple[int, str, np.ndarray | str]:
-        name = f"row {place}"
+    def __getitem__(self, place: int) -> Item:
+        item = Item(place, f"row {place}", self.stamp(place))
         try:
             if self.names is None:
                 source = self.rows[place][self.audio_column]
-                name = str(source.get("path") or name)
+                item = item._replace(name=str(source.get("path") or item.name))
             else:
-                stored = os.fsdecode(self.names[place].as_py())
-                name, source = printable(stored), os.path.join(self.base, stored)
+                source = self._path(place)
+                item = item._replace(name=printable(os.fsdecode(self.names[place].as_py())))
             seconds = stated_seconds(source)
             if seconds > self.max_seconds:
-                return place, name, f"{seconds:.0f} s long, over --max_seconds {self.max_seconds:g}"
-            return place, name, load_recording(source, self.rate)
+                return item._replace(reason=f"{seconds:.0f} s long, over --max_seconds {self.max_seconds:g}")
+            return item._replace(waveform=load_recording(source, self.rate))
         except ImportError:
             raise  # a decoder that is not installed is no fault of the file
         except RecordingError as error:
-            return place, name, printable(str(error))
+            return item._replace(reason=printable(str(error)))
         except Exception as error:  # one file, however strange, must not stop millions
-            return place, name, printable(f"{type(error).__name__}: {error}")
+            return item._replace(reason=printable(f"{type(error).__name__}: {error}"))
+
+    def _path(self, place: int) -> str:
+        return os.path.join(self.base, os.fsdecode(self.names[place].as_py()))
+
+    def stamp(self, place: int) -> str:
+        """Size and time of a recording's file, empty where it is gone; the same for all rows of a data set, whose
+        fingerprint is among the run's settings."""
+        if self.names is None:
+            return "row"
+        try:
+            status = os.stat(self._path(place))
+        except (OSError, ValueError):
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def check_source(self) -> None:
+        if self.names is not None and not self.base.exists():
+            raise RunError(f"{self.base} is gone. Once it is back, run this again: it goes on.")
 
 
 def stated_seconds(source) -> float:
@@ -227,26 +369,25 @@ def as_it_is(item):
     return item
 
 
-def batches(items: Iterable, batch_samples: int) -> Iterator[list[tuple[int, str, np.ndarray]]]:
-    """Batches of similar lengths, of at most `batch_samples` with their padding, and failures as they come: lists of
-    (place, name, waveform or reason)."""
+def batches(items: Iterable[Item], batch_samples: int) -> Iterator[list[Item]]:
+    """Batches of similar lengths, of at most `batch_samples` with their padding, and failures singly as they come."""
     pool, held = [], 0
     for item in items:
-        if isinstance(item[2], str):
+        if item.waveform is None:
             yield [item]
             continue
         pool.append(item)
-        held += len(item[2])
+        held += len(item.waveform)
         if held >= POOL_BATCHES * batch_samples:
             yield from cut(pool, batch_samples)
             pool, held = [], 0
     yield from cut(pool, batch_samples)
 
 
-def cut(pool: list, batch_samples: int) -> Iterator[list]:
+def cut(pool: list[Item], batch_samples: int) -> Iterator[list[Item]]:
     batch = []
-    for item in sorted(pool, key=lambda item: len(item[2])):
-        if batch and (len(batch) + 1) * len(item[2]) > batch_samples:
+    for item in sorted(pool, key=lambda item: len(item.waveform)):
+        if batch and (len(batch) + 1) * len(item.waveform) > batch_samples:
             yield batch
             batch = []
         batch.append(item)
@@ -262,47 +403,65 @@ class Embedder:
         self.extract, self.labels = model.feature_extractor(), model.config.labels
 
     @torch.inference_mode()
-    def __call__(self, batch: list[tuple[int, str, np.ndarray]]) -> Iterator[dict]:
+    def __call__(self, batch: list[Item]) -> Iterator[dict]:
         """A row each, or one with a `reason` where the model gives no finite scores."""
-        places, names, waveforms = zip(*batch, strict=True)
         rate = self.extract.sampling_rate
-        inputs = self.extract(list(waveforms), sampling_rate=rate, return_tensors="pt").to(self.model.device)
+        inputs = self.extract([item.waveform for item in batch], sampling_rate=rate, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
         inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
         output = self.model(**inputs)
         probabilities = output.logits.float().softmax(-1).cpu().numpy()
         found = {name: getattr(output, name).float().flatten(1).cpu().numpy() for name in self.embeddings}
-        for i, (place, name, waveform) in enumerate(zip(places, names, waveforms, strict=True)):
-            row = {"index": place, "path": name}
+        for i, item in enumerate(batch):
             if not np.isfinite(probabilities[i]).all():
-                yield {**row, "reason": "the model's scores are not finite; see whether other recordings' are"}
+                reason = "the model's scores are not finite; see whether other recordings' are"
+                yield {"index": item.place, "path": item.name, "reason": reason}
                 continue
-            row |= {"seconds": len(waveform) / rate, "label": self.labels[int(probabilities[i].argmax())]}
+            row = {"index": item.place, "path": item.name, "stamp": item.stamp, "seconds": len(item.waveform) / rate}
+            row["label"] = self.labels[int(probabilities[i].argmax())]
             row["scores"] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
             yield row | {name: rows[i] for name, rows in found.items()}
 
     def schema(self) -> pa.Schema:
-        probe = next(self([(0, "", np.zeros(self.extract.minimum_length, np.float32))]))
+        probe = next(self([Item(0, "", waveform=np.zeros(self.extract.minimum_length, np.float32))]))
         scores = pa.struct([(label, pa.float32()) for label in self.labels])
         columns = [("index", pa.int64()), ("path", pa.string()), ("seconds", pa.float32()), ("label", pa.string())]
         vectors = [(name, pa.list_(pa.float32(), len(probe[name]))) for name in self.embeddings]
         return pa.schema([*columns, ("scores", scores), *vectors])
 
 
-def run_shards(store: ShardStore, shards: list[int], items: Iterable, embed: Embedder, batch_samples: int) -> None:
-    """Embed these shards' recordings as they come, and write each shard as soon as all of it is there."""
+def run_shards(
+    store: ShardStore,
+    recordings: Recordings,
+    todo: dict[int, list[int]],
+    embed: Embedder,
+    batch_samples: int,
+    workers: int,
+) -> None:
+    """Embed the places that are to do by shard, and write each shard as soon as all of it is there."""
+    places = [place for of_shard in todo.values() for place in of_shard]
+    items = DataLoader(
+        recordings,
+        batch_size=None,
+        sampler=places,
+        collate_fn=as_it_is,
+        num_workers=min(workers, len(places)),
+        multiprocessing_context="spawn" if workers and places else None,  # after inference a fork hangs in OpenMP
+    )
     schema = embed.schema()
     rows, failures = defaultdict(list), defaultdict(list)
-    with tqdm(total=sum(len(store.rows(shard)) for shard in shards), unit="rec", disable=None) as progress:
+    with tqdm(total=len(places), unit="rec", disable=None) as progress:
         for batch in batches(items, batch_samples):
-            place, name, content = batch[0]
-            failed = isinstance(content, str)
-            for row in [{"index": place, "path": name, "reason": content}] if failed else embed(batch):
+            first = batch[0]
+            failed = [{"index": first.place, "path": first.name, "reason": first.reason}] if first.reason else None
+            for row in failed or embed(batch):
                 shard = row["index"] // store.shard_size
                 (failures if "reason" in row else rows)[shard].append(row)
                 progress.update()
-                if len(rows[shard]) + len(failures[shard]) == len(store.rows(shard)):
-                    whole = sorted(rows.pop(shard), key=lambda row: row["index"])
-                    store.write(shard, pa.Table.from_pylist(whole, schema), failures.pop(shard))
+                if len(rows[shard]) + len(failures[shard]) == len(todo[shard]):
+                    if failures[shard]:
+                        recordings.check_source()
+                    store.write(shard, rows.pop(shard), failures.pop(shard), schema)
 
 
 def load_model(args, device) -> tuple[EdrlMeaForAudioClassification, list[str]]:
@@ -333,6 +492,8 @@ def open_dataset(args):
             raise RunError(f"{args.input}: no folder, no manifest, and no dataset on the Hub ({error}).") from error
     if args.audio_column not in rows.column_names:
         raise RunError(f"{args.input} has no column {args.audio_column!r}; name one of {rows.column_names}.")
+    if not len(rows):
+        raise RunError(f"{args.input} has no rows.")
     return rows.cast_column(args.audio_column, Audio(decode=False))
 
 
@@ -340,25 +501,25 @@ def list_paths(args) -> list[bytes]:
     """Paths of all recordings, relative to the folder or to the manifest's."""
     source = Path(args.input)
     if source.is_file():
-        return read_manifest(source, args.audio_column)
+        return paths_of_manifest(source, args.audio_column)
     paths = [os.fsencode(path.relative_to(source)) for path in find_audio(source)]
     if not paths:
         raise RunError(f"{source} holds no audio file.")
     return paths
 
 
-def read_manifest(path: Path, audio_column: str) -> list[bytes]:
-    from datasets import load_dataset
-
-    kind = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}.get(path.suffix.lower())
-    if kind is None:
-        raise RunError(f"{path} is no manifest: use .csv, .tsv, .json or .jsonl.")
-    settings = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-    rows = load_dataset(kind, data_files=str(path), split="train", **settings)
-    column = next((name for name in (audio_column, *AUDIO_COLUMNS) if name in rows.column_names), None)
+def paths_of_manifest(path: Path, audio_column: str) -> list[bytes]:
+    rows = read_manifest(path)
+    if not rows:
+        raise RunError(f"{path} lists no recording.")
+    column = next((name for name in (audio_column, *AUDIO_COLUMNS) if name in rows[0]), None)
     if column is None:
-        raise RunError(f"{path} has no column {audio_column!r} of paths; name one of {rows.column_names}.")
-    return [os.fsencode(str(name)) for name in rows[column]]
+        raise RunError(f"{path} has no column {audio_column!r} of paths; name one of {list(rows[0])}.")
+    names = [row.get(column) for row in rows]
+    wrong = next((number for number, name in enumerate(names, start=1) if not (name and isinstance(name, str))), None)
+    if wrong:
+        raise RunError(f"Row {wrong} of {path} has no path in {column!r}. Fill it in, or take the row out.")
+    return [os.fsencode(name) for name in names]
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -375,53 +536,72 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="decoding processes beside each process")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", help="default: each process's GPU, or the CPU")
+    parser.add_argument(
+        "--on_bad_audio", choices=("error", "skip"), default="error", help="skip: failed files are fine"
+    )
     args = parser.parse_args(argv)
     for name, least in (("shard_size", 1), ("batch_seconds", 0.1), ("max_seconds", 0), ("workers", 0)):
         if not getattr(args, name) >= least:  # nor NaN
             raise RunError(f"--{name} {getattr(args, name)}: give {least} or more.")
+    if args.batch_seconds == float("inf"):
+        raise RunError("--batch_seconds inf: give as many as fit the memory.")
     return args
 
 
-def open_store(args, state: PartialState, fingerprint: str, embeddings: list[str], rows) -> ShardStore:
-    """The output folder, made ready by the first process, as every process sees it."""
-    source = os.path.abspath(args.input) if os.path.exists(args.input) else args.input
-    settings = {"model": fingerprint, "input": source, "embeddings": embeddings, "dtype": args.dtype}
-    store = ShardStore(args.output, {**settings, "shard_size": args.shard_size})
-    if state.is_main_process:
-        paths = list_paths(args) if rows is None else None
-        store.open(len(paths if rows is None else rows), paths)
-    state.wait_for_everyone()
-    store.attach()
-    return store
+def settings_of(args, model: EdrlMeaForAudioClassification, embeddings: list[str], rows) -> dict:
+    """What a resumed run must share."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in OF_THE_COPY}
+    return {
+        "model": fingerprint_of_weights(model, settings=fingerprint(config)),
+        "input": os.path.abspath(args.input) if os.path.exists(args.input) else args.input,
+        "data_set": None if rows is None else fingerprint_of_rows(rows, os.path.exists(args.input)),
+        "embeddings": embeddings,
+        "dtype": args.dtype,
+        "shard_size": args.shard_size,
+    }
 
 
-def main(argv: list[str] | None = None) -> None:
+def fingerprint_of_rows(rows, is_local: bool) -> str:
+    """Of a data set: what `save_to_disk` noted, or the Hub's files with their commit, wherever they are cached."""
+    return fingerprint((not is_local and sorted(rows.info.download_checksums or {})) or rows._fingerprint)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status."""
     args = parse_arguments(argv)
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu, **({"timeout": BARRIER_LIMIT} if several else {}))
-    model, embeddings = load_model(args, args.device or state.device)
+    is_main = state.is_main_process
     rows = open_dataset(args)
-    store = open_store(args, state, fingerprint_of_weights(model), embeddings, rows)
-    shards = store.missing()[state.process_index :: state.num_processes]
-    state.wait_for_everyone()  # all have looked before any shard is added: they agree who does what
-    rate, source = model.config.sampling_rate, Path(args.input)
-    base = source.parent if source.is_file() else source
-    recordings = Recordings(store.listing(), base, rows, args.audio_column, rate, args.max_seconds)
-    places = [place for shard in shards for place in store.rows(shard)]
-    items = DataLoader(recordings, batch_size=None, sampler=places, num_workers=args.workers, collate_fn=as_it_is)
-    run_shards(store, shards, items, Embedder(model, embeddings), int(args.batch_seconds * rate))
-    print(f"process {state.process_index + 1} of {state.num_processes} embedded {len(shards)} shards", flush=True)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        n_rows, n_failed = store.close()
+    paths = list_paths(args) if rows is None and is_main else None
+    model, embeddings = load_model(args, args.device or state.device)
+    store = ShardStore(args.output, settings_of(args, model, embeddings, rows))
+    with store.lock() if is_main else nullcontext():
+        if is_main:
+            store.open(len(paths if rows is None else rows), paths)
+        state.wait_for_everyone()
+        store.attach()
+        rate = model.config.sampling_rate
+        recordings = Recordings(store.listing(), Path(args.input), rows, args.audio_column, rate, args.max_seconds)
+        shards = range(store.n_shards)[state.process_index :: state.num_processes]
+        todo = {shard: places for shard in shards if (places := store.todo(shard, recordings.stamp))}
+        run_shards(store, recordings, todo, Embedder(model, embeddings), int(args.batch_seconds * rate), args.workers)
+        print(f"process {state.process_index + 1} of {state.num_processes} embedded {len(todo)} shards", flush=True)
+        state.wait_for_everyone()
+        n_rows, n_failed = store.close() if is_main else (0, 0)
+    if is_main:
         print(f"{n_rows} rows in {store.n_shards} shards, {n_failed} failed (see {store.folder / 'failed.csv'})")
     if several:
         state.destroy_process_group()
+    return SOME_FAILED if n_failed and args.on_bad_audio == "error" else 0
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except (RunError, CorpusError) as error:
+        status = main()
+    except (RunError, CorpusError, RecordingError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; run it again and it goes on") from None
+    sys.exit(status)

@@ -1,4 +1,4 @@
-"""Who may import whom: whoever follows a recording from its file to the report walks downhill."""
+"""Who may import whom: a reader who follows a recording from its file to the report walks downhill."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ PACKAGES = ("modeling_edrl_mea", "train", "hub_card")
 FLOORS = (
     ("train.run", "train.benchmark"),
     ("train.trainer", "train.model_setup", "train.arguments", "train.help", "train.training_log"),
-    ("train.closed_form", "train.run_folder", "train.failures", "train.evaluation"),
+    ("train.run_folder", "train.failures", "train.evaluation"),
     ("train.data",),
     ("train.degradation",),
     ("hub_card",),

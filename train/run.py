@@ -39,7 +39,7 @@ from train.data.dataset import SpeechDataset
 from train.data.embeddings import fingerprint_of, make_folder
 from train.data.files import fingerprint_of_data, fingerprint_of_weights
 from train.data.given_splits import is_split
-from train.data.leaks import described, shared_rows, without
+from train.data.leaks import copies_in, described, heard_recordings, shared_rows, without
 from train.data.recordings import CorpusError, bad_recordings, listed
 from train.data.splits import SplitError, assert_no_shared_speaker, by_given_splits, split_by_speaker
 from train.data.summary import as_text, collected_notes, summary_of
@@ -155,6 +155,10 @@ def without_leaks(splits: dict, others: list, args, notes: list[str]) -> tuple[d
         notes.append(f"dropped, as {what}")
         return without(dataset, found)
 
+    for name, dataset in [*splits.items(), *((other["corpus"][0], other) for other in others)]:
+        repeated = sum(len(same) - 1 for same in copies_in(dataset, name))
+        if repeated:
+            notes.append(f"{name}: {repeated} recordings are copies of others in it")
     test = splits["test"]
     validation = cleaned(splits["validation"], "validation", [test], "test")
     train = cleaned(splits["train"], "train", [validation, test], "validation or test")
@@ -326,12 +330,14 @@ def test(trainer: EdrlMeaTrainer, validation: SpeechDataset, test_set, others, a
 
 def about_training(splits: dict, augmentation: Augmentation | None, arguments) -> dict:
     """The report's entry on what the model was trained on and how."""
+    trained_on = [splits[name] for name in ("train", "validation")]
     return training_entry(
-        [splits[name] for name in ("train", "validation")],
+        trained_on,
         arguments[1].label_scheme,
         augmentation.describe() if augmentation is not None else None,
         given_settings(arguments),
         {name: dataset["speaker"] for name, dataset in splits.items()},
+        heard_recordings(*trained_on),
     )
 
 

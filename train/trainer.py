@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections import defaultdict
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -13,32 +14,39 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification
+from modeling_edrl_mea import EdrlMeaForAudioClassification, closed_form
+from modeling_edrl_mea.embeddings import Embeddings
 from modeling_edrl_mea.labels import IGNORED, as_ids
 from train.data.dataset import SpeechDataset, WaveformCollator, epoch_loader
-from train.data.embeddings import EmbeddingCache, Embeddings
+from train.data.embeddings import EmbeddingCache
 from train.data.files import write_tensors
 from train.evaluation.metrics import scores
 
-from . import closed_form
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-STEPS = {
-    "linear": ("train_classifier",),
-    "edrl": ("start_disentanglement", "train_disentanglement"),
-    "mea": ("fit_alignment", "train_classifier"),
-    "edrl_mea": ("train_disentanglement", "fit_alignment", "train_classifier"),
-    "mea_edrl": ("fit_alignment", "start_disentanglement", "train_disentanglement"),
-}
 BEST = "best.safetensors"  # in a checkpoint: the weights of the best epoch until then
+
+
+def step(method):
+    """A step of training that a run which is resumed does not repeat: the trainer records it once it is done."""
+
+    @wraps(method)
+    def once(self, *arguments):
+        if self.completed is None:  # this run is not to be resumed
+            method(self, *arguments)
+        elif method.__name__ not in self.completed:
+            method(self, *arguments)
+            self._record(method.__name__)
+
+    return once
 
 
 class EdrlMeaTrainer(Trainer):
     """Trains an EDRL-MEA model in its two stages.
 
-    Above a frozen backbone both stages use embeddings, which are computed once and cached; otherwise stage 1 hears
+    Above a frozen backbone both stages use embeddings, which are computed once and cached; otherwise stage 1 takes
     waveforms, and stage 2 embeds the recordings again with the backbone that it left.
 
     Args:
@@ -79,6 +87,7 @@ class EdrlMeaTrainer(Trainer):
         if eval_dataset is not None:
             self.add_callback(self.best)
         self.interruption = None
+        self.completed: list[str] | None = None  # steps of a run that can be resumed
         self._loss_terms: dict[str, list] = defaultdict(list)
 
     def train(self, resume_from_checkpoint: bool | str | None = None):
@@ -88,23 +97,39 @@ class EdrlMeaTrainer(Trainer):
             resume_from_checkpoint: True goes on where a killed run left `args.output_dir`, or starts if there is
                 nothing; a path is a checkpoint of stage 1.
         """
-        completed = self.folder.completed_steps() if resume_from_checkpoint is True else []
-        if completed:
-            self.model.load_state_dict(self.folder.load_steps(), strict=False)
-            logger.info("Going on after %s.", ", ".join(completed))
-        for step in ("fit_speech_embedding", *STEPS[self.model.config.arrangement])[len(completed) :]:
-            getattr(self, step)(*[resume_from_checkpoint] * (step == "train_disentanglement"))
-            completed.append(step)
-            if resume_from_checkpoint is True:
-                self._record(completed)
+        config = self.model.config
+        self.completed = self._load_completed() if resume_from_checkpoint is True else None
 
+        self.fit_speech_embedding()
+        if config.arrangement == "mea_edrl":  # stage 1 learns on the aligned embedding
+            self.fit_alignment()
+
+        # Stage 1: EDRL, by gradients
+        if config.starts_from_regression:
+            self.start_disentanglement()
+        if config.uses_disentanglement:
+            self.train_disentanglement(resume_from_checkpoint)
+
+        # Stage 2: MEA and the classifier, in closed form
+        if config.arrangement in ("mea", "edrl_mea"):
+            self.fit_alignment()
+        if self.model.classifier is not None:
+            self.train_classifier()
+
+    @step
     def fit_speech_embedding(self) -> None:
         closed_form.fit_speech_embedding(self.model, self.training_embeddings())
 
-    def start_disentanglement(self) -> None:
-        if self.model.config.starts_from_regression:
-            self.log({"start_C": closed_form.start_disentanglement(self.model, self.training_embeddings())})
+    @step
+    def fit_alignment(self) -> None:
+        pls = closed_form.fit_alignment(self.model, self.training_embeddings(), self.accelerator)
+        self.log({"mea_components": pls.n_components_, "mea_explained_y": float(pls.explained_variance_y_.sum())})
 
+    @step
+    def start_disentanglement(self) -> None:
+        self.log({"start_regularization": closed_form.start_disentanglement(self.model, self.training_embeddings())})
+
+    @step
     def train_disentanglement(self, resume_from_checkpoint: bool | str | None = None) -> None:
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
@@ -118,12 +143,9 @@ class EdrlMeaTrainer(Trainer):
         if self.interruption is not None:
             self.interruption.end_if_requested()
 
-    def fit_alignment(self) -> None:
-        pls = closed_form.fit_alignment(self.model, self.training_embeddings(), self.accelerator)
-        self.log({"mea_components": pls.n_components_, "mea_explained_y": float(pls.explained_variance_y_.sum())})
-
+    @step
     def train_classifier(self) -> None:
-        self.log({"classifier_C": closed_form.train_classifier(self.model, self.training_embeddings())})
+        self.log({"classifier_regularization": closed_form.train_classifier(self.model, self.training_embeddings())})
 
     def training_embeddings(self) -> Embeddings:
         """The training recordings by the backbone as it is now."""
@@ -171,9 +193,17 @@ class EdrlMeaTrainer(Trainer):
         self._loss_terms.clear()
         super().log(logs, *args, **kwargs)
 
-    def _record(self, completed: list[str]) -> None:
+    def _load_completed(self) -> list[str]:
+        completed = self.folder.completed_steps()
+        if completed:
+            self.model.load_state_dict(self.folder.load_steps(), strict=False)
+            logger.info("Going on after %s.", ", ".join(completed))
+        return completed
+
+    def _record(self, step: str) -> None:
+        self.completed.append(step)
         if self.is_world_process_zero():
-            self.folder.record_steps(completed, changing_state(self.model))
+            self.folder.record_steps(self.completed, changing_state(self.model))
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model, trial):
@@ -254,7 +284,7 @@ class KeepBest(TrainerCallback):
 
     @classmethod
     def had_stopped(cls, checkpoint: Path, patience: int) -> bool:
-        """Whether training was over, for want of better epochs, when a checkpoint was written."""
+        """Whether training was over, as no epoch had been better, when a checkpoint was written."""
         kept = cls(patience)
         kept.load(checkpoint)
         return kept.waited >= patience
@@ -304,53 +334,6 @@ class Interruption(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.in_stage_one = False
-
-
-class AlignmentCallback(TrainerCallback):
-    """Gives the stock `Trainer` stage 2: standardisation before training, MEA and its classifier after it.
-
-    The training set must yield `input_values`, `attention_mask` and `labels` (ids, or shares of the classes, of which
-    stage 2 takes the largest; -100: left out). Batches carry no speakers, so the classifier's regularization is not
-    cross-validated.
-    """
-
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        aligns = model.config.arrangement == "mea_edrl" and not model.alignment.is_fitted
-        standardizes = not model.edrl_mea.speech_embedding.is_fitted
-        data = embed_dataloader(model, train_dataloader) if aligns or standardizes else None
-        if standardizes:
-            closed_form.fit_speech_embedding(model, data)
-        if aligns:
-            closed_form.fit_alignment(model, data)
-        if data is not None and model.config.starts_from_regression:
-            closed_form.start_disentanglement(model, data)
-        model.train()
-
-    def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        if model.classifier is None:
-            return
-        data = embed_dataloader(model, train_dataloader)
-        if model.alignment is not None:
-            closed_form.fit_alignment(model, data)
-        closed_form.train_classifier(model, data)
-
-
-@torch.no_grad()
-def embed_dataloader(model: EdrlMeaForAudioClassification, dataloader) -> Embeddings:
-    """One pass of the backbone, in evaluation mode, over batches of waveforms."""
-    model.eval()
-    statistics, labels = [], []
-    for batch in dataloader:
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items() if hasattr(tensor, "to")}
-        statistics.append(model.edrl_mea.layer_statistics(batch["input_values"], batch.get("attention_mask")).cpu())
-        labels.append(as_ids(batch["labels"], model.config.num_labels).cpu())
-    statistics, labels = torch.cat(statistics), torch.cat(labels)
-    if dist.is_initialized():  # each process had its share of the batches
-        shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, (statistics, labels))
-        statistics, labels = (torch.cat(parts) for parts in zip(*shares, strict=True))
-    statistics, labels = statistics[labels != IGNORED], labels[labels != IGNORED]
-    return Embeddings(statistics, labels, [""] * len(labels), torch.arange(len(labels)))
 
 
 def uar_of_predictions(prediction) -> dict[str, float]:

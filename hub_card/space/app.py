@@ -1,4 +1,4 @@
-"""Hear emotions in speech, in a browser: python app.py MODEL, a directory or a Hub id."""
+"""Recognize emotions in speech, in a browser: python app.py MODEL, a directory or a Hub id."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ with contextlib.suppress(ImportError):  # a Space has no package, and takes the 
     import modeling_edrl_mea  # noqa: F401
 
 MODEL = os.environ.get("MODEL_ID", "ORG/NAME")  # of the Space: set it there, under Settings > Variables
-LONG = 4.0  # seconds from which a curve over time says more than one answer
+LONG = 4.0  # seconds from which a curve over time shows more than one prediction
 
 ABOUT = """
 # {name}
@@ -41,7 +41,7 @@ def build(model, name: str) -> gr.Blocks:
 
     def listen(recording, snr_db, kind, own):
         waveform, rate = _checked(recording)
-        before = _answered(scores, own or model, waveform, rate)
+        before = _or_error(scores, own or model, waveform, rate)
         decided = deciding_blocks(own or model, waveform, rate)
         noisy = _noisy(waveform, rate, before, snr_db, kind, own)
         return before, *noisy, _blocks_plot(*decided), over_time(waveform, rate, own)
@@ -50,12 +50,12 @@ def build(model, name: str) -> gr.Blocks:
         if recording is None:
             return None, None, ""
         waveform, rate = _checked(recording)
-        return _noisy(waveform, rate, _answered(scores, own or model, waveform, rate), snr_db, kind, own)
+        return _noisy(waveform, rate, _or_error(scores, own or model, waveform, rate), snr_db, kind, own)
 
     def adapt_to(files):
         if not files:
             return None, ""
-        own = _answered(adapted, model, files)
+        own = _or_error(adapted, model, files)
         return own, f"```\n{own.adaptation}\n```"
 
     def _noisy(waveform, rate, before, snr_db, kind, own):
@@ -77,13 +77,13 @@ def build(model, name: str) -> gr.Blocks:
             with gr.Column():
                 recording = gr.Audio(sources=["upload", "microphone"], type="numpy", label="Speech", elem_id="speech")
                 button = gr.Button("Listen", variant="primary", elem_id="listen")
-                heard = gr.Label(label="As recorded", elem_id="heard")
+                clean = gr.Label(label="As recorded", elem_id="clean")
             with gr.Column():
                 snr = gr.Slider(-10, 40, value=10, step=1, label="Speech above noise, dB", elem_id="snr")
                 kind = gr.Dropdown(NOISES, value=NOISES[0], label="Noise")
-                said = gr.Markdown(elem_id="verdict")
+                comparison = gr.Markdown(elem_id="verdict")
                 noisy = gr.Label(label="With noise", elem_id="noisy")
-                mixed = gr.Audio(label="What the model heard then", interactive=False)
+                mixed = gr.Audio(label="Speech with noise", interactive=False)
         with gr.Accordion("My recordings", open=False):
             gr.Markdown("Some recordings of yours, of mixed emotions: the model adapts to them, for you alone.")
             files = gr.File(file_count="multiple", file_types=["audio"], label="Recordings", elem_id="mine")
@@ -91,22 +91,22 @@ def build(model, name: str) -> gr.Blocks:
         own = gr.State()
         blocks = gr.Plot(show_label=False)  # Gradio's label would cover a corner of the figure
         curve = gr.Plot(show_label=False)
-        answers = [noisy, mixed, said]
+        in_noise = [noisy, mixed, comparison]
         files.change(adapt_to, files, [own, report])
-        button.click(listen, [recording, snr, kind, own], [heard, *answers, blocks, curve])
-        snr.release(add_noise, [recording, snr, kind, own], answers)
-        kind.change(add_noise, [recording, snr, kind, own], answers)
+        button.click(listen, [recording, snr, kind, own], [clean, *in_noise, blocks, curve])
+        snr.release(add_noise, [recording, snr, kind, own], in_noise)
+        kind.change(add_noise, [recording, snr, kind, own], in_noise)
     return page
 
 
 def _checked(recording) -> tuple[np.ndarray, int]:
     if recording is None:
         raise gr.Error("Record or upload some speech first.")
-    return _answered(as_mono, recording)
+    return _or_error(as_mono, recording)
 
 
-def _answered(ask, *arguments):
-    """What `ask` returns; a recording that it refuses is told on the page."""
+def _or_error(ask, *arguments):
+    """What `ask` returns; the page shows the error of a recording that it refuses."""
     try:
         return ask(*arguments)
     except ValueError as error:  # RecordingError among them

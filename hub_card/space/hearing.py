@@ -4,22 +4,26 @@ import copy
 
 import numpy as np
 
+SILENT = 2.0**-15  # deviation that is the rounding of 16-bit samples: -90 dB of full scale
 NOISES = ("pink", "white", "like this speech")
 
 
 def as_mono(recording: tuple[int, np.ndarray]) -> tuple[np.ndarray, int]:
     """Gradio's (rate, samples), integers or floats, (n,) or (n, channels), as float32 (n,) at full scale ±1, and rate.
 
-    Raises ValueError for a recording without samples.
+    Raises ValueError for a recording without samples or sound.
     """
     rate, samples = recording
     samples = np.asarray(samples)
     if not samples.size:
         raise ValueError("The recording is empty.")
     if samples.dtype.kind in "iu":
-        samples = samples / (float(np.iinfo(samples.dtype).max) + 1)
+        half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        samples = (samples - half * (samples.dtype.kind == "u")) / half
     if samples.ndim == 2:
         samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    if np.std(samples, dtype=np.float64) < SILENT:
+        raise ValueError("There is no sound in the recording: check the microphone.")
     return samples.astype(np.float32), int(rate)
 
 

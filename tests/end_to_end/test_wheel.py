@@ -1,11 +1,16 @@
-"""What `pip install` of the built wheel gives, in a process that sees no checkout."""
+"""What `pip install` of the built wheel gives, in a process that sees no checkout, and what the sdist does."""
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = """
@@ -21,6 +26,21 @@ sounds = [np.random.default_rng(n).standard_normal(16_000).astype("float32") / 1
 model = EdrlMeaForAudioClassification.from_pretrained(sys.argv[1]).eval()
 model.adapt(sounds)
 model.save_pretrained("adapted")
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from modeling_edrl_mea import AlignmentCallback
+
+labels = {0: "yes", 1: "no"}
+other = EdrlMeaForAudioClassification.from_pretrained(sys.argv[1], id2label=labels, ignore_mismatched_sizes=True)
+other.freeze_backbone()
+extract = other.feature_extractor()
+rows = [dict(extract([sound], sampling_rate=16_000, return_tensors="pt")) for sound in sounds]
+rows = [{name: part[0] for name, part in row.items()} | {"labels": i % 2} for i, row in enumerate(rows)]
+args = TrainingArguments("tuned", max_steps=2, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True)
+Trainer(other, args, train_dataset=rows, callbacks=[AlignmentCallback()]).train()
+assert other.alignment.is_fitted
 print(len(model.predict_timeline(sounds[0], sampling_rate=16_000, window_s=0.5, hop_s=0.25)), "windows")
 print(pipeline("audio-classification", model="adapted")({"array": sounds[0], "sampling_rate": 16_000}))
 """
@@ -53,12 +73,55 @@ def test_the_wheel_brings_one_name_and_no_solver_of_others(installed):
     assert names - {"bin", "__pycache__"} == {"modeling_edrl_mea"}
 
 
-def test_an_installed_package_loads_adapts_and_times_beside_a_users_own_train_py(installed, model_folder, tmp_path):
+def test_an_installed_package_adapts_fine_tunes_and_times_beside_a_users_own_train_py(
+    installed, model_folder, tmp_path
+):
     (tmp_path / "train.py").write_text("MINE = True")
     (tmp_path / "use.py").write_text(USE)
     printed = run([sys.executable, "use.py", model_folder, str(installed)], installed, tmp_path)
     assert "windows" in printed and "score" in printed
 
 
-def test_the_console_command_is_installed(installed, model_folder, tmp_path):
-    assert "predict" in run([installed / "bin" / "edrl-mea", "--help"], installed, tmp_path)
+def test_the_console_command_adapts_and_exports(installed, model_folder, tmp_path):
+    (tmp_path / "calls").mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).standard_normal(16_000) / 10
+        soundfile.write(tmp_path / "calls" / f"{number}.wav", noise, 16_000)
+    command = [installed / "bin" / "edrl-mea"]
+    adapted = run([*command, "adapt", model_folder, "calls", "--output", "adapted"], installed, tmp_path)
+    assert "Adapted to 3 recordings" in adapted
+    assert "anger" in run([*command, "predict", "adapted", "calls"], installed, tmp_path)
+    if importlib.util.find_spec("onnxscript"):
+        assert "model_int8.onnx" in run([*command, "export", "adapted", "--output", "graphs"], installed, tmp_path)
+
+
+# Of each room one test file, none of which needs the network, a model download or minutes.
+TESTS_OF_THE_SDIST = [
+    "tests/modeling_edrl_mea/test_labels.py",
+    "tests/modeling_edrl_mea/test_frames.py",
+    "tests/train/data/test_files.py",
+    "tests/hub_card/test_wording.py",
+    "tests/test_rooms.py",
+]
+
+
+@pytest.mark.slow
+def test_the_source_distribution_runs_its_own_tests(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not in a git checkout")
+    source = tmp_path / "source"
+    for name in filter(None, listed.stdout.split("\0")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    build = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    environment = os.environ | {"PYTHONPATH": str(unpacked)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS_OF_THE_SDIST]
+    done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "passed" in done.stdout

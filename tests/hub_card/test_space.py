@@ -72,8 +72,12 @@ def test_gradios_recordings_are_read_whatever_their_form(speech):
     assert rate == 48_000
     np.testing.assert_allclose(mono, speech, atol=1e-4)
     np.testing.assert_allclose(hearing.as_mono((16_000, np.stack([integers] * 2, axis=1)))[0], speech, atol=1e-4)
+    unsigned = ((speech + 1) * 127.5).astype(np.uint8)
+    np.testing.assert_allclose(hearing.as_mono((16_000, unsigned))[0], speech, atol=0.02)
     with pytest.raises(ValueError, match="empty"):
         hearing.as_mono((16_000, np.array([])))
+    with pytest.raises(ValueError, match="no sound"):
+        hearing.as_mono((16_000, np.zeros((800, 2), np.int16)))
 
 
 def test_a_visitors_recordings_adapt_a_model_of_their_own(model, tmp_path):
@@ -154,7 +158,7 @@ def browser_page():
 
 
 @pytest.mark.slow  # starts the demo and a browser
-def test_a_recording_is_uploaded_heard_and_heard_again_in_noise(page_address, browser_page, model, tmp_path):
+def test_a_recording_is_uploaded_and_predicted_clean_and_in_noise(page_address, browser_page, model, tmp_path):
     recording = noise_recordings(1, seconds=6.0, seed=5)[0]
     soundfile.write(tmp_path / "speech.wav", recording, 16_000)
     page = browser_page
@@ -169,9 +173,9 @@ def test_a_recording_is_uploaded_heard_and_heard_again_in_noise(page_address, br
     page.wait_for_function("document.querySelectorAll('img').length >= 2")
     stored = soundfile.read(tmp_path / "speech.wav", dtype="float32")[0]
     expected = hearing.scores(model, stored, 16_000)
-    heard = page.inner_text("#heard")
-    assert max(expected, key=expected.get) in heard
-    assert all(emotion in heard for emotion in EMOTIONS.values())
+    shown = page.inner_text("#clean")
+    assert max(expected, key=expected.get) in shown
+    assert all(emotion in shown for emotion in EMOTIONS.values())
     assert max(hearing.scores(model, hearing.with_noise(stored, 10, "pink"), 16_000).items(), key=lambda s: s[1])[
         0
     ] in page.inner_text("#noisy")

@@ -10,7 +10,7 @@ import torch
 from scipy.io import wavfile
 
 from modeling_edrl_mea import Adapter, EdrlMeaForAudioClassification
-from modeling_edrl_mea.adaptation import Evidence, adapt_folder, correct
+from modeling_edrl_mea.adaptation import Evidence, correct
 from modeling_edrl_mea.correction import SHARPNESS, class_biases, expected_mix, softmax
 from tests.conftest import EMOTIONS, noise_recordings
 
@@ -353,22 +353,3 @@ def test_an_adapter_of_other_labels_or_of_no_mix_is_refused(tiny_model):
         tiny_model().stream_timeline(adapter=Adapter(["yes", "no"]))
     with pytest.raises(ValueError, match="needs a mix"):
         Adapter(LABELS, None)
-
-
-# From folder to folder
-
-
-def test_a_folder_is_adapted_to_and_the_model_saved_with_its_report(model_folder, tmp_path):
-    (tmp_path / "mine").mkdir()
-    for number, recording in enumerate(elsewhere(4)):
-        wavfile.write(tmp_path / "mine" / f"{number}.wav", 16_000, recording)
-    report = adapt_folder(model_folder, tmp_path / "mine", tmp_path / "adapted")
-    loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path / "adapted")
-    assert loaded.adaptation == report
-    assert json.loads((tmp_path / "adapted" / "adaptation.json").read_text()) == report.to_dict()
-    assert not EdrlMeaForAudioClassification.from_pretrained(model_folder).config.adaptation
-
-
-def test_an_empty_folder_is_refused_before_the_model_is_loaded(tmp_path):
-    with pytest.raises(ValueError, match="no recording"):
-        adapt_folder("no/such/model", tmp_path, tmp_path / "adapted")

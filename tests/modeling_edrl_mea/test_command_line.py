@@ -1,6 +1,7 @@
 """The console command on real files, as a shell would call it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 from transformers import pipeline
 
-from modeling_edrl_mea import load_recording
+from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording, onnx_export
 from modeling_edrl_mea.command_line import main
 
 
@@ -31,6 +32,12 @@ def test_predictions_are_those_of_pipeline(model_folder, recordings, capsys):
         expected = classify({"array": load_recording(line["path"]), "sampling_rate": 16_000})
         assert line["label"] == expected[0]["label"]
         assert line["scores"] == pytest.approx({score["label"]: score["score"] for score in expected}, abs=1e-5)
+
+
+def test_a_silent_file_has_no_label(model_folder, tmp_path, capsys):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
+    main(["predict", str(model_folder), str(tmp_path / "silent.wav"), "--json"])
+    assert json.loads(capsys.readouterr().out)["label"] is None
 
 
 def test_a_broken_file_is_named_and_the_others_are_predicted(model_folder, recordings, tmp_path, capsys):
@@ -55,6 +62,8 @@ def test_a_timeline_is_written_in_the_format_of_its_ending(model_folder, recordi
         (["predict", "MODEL", "nowhere.wav"], "nowhere.wav: no such file"),
         (["predict", "MODEL", "EMPTY"], "holds no audio file"),
         (["timeline", "MODEL", "0.wav", "--output", "emotions.xls"], "ends in .json"),
+        (["adapt", "MODEL", "EMPTY", "--output", "out"], "holds no audio file"),
+        (["adapt", "MODEL", "0.wav", "--output", "out"], "0.wav: no such folder"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_before_the_model_is_loaded(
@@ -63,6 +72,66 @@ def test_what_cannot_be_done_is_said_in_one_line_before_the_model_is_loaded(
     monkeypatch.chdir(recordings)
     with pytest.raises(SystemExit, match=message):
         main([str(tmp_path) if part == "EMPTY" else part for part in arguments])
+
+
+@pytest.fixture
+def described(recordings, tmp_path):
+    """A folder of the recordings whose metadata.csv tells who speaks and the emotion of one; `described(text)` writes
+    another."""
+    shutil.copytree(recordings, tmp_path / "described")
+
+    def write(table: str):
+        (tmp_path / "described" / "metadata.csv").write_text(table)
+        return str(tmp_path / "described")
+
+    return write
+
+
+def test_a_folder_is_adapted_to_as_its_table_tells(model_folder, described, tmp_path, capsys):
+    folder = described("file_name,emotion,speaker\n0.wav,anger,ann\n1.wav,,ann\n2.wav,,bo\n")
+    mix = "anger=0.7,happiness=0.1,sadness=0.1,neutral=0.1"
+    main(["adapt", str(model_folder), folder, "--expected", mix, "--output", str(tmp_path / "adapted")])
+    printed = capsys.readouterr().out
+    assert "3 recordings of 2 speakers, 1 with a label" in printed
+    adapted = EdrlMeaForAudioClassification.from_pretrained(tmp_path / "adapted")
+    assert adapted.adaptation.expected["anger"] == pytest.approx(0.7)
+    assert adapted.config.adapted_speakers == ["ann", "bo"]
+    assert json.loads((tmp_path / "adapted" / "adaptation.json").read_text()) == adapted.adaptation.to_dict()
+    assert not EdrlMeaForAudioClassification.from_pretrained(model_folder).config.adaptation
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("path,label\n0.wav,anger\n", "name them file_name, emotion, speaker"),
+        ("file_name,emotion\n9.wav,anger\n", "9.wav, which is no recording"),
+        ("file_name,speaker\n0.wav,ann\n", "no speaker of .*1.wav"),
+    ],
+)
+def test_a_table_that_does_not_fit_its_folder_is_refused(described, table, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["adapt", "no/such/model", described(table), "--output", "out"])
+
+
+def test_a_mix_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["adapt", "MODEL", "FOLDER", "--output", "out", "--expected", "mostly anger"])
+    assert "write balanced, unknown, or neutral=0.7" in capsys.readouterr().err
+
+
+def test_export_names_the_extra_that_it_needs(monkeypatch):
+    monkeypatch.setattr(onnx_export, "LIBRARIES", ("onnx_of_another_world",))
+    with pytest.raises(SystemExit, match=r"onnx_of_another_world: pip install edrl-mea\[onnx\]"):
+        main(["export", "no/such/model", "--output", "out"])
+
+
+@pytest.mark.slow  # an export takes some 10 s
+def test_a_model_is_exported_and_compared(model_folder, recordings, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    main(["export", str(model_folder), "--output", str(tmp_path / "out"), "--recordings", str(recordings)])
+    printed = capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model_int8.onnx"}
+    assert "model_int8.onnx" in printed and "probabilities within" in printed
 
 
 def test_the_command_is_installed(model_folder, recordings):

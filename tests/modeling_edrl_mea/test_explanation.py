@@ -1,5 +1,6 @@
 """What is said to have decided is what decided."""
 
+import numpy as np
 import pytest
 
 from tests.conftest import EMOTIONS, every_state, inputs_of, noise_recordings
@@ -22,3 +23,8 @@ def test_contributions_and_bias_sum_to_the_winning_logit(tiny_model, arrangement
     assert total == pytest.approx(float(logits[winner]), abs=1e-3)
     blocks = {"shared", *EMOTIONS.values()} if "edrl" in arrangement else {"speech"}
     assert set(contributions) == blocks
+
+
+def test_nothing_decides_on_silence(tiny_model):
+    explanation = tiny_model("mea_edrl").explain(np.zeros(16_000))
+    assert explanation["label"] is None and set(explanation["logits"].values()) == {0.0}

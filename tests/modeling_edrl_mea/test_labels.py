@@ -77,8 +77,9 @@ def test_other_problem_types_are_refused_and_not_taken_for_classification(kind):
 
 @pytest.mark.parametrize("form", ["int32", "a column", "one-hot integers", "soft", "with one ignored"])
 def test_a_run_of_the_stock_trainer_outlives_its_first_evaluation(tmp_path, tiny_model, form):
+    from modeling_edrl_mea import AlignmentCallback
     from tests.train.test_run import Recordings, arguments
-    from train.trainer import AlignmentCallback, uar_of_predictions
+    from train.trainer import uar_of_predictions
 
     model = tiny_model("edrl_mea", fitted=False)
     data = Recordings(model, list(model.config.labels), 12)

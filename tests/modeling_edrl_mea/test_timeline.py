@@ -85,3 +85,25 @@ def test_an_empty_timeline_has_every_form_but_a_text_grid():
     matplotlib.pyplot.close(empty.plot().figure)
     with pytest.raises(ValueError, match="at least one segment"):
         empty.to_textgrid()
+
+
+def test_no_form_names_an_emotion_in_silence():
+    scores = dict.fromkeys(LABELS, 1 / 3)
+    speech = {"anger": 0.8, "neutral": 0.1, LABELS[2]: 0.1}
+    segments = [
+        Segment(0.0, 2.0, "anger", speech, -20.0),
+        Segment(2.0, 4.0, None, scores, -120.0),
+        Segment(4.0, 6.0, None, scores, -120.0),
+        Segment(6.0, 8.0, "anger", speech, -20.0),
+    ]
+    timeline = Timeline(segments, LABELS)
+    assert list(timeline.stretches()) == [(0.0, 2.0, "anger"), (2.0, 6.0, None), (6.0, 8.0, "anger")]
+    assert [row.split(",")[2] for row in timeline.to_csv().splitlines()[1:]] == ["anger", "", "", "anger"]
+    assert timeline.to_audacity().count("\n") == 2
+    assert timeline.to_textgrid().count('text = ""') == 1 and timeline.to_textgrid().count("intervals [") == 3
+    assert Timeline.from_json(timeline.to_json()) == timeline
+    assert timeline.to_pandas()["label"].isna().tolist() == [False, True, True, False]
+    axes = timeline.plot()
+    assert all(np.isnan(line.get_ydata()[1:3]).all() for line in axes.lines)
+    assert len(axes.patches) == 2
+    matplotlib.pyplot.close(axes.figure)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_edrl_mea import RecordingError
+from modeling_edrl_mea.online_adaptation import Adapter
 from tests.conftest import EMOTIONS, noise_recordings
 
 RATE = 16_000
@@ -215,3 +216,18 @@ def test_an_exception_within_push_or_finish_loses_no_window(tiny_model, monkeypa
 def test_a_batch_of_no_windows_is_refused(tiny_model):
     with pytest.raises(ValueError, match="batch_size=-1"):
         tiny_model("linear").stream_timeline(batch_size=-1)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("normalize_waveform", [False, True])
+def test_a_window_of_silence_has_no_emotion_and_one_of_faint_sound_has(
+    tiny_model, recording, adapted, normalize_waveform
+):
+    model = tiny_model("linear", normalize_waveform=normalize_waveform)
+    faint = 1e-3 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)  # -60 dB
+    sound = np.concatenate([recording[:RATE], np.full(RATE, 0.1, np.float32), faint])
+    adapter = Adapter(model.config.labels, prior=0.1) if adapted else None
+    timeline = model.predict_timeline(sound, RATE, window_s=1, hop_s=1, adapter=adapter)
+    assert [segment.label is None for segment in timeline] == [False, True, False]
+    assert set(timeline[1].scores.values()) == {1 / len(EMOTIONS)}
+    assert max(timeline[2].scores.values()) > 1 / len(EMOTIONS)

@@ -1,16 +1,21 @@
 """Bulk embedding: every recording gets one row, whatever its neighbours are and however often the run is killed."""
 
 import csv
+import errno
+import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -22,7 +27,9 @@ from tests.conftest import noise_recordings
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
+from embed_corpus import Item  # noqa: E402
 
+from train.data.recordings import CorpusError  # noqa: E402
 from train.run_folder import RunError  # noqa: E402
 
 BAD = {
@@ -45,13 +52,13 @@ def corpus(tmp_path_factory):
 
 def embed(model, source, output, *options) -> list[dict]:
     settings = ("--model", model, "--input", source, "--output", output, "--workers", 0, "--device", "cpu")
-    embed_corpus.main([str(part) for part in (*settings, *options)])
+    status = embed_corpus.main([str(part) for part in (*settings, *options)])
+    assert status == (embed_corpus.SOME_FAILED if failures_of(output) else 0)
     return rows_of(output)
 
 
 def rows_of(output) -> list[dict]:
-    rows = load_dataset("parquet", data_files=f"{output}/shards/*.parquet", split="train", cache_dir=f"{output}/cache")
-    return sorted(rows, key=lambda row: row["index"])
+    return sorted(pq.read_table(f"{output}/shards").to_pylist(), key=lambda row: row["index"])
 
 
 def failures_of(output) -> dict[str, str]:
@@ -110,17 +117,17 @@ def test_a_manifest_and_a_data_set_give_the_folders_rows(model_folder, corpus, e
 
 def test_batches_are_of_similar_lengths_and_bounded():
     lengths = np.random.default_rng(0).integers(1, 1_000, 200)
-    items = [(i, "", np.zeros(length)) for i, length in enumerate(lengths)]
+    items = [Item(i, "", waveform=np.zeros(length)) for i, length in enumerate(lengths)]
     made = list(embed_corpus.batches(items, 4_000))
-    assert sorted(place for batch in made for place, _, _ in batch) == list(range(200))
-    padded = [len(batch) * max(len(waveform) for _, _, waveform in batch) for batch in made]
+    assert sorted(item.place for batch in made for item in batch) == list(range(200))
+    padded = [len(batch) * max(len(item.waveform) for item in batch) for batch in made]
     assert max(padded) <= 4_000
     assert sum(padded) < 1.15 * lengths.sum()
 
 
 def test_a_recording_longer_than_a_batch_is_a_batch_of_its_own():
-    items = [(0, "", np.zeros(10)), (1, "", np.zeros(9_000)), (2, "", "does not decode")]
-    places = [[place for place, _, _ in batch] for batch in embed_corpus.batches(items, 4_000)]
+    items = [Item(0, "", waveform=np.zeros(10)), Item(1, "", waveform=np.zeros(9_000)), Item(2, "", reason="damaged")]
+    places = [[item.place for item in batch] for batch in embed_corpus.batches(items, 4_000)]
     assert sorted(places) == [[0], [1], [2]]
 
 
@@ -138,14 +145,14 @@ def test_killed_runs_lose_and_double_nothing(model_folder, corpus, embedded, tmp
     while len(finished) < 15 and time.monotonic() < deadline:
         child = run_in_child(arguments)
         wanted = len(finished) + 4
-        while child.is_alive() and len(list(output.glob("failed/*.jsonl"))) < wanted:
+        while child.is_alive() and len(list(output.glob("receipts/*.json"))) < wanted:
             time.sleep(0.002)
         time.sleep(0.02 * generator.random())
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
             n_kills += 1
         child.join()
-        shards = [output / "shards" / f"{path.stem}.parquet" for path in output.glob("failed/*.jsonl")]
+        shards = [output / "shards" / f"{path.stem}.parquet" for path in output.glob("receipts/*.json")]
         now = {path.name: path.stat().st_mtime_ns for path in shards}
         assert finished.items() <= now.items()  # what is finished is never written again
         finished = now
@@ -165,8 +172,7 @@ def test_a_run_with_other_settings_is_refused(model_folder, corpus, tmp_path):
 
 
 def test_a_second_run_at_the_same_time_is_refused(model_folder, corpus, tmp_path):
-    tmp_path.joinpath("shards").mkdir()
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire()"
     hold += "; print('held', flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -177,13 +183,6 @@ def test_a_second_run_at_the_same_time_is_refused(model_folder, corpus, tmp_path
             embed(model_folder, corpus, tmp_path)
     finally:
         holder.communicate(b"\n")
-
-
-def test_a_lost_shard_is_told(model_folder, corpus, tmp_path):
-    embed(model_folder, corpus, tmp_path, "--shard_size", 20)
-    (tmp_path / "shards" / "000001.parquet").unlink()
-    with pytest.raises(RunError, match="20 rows and 0 failures of 30 recordings"):
-        embed(model_folder, corpus, tmp_path, "--shard_size", 20)
 
 
 @pytest.mark.parametrize("options", [("--shard_size", -1), ("--batch_seconds", "nan"), ("--workers", -1)])
@@ -202,22 +201,268 @@ def test_new_files_are_left_for_another_output(model_folder, corpus, tmp_path, c
     assert row["path"] == "b.wav" and "2 recordings now, 1 when" in capsys.readouterr().out
 
 
+def test_the_shards_are_a_data_set(model_folder, corpus, tmp_path):
+    rows = embed(model_folder, corpus, tmp_path / "out", "--shard_size", 20)
+    shards, cache = str(tmp_path / "out" / "shards" / "*.parquet"), str(tmp_path / "cache")
+    assert list(load_dataset("parquet", data_files=shards, split="train", cache_dir=cache)) == rows
+
+
+def test_names_of_digits_stay_what_they_are(model_folder, corpus, tmp_path):
+    os.link(corpus / "speaker 0" / "00.wav", tmp_path / "001")
+    (tmp_path / "manifest.csv").write_text("path\n001\n")
+    (row,) = embed(model_folder, tmp_path / "manifest.csv", tmp_path / "out")
+    assert row["path"] == "001"
+
+
+@pytest.fixture
+def loaded_once(model_folder, monkeypatch):
+    """For tests of many runs on one model."""
+    arguments = ["--model", str(model_folder), "--input", "", "--output", ""]
+    loaded = embed_corpus.load_model(embed_corpus.parse_arguments(arguments), "cpu")
+    monkeypatch.setattr(embed_corpus, "load_model", lambda args, device: loaded)
+
+
+@pytest.fixture
+def small(corpus, tmp_path):
+    """A folder of six recordings and one that does not decode, to be changed."""
+    source = tmp_path / "small"
+    source.mkdir()
+    for i in range(6):
+        os.link(corpus / f"speaker {i % 2}" / f"{i:02d}.wav", source / f"{i}.wav")
+    (source / "bad.wav").write_bytes(b"no sound")
+    return source
+
+
+def alike(rows: list[dict], expected: list[dict]) -> bool:
+    """The same recordings in the same order, each with its own embedding."""
+    return [row["path"] for row in rows] == [row["path"] for row in expected] and all(
+        np.allclose(row["aligned_embedding"], other["aligned_embedding"], atol=1e-5)
+        for row, other in zip(rows, expected, strict=True)
+    )
+
+
+def modified(output) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
+
+
+def test_what_failed_is_tried_again_and_nothing_else(model_folder, corpus, small, tmp_path):
+    before = embed(model_folder, small, tmp_path / "out", "--shard_size", 4)
+    written = modified(tmp_path / "out")
+    (small / "bad.wav").unlink()
+    os.link(corpus / "speaker 0" / "06.wav", small / "bad.wav")
+    after = embed(model_folder, small, tmp_path / "out", "--shard_size", 4)
+    assert not failures_of(tmp_path / "out")
+    assert alike([row for row in after if row["path"] != "bad.wav"], before) and len(after) == 7
+    changed = {name for name, when in modified(tmp_path / "out").items() if when != written[name]}
+    assert changed == {"000001.parquet"}  # "bad.wav" comes last
+
+
+def test_failures_count_as_success_where_the_user_says_so(model_folder, small, tmp_path):
+    arguments = ["--model", model_folder, "--input", small, "--output", tmp_path / "out", "--workers", 0]
+    arguments = [str(part) for part in (*arguments, "--device", "cpu")]
+    assert embed_corpus.main(arguments) == embed_corpus.SOME_FAILED
+    assert embed_corpus.main([*arguments, "--on_bad_audio", "skip"]) == 0
+
+
+def test_files_that_swapped_their_names_are_embedded_again(model_folder, small, tmp_path):
+    before = embed(model_folder, small, tmp_path / "out")
+    (small / "0.wav").rename(small / "aside")
+    (small / "1.wav").rename(small / "0.wav")
+    (small / "aside").rename(small / "1.wav")
+    after = embed(model_folder, small, tmp_path / "out")
+    swapped = [before[1] | {"path": "0.wav"}, before[0] | {"path": "1.wav"}, *before[2:]]
+    assert alike(after, swapped)
+
+
+def test_renamed_files_are_told(model_folder, small, tmp_path):
+    embed(model_folder, small, tmp_path / "out")
+    (small / "0.wav").rename(small / "7.wav")
+    with pytest.raises(RunError, match="1 recordings are gone.*0.wav"):
+        embed(model_folder, small, tmp_path / "out")
+    (small.parent / "list.csv").write_text("path\nsmall/1.wav\n")
+    embed(model_folder, small.parent / "list.csv", tmp_path / "other")
+    (small / "1.wav").unlink()
+    with pytest.raises(RunError, match="its file is gone"):
+        embed(model_folder, small.parent / "list.csv", tmp_path / "other")
+
+
+def test_a_disk_that_goes_during_a_run_stops_it_and_costs_nothing(model_folder, small, tmp_path, monkeypatch):
+    expected = embed(model_folder, small, tmp_path / "expected")
+    load = embed_corpus.load_recording
+
+    def load_until_it_goes(source, rate):
+        if source.endswith("3.wav") and small.exists():
+            small.rename(tmp_path / "elsewhere")
+        return load(source, rate)
+
+    monkeypatch.setattr(embed_corpus, "load_recording", load_until_it_goes)
+    with pytest.raises(RunError, match="is gone. Once it is back"):
+        embed(model_folder, small, tmp_path / "out", "--shard_size", 2)
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").rename(small)
+    assert alike(embed(model_folder, small, tmp_path / "out", "--shard_size", 2), expected)
+
+
+def flip(path: Path, generator) -> None:
+    content = bytearray(path.read_bytes())
+    content[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
+    path.write_bytes(content)
+
+
+def zero(path: Path, generator) -> None:
+    content = bytearray(path.read_bytes())
+    start = int(generator.integers(len(content)))
+    content[start : start + 64] = bytes(len(content[start : start + 64]))
+    path.write_bytes(content)
+
+
+def truncate(path: Path, generator) -> None:
+    os.truncate(path, int(generator.integers(path.stat().st_size)))
+
+
+def remove(path: Path, generator) -> None:
+    path.unlink()
+
+
+def replace_by_foreign(path: Path, generator) -> None:
+    """One of another run, or of another kind altogether."""
+    kinds = [b"", b"[]", b"{}", b'{"checksum": 1, "content": {}}', b"\xff\xfe", b'{"settings": {}, "checksum": "0"}']
+    others = sorted(path.parent.glob(f"*{path.suffix}"))
+    content = [*kinds, *(other.read_bytes() for other in others if other != path)]
+    path.write_bytes(content[int(generator.integers(len(content)))])
+
+
+DAMAGE = (flip, zero, truncate, remove, replace_by_foreign)
+
+
+def assert_damage_is_made_good_or_told(model_folder, small, folder: Path, n_rounds: int) -> dict:
+    """Counts by (kind of file, damage) of rounds that ended in the same rows, and in a clear refusal."""
+    expected, whole = embed(model_folder, small, folder / "whole", "--shard_size", 4), folder / "whole"
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.name != ".lock")
+    held = Counter()
+    for number, (path, damage) in enumerate(itertools.product(files, DAMAGE * n_rounds)):
+        output = folder / "out"
+        shutil.copytree(whole, output)
+        damage(output / path, np.random.default_rng(number))
+        try:
+            assert alike(embed(model_folder, small, output, "--shard_size", 4), expected), (path, damage, number)
+            held[path.suffix, damage.__name__, "same rows"] += 1
+        except RunError as error:
+            assert path.name == "run.json" and "--output" in str(error), (path, damage, number)
+            held[path.suffix, damage.__name__, "refused"] += 1
+        shutil.rmtree(output)
+    return held
+
+
+def test_damaged_state_is_made_good_or_told(loaded_once, model_folder, small, tmp_path):
+    assert_damage_is_made_good_or_told(model_folder, small, tmp_path, n_rounds=1)
+
+
+@pytest.mark.slow
+def test_damaged_state_is_made_good_or_told_in_every_place(loaded_once, model_folder, small, tmp_path):
+    for what, count in sorted(assert_damage_is_made_good_or_told(model_folder, small, tmp_path, n_rounds=20).items()):
+        print(*what, count)
+
+
+def test_a_foreign_shard_is_told(model_folder, small, tmp_path):
+    embed(model_folder, small, tmp_path / "out")
+    shutil.copy(tmp_path / "out" / "shards" / "000000.parquet", tmp_path / "out" / "shards" / "000007.parquet")
+    with pytest.raises(RunError, match="000007.parquet, which is not of this run"):
+        embed(model_folder, small, tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_refused(model_folder, small, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(RunError, match="holds something else"):
+        embed(model_folder, small, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"precious"
+
+
+def stop_at(number: int, stop) -> None:
+    """Let this process's `number`-th write to the disk (an fsync or a rename) be stopped, before or after it."""
+    count = itertools.count()
+
+    def stopping(operation):
+        def operate(*arguments, **settings):
+            before = next(count) == number
+            if before:
+                stop()
+            done = operation(*arguments, **settings)
+            if next(count) == number:
+                stop()
+            return done
+
+        return operate
+
+    os.fsync, os.replace = stopping(os.fsync), stopping(os.replace)
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_the_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def run_stopped(arguments: list[str], number: int, stop) -> None:
+    stop_at(number, stop)
+    try:
+        embed_corpus.main(arguments)
+    except OSError as error:
+        raise SystemExit(str(error)) from error
+
+
+def assert_a_stop_at_any_write_costs_nothing(model_folder, small, folder: Path, step: int) -> Counter:
+    """Every `step`-th write of a run, until one has fewer writes."""
+    expected, held = embed(model_folder, small, folder / "whole", "--shard_size", 4), Counter()
+    for stop in (kill_itself, fill_the_disk):
+        for number in itertools.count(step - 1, step):
+            output = folder / "out"
+            arguments = ["--model", model_folder, "--input", small, "--output", output, "--workers", 0]
+            arguments = [str(part) for part in (*arguments, "--device", "cpu", "--shard_size", 4)]
+            child = multiprocessing.get_context("fork").Process(target=run_stopped, args=(arguments, number, stop))
+            child.start()
+            child.join()
+            rows = embed(model_folder, small, output, "--shard_size", 4)
+            assert alike(rows, expected) and not list(output.rglob("*.tmp")), (stop, number)
+            shutil.rmtree(output)
+            if child.exitcode == 0:
+                break
+            held[stop.__name__] += 1
+    return held
+
+
+def test_a_stop_at_a_write_costs_nothing(loaded_once, model_folder, small, tmp_path):
+    assert min(assert_a_stop_at_any_write_costs_nothing(model_folder, small, tmp_path, step=13).values()) > 2
+
+
+@pytest.mark.slow
+def test_a_stop_at_any_write_costs_nothing(loaded_once, model_folder, small, tmp_path):
+    print(assert_a_stop_at_any_write_costs_nothing(model_folder, small, tmp_path, step=1))
+
+
 @pytest.mark.parametrize(
     ("source", "options", "named"),
     [
         ("nowhere", (), "no folder, no manifest"),
         ("empty", (), "holds no audio"),
         ("manifest.csv", ("--audio_column", "sound"), "no column 'sound'"),
-        ("manifest.txt", (), "no manifest"),
+        ("manifest.xlsx", (), "no manifest"),
+        ("nothing.csv", (), "lists no recording"),
+        ("gap.csv", (), "Row 2 of .* has no path"),
     ],
 )
-def test_an_impossible_input_is_named(model_folder, tmp_path, monkeypatch, source, options, named):
+def test_an_impossible_input_is_named_before_any_work(tmp_path, monkeypatch, source, options, named):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
     (tmp_path / "manifest.csv").write_text("wrong\na.wav\n")
-    (tmp_path / "manifest.txt").write_text("a.wav\n")
-    with pytest.raises(RunError, match=named):
-        embed(model_folder, tmp_path / source, tmp_path / "out", *options)
+    (tmp_path / "manifest.xlsx").write_text("a.wav\n")
+    (tmp_path / "nothing.csv").write_text("path\n")
+    (tmp_path / "gap.csv").write_text("path,text\na.wav,hm\n,hm\n")
+    with pytest.raises((RunError, CorpusError), match=named):
+        embed("no model", tmp_path / source, tmp_path / "out", *options)
 
 
 @pytest.mark.slow
@@ -240,4 +485,4 @@ def test_two_processes_and_their_workers_share_the_work_and_survive_a_kill(model
     assert 0 < n_before < 30
     rows = rows_of(tmp_path)
     assert [row["path"] for row in rows] == [row["path"] for row in embedded]
-    assert json.loads((tmp_path / "run.json").read_text())["n_recordings"] == 30
+    assert json.loads((tmp_path / "run.json").read_text())["content"]["n_recordings"] == 30

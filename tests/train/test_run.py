@@ -6,20 +6,22 @@ import resource
 import signal
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError
+from modeling_edrl_mea import AlignmentCallback, EdrlMeaForAudioClassification, RecordingError, closed_form
+from modeling_edrl_mea.embeddings import Embeddings
 from tests.support.encoders import write_checkpoint
 from tests.support.tones import EMOTIONS, tone, write_backbone, write_corpus
-from train import closed_form, run
+from train import run
 from train.arguments import parse_arguments
 from train.data import embeddings as embeddings_room
-from train.data.embeddings import CacheError, EmbeddingCache, Embeddings
+from train.data.embeddings import CacheError, EmbeddingCache
 from train.run_folder import RunError, RunFolder
-from train.trainer import AlignmentCallback, EdrlMeaTrainer
+from train.trainer import EdrlMeaTrainer
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +180,26 @@ def test_a_corpus_with_some_of_the_models_emotions_is_tested_by_the_models_ids(t
     assert named == {"neutral": "neutral", "sadness": "sadness"}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "save_to_disk", "shares"])
+def test_a_dataset_that_was_saved_is_split_by_speaker(kind, tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = datasets.Dataset.from_csv(str(corpus / "metadata.csv"), cache_dir=str(tmp_path / "arrow"))
+    sounds = [{"bytes": (corpus / name).read_bytes(), "path": name} for name in table["file_name"]]
+    emotions = [
+        {e: 0.7 if e == own else 0.1 for e in EMOTIONS} if kind == "shares" else own for own in table["emotion"]
+    ]
+    columns = {"audio": sounds, "emotion": emotions, "speaker": list(table["speaker"])}
+    saved = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))
+    place = tmp_path / ("tones.parquet" if kind == "parquet" else "tones")
+    saved.to_parquet(str(place)) if kind == "parquet" else saved.save_to_disk(str(place))
+    _, arguments, _, _ = parse_arguments(["--dataset_name", str(place), "--use_cpu", "True"])
+    splits = run.read_splits(arguments, seed=0)
+    assert sum(map(len, splits.values())) == len(table)
+    assert splits["train"].features["label"].names == sorted(EMOTIONS)
+    speakers = [set(part["speaker"]) for part in splits.values()]
+    assert all(speakers) and sum(map(len, speakers)) == len(set.union(*speakers)) == len(set(table["speaker"]))
+
+
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open({"learning_rate": 0.1, "data": {"train": "1"}}, {})
@@ -212,7 +234,6 @@ def test_the_cache_says_what_to_do_where_it_cannot_be_written(tmp_path, corpus, 
         (["--max_length_seconds", "5"], "frozen backbone embeds whole"),
         (["--keep_last_n_layers", "2", "--arrangement", "mea"], "nothing by gradients"),
         (["--rir_dir", "rooms"], "noisy_copies"),
-        (["--on_bad_audio", "ignore"], "error or skip"),
         (["--push_to_hub", "True"], "hub_model_id"),
         (["--save_total_limit", "1"], "damaged"),
     ],

@@ -7,8 +7,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from modeling_edrl_mea.embeddings import Embeddings
 from train.data.dataset import SpeechDataset
-from train.data.embeddings import EmbeddingCache, Embeddings
+from train.data.embeddings import EmbeddingCache
 from train.evaluation.predictions import AdaptationMode
 
 from .protocols import Trial
@@ -38,6 +39,9 @@ class Contender(Protocol):
     ) -> Sequence[Trial]:
         """Those of the planned trials that it takes part in, or its own. `test_rows`: of corpora that a list narrows
         for models that are not trained here."""
+
+    def notes(self, corpora: Mapping) -> list[str]:
+        """What it was trained on before, as far as that touches the tests; for the report."""
 
     def run(self, trial: Trial, data: "BenchmarkData", conditions: Sequence) -> "TrialPredictions":
         """Its predictions for the trial's tests in each condition."""

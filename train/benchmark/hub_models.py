@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers.utils import cached_file
 
 from modeling_edrl_mea.recordings import SAMPLING_RATE, resample
 from train.data.embeddings import EmbeddingCache
 from train.data.emotions import EMOTIONS, LabelError, canonical_emotion, label_under_scheme, nearest_emotion
 from train.data.files import fingerprint, fingerprint_of_code, fingerprint_of_weights
+from train.data.leaks import short_hash, speaker_identities, speaker_identity
 from train.evaluation.calibration import cross_fitted_temperatures
 from train.evaluation.predictions import SUFFIXES, AdaptationMode, probabilities_of
 
@@ -65,7 +67,7 @@ class HubModel:
             self.cache = ScoreCache(StockClassifier(self.model, source, options), cache)
 
         self.modes: tuple[AdaptationMode, ...] = tuple(SUFFIXES) if self.is_edrl_mea else ("plain",)
-        self.trained_on, self.trained_speakers, self.own_temperature = _training_of(self.folder)
+        self.trained_on, self.trained_speakers, self.heard, self.own_temperature = _training_of(self.source)
         if getattr(config, "temperature", 1.0) != 1.0:  # its logits are divided by it already
             self.own_temperature = 1.0
 
@@ -108,9 +110,34 @@ class HubModel:
         found = []
         for name, dataset in corpora.items():
             rows = test_rows.get(name, np.arange(len(dataset)))
-            speakers = np.array(dataset["speaker"])[rows]
-            found.append(Trial("folds", {}, {}, {name: rows[~np.isin(speakers, list(self.trained_speakers))]}))
+            found.append(Trial("folds", {}, {}, {name: rows[~self.was_heard(dataset)[rows]]}))
         return found
+
+    def was_heard(self, dataset) -> np.ndarray:
+        """(N,) whether the model was trained on the speaker of each row: by name, or as a recording of theirs is one
+        of those that it was trained on."""
+        if not self.trained_speakers:
+            return np.zeros(len(dataset), bool)
+        speakers = np.array(dataset["speaker"])
+        known = {
+            speaker
+            for speaker, identity in zip(speakers.tolist(), speaker_identities(dataset), strict=True)
+            if identity in self.trained_speakers
+        }
+        if self.heard:
+            heard = np.isin([short_hash(recording) for recording in dataset["audio"]], self.heard)
+            known |= set(speakers[heard].tolist())
+        return np.isin(speakers, list(known))
+
+    def notes(self, corpora: Mapping) -> list[str]:
+        if not self.trained_speakers:
+            return [f"{self.name}: nothing says what it was trained on; it may know recordings that it is tested with"]
+        counts = {name: int(self.was_heard(dataset).sum()) for name, dataset in corpora.items()}
+        return [
+            f"{self.name}: was trained on speakers of {count} of {len(corpora[name])} recordings of {name}; not tested"
+            for name, count in counts.items()
+            if count
+        ]
 
     def run(self, trial: Trial, data: BenchmarkData, conditions: Sequence) -> TrialPredictions:
         """Predicts each test of the trial in each condition. ValueError where the model was trained on all of it."""
@@ -146,17 +173,22 @@ class HubModel:
         return cross_fitted_temperatures(references, probabilities, speakers)
 
 
-def _training_of(folder: str | None) -> tuple[tuple[str, ...], frozenset[str], float | None]:
-    """From a model's own report: corpora and speakers that it was trained on, its temperature."""
-    file = Path(folder or "") / "report.json"
-    if folder is None or not file.is_file():
-        return (), frozenset(), None
-    report = json.loads(file.read_text(encoding="utf-8"))
+def _training_of(source: str) -> tuple[tuple[str, ...], frozenset[str], list[str], float | None]:
+    """From a model's own report: corpora, speakers and recordings that it was trained on, its temperature."""
+    file = cached_file(source, "report.json", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return (), frozenset(), [], None
+    report = json.loads(Path(file).read_text(encoding="utf-8"))
     training = report.get("training") or {}
     splits = training.get("splits") or {}
-    speakers = frozenset(splits.get("train", [])) | frozenset(splits.get("validation", []))
+    corpora = tuple(corpus["name"] for corpus in training.get("corpora", []))
+    speakers = frozenset(
+        speaker_identity(speaker, next((name for name in corpora if speaker.startswith(f"{name}_")), ""))
+        for part in ("train", "validation")
+        for speaker in splits.get(part, [])
+    )
     calibration = next((model.get("calibration") for model in report.get("models") or []), None) or {}
-    return tuple(corpus["name"] for corpus in training.get("corpora", [])), speakers, calibration.get("temperature")
+    return corpora, speakers, training.get("heard") or [], calibration.get("temperature")
 
 
 def map_labels(labels: Sequence[str], classes: Sequence[str], scheme: str, label_map, source: str) -> list[int | None]:

@@ -98,6 +98,9 @@ class Recipe:
     def trials(self, planned: Sequence[Trial], corpora: Mapping, test_rows: Mapping) -> Sequence[Trial]:
         return planned
 
+    def notes(self, corpora: Mapping) -> list[str]:
+        return []
+
     def run(self, trial: Trial, data: BenchmarkData, conditions: Sequence) -> TrialPredictions:
         """Trains on the trial's training rows, and predicts each of its tests in each condition."""
         validation = data.embeddings(trial.validation) if trial.validation else None

@@ -55,6 +55,7 @@ def make_report(
         models=[entry for contender in contenders for entry in _model_entries(contender, cells)],
         results=rows,
         corpora=corpus_entries(*benchmark.corpora.values()),
+        data=benchmark.data,
         noise=_noise(benchmark, noise_dir, rir_dir),
         summaries=summaries(cells),
         comparisons=comparisons(cells, baseline),

@@ -61,6 +61,7 @@ class Benchmark:
     n_processes: int = 1  # that train at once
     test_rows: Mapping = field(default_factory=dict)  # what finished models are given of a corpus; default: all
     errors: list[dict] = field(default_factory=list)
+    data: dict = field(default_factory=lambda: {"parts": {}, "notes": []})  # what was read, for the report
 
     def __post_init__(self):
         self.names = {name: np.array(recording_names(dataset["audio"])) for name, dataset in self.corpora.items()}

@@ -51,7 +51,7 @@ def sar(model, statistics: torch.Tensor, rate: float) -> torch.Tensor:
 
 
 def information_maximization(model, statistics: torch.Tensor, rate: float) -> torch.Tensor:
-    """Entropy of each answer less that of their mean (SHOT, Liang et al. 2020)."""
+    """Entropy of each prediction less that of their mean (SHOT, Liang et al. 2020)."""
 
     def loss(logits, _):
         mean = logits.softmax(-1).mean(0)
@@ -62,23 +62,24 @@ def information_maximization(model, statistics: torch.Tensor, rate: float) -> to
 
 @torch.no_grad()
 def lame(model, statistics: torch.Tensor, neighbors: int) -> torch.Tensor:
-    """Answers of neighbours agree (Boudiaf et al. 2022)."""
+    """Predictions of neighbors agree (Boudiaf et al. 2022)."""
     own = _logits(model, statistics).log_softmax(-1)
     near = torch.nn.functional.normalize(model.edrl_mea.speech_embedding(statistics), dim=-1)
     similarity = (near @ near.T).fill_diagonal_(-2)
     affinity = torch.zeros_like(similarity)
     affinity.scatter_(1, similarity.topk(min(neighbors, len(near) - 1)).indices, 1.0)
     affinity = (affinity + affinity.T) / 2
-    answers = own.exp()
+    predicted = own.exp()
     for _ in range(100):
-        answers = (own + affinity @ answers).softmax(-1)
-    return answers.clamp_min(1e-12).log()
+        predicted = (own + affinity @ predicted).softmax(-1)
+    return predicted.clamp_min(1e-12).log()
 
 
 @torch.no_grad()
 def t3a(model, statistics: torch.Tensor, kept: int) -> torch.Tensor:
     """Classifier of prototypes: means of the `kept` surest recordings of each class (Iwasawa & Matsuo 2021)."""
-    output, logits = model.run_trained(layer_statistics=statistics)
+    output = model.edrl_mea(layer_statistics=statistics)
+    logits = model.trained_logits(output)
     features = torch.nn.functional.normalize(torch.cat(model.label_embedding(output), -1), dim=-1)
     entropy, found = _entropy(logits), logits.argmax(-1)
     prototypes = []
@@ -102,7 +103,7 @@ METHODS: Mapping[str, tuple[Callable, tuple]] = {
 
 
 def _logits(model, statistics: torch.Tensor) -> torch.Tensor:
-    return model.run_trained(layer_statistics=statistics)[1].float()
+    return model.trained_logits(model.edrl_mea(layer_statistics=statistics)).float()
 
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:

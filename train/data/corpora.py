@@ -125,8 +125,8 @@ def concatenate_corpora(parts: Iterable[Dataset]) -> Dataset:
 def _name_and_path(source: str, corpus: str | None) -> tuple[str, str | None]:
     name, equals, path = source.partition("=")
     if equals and re.fullmatch(r"[\w-]+", name) and not os.path.exists(source):
-        return path, corpus or name
-    return source, corpus
+        return os.path.expanduser(path), corpus or name
+    return os.path.expanduser(source), corpus
 
 
 def _declaration_of(source: str, corpus: str | None) -> Corpus | None:
@@ -251,6 +251,8 @@ def _as_dataset(utterances: list[Utterance], name: str, source: str, label_schem
 
 
 def _say_what_words_became(utterances: list[Utterance], labels: list[str | None], name: str) -> None:
+    if all(label is None or label.lstrip("-").isdigit() for label in labels):
+        logger.info("%s: emotions are numbers, and no table says their names: the model will answer in numbers", name)
     became = Counter((u.emotion, label) for u, label in zip(utterances, labels, strict=True) if label)
     changed = [f"{word} → {label} ({n})" for (word, label), n in became.items() if word != label]
     if changed:

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
+from modeling_edrl_mea.embeddings import Embeddings, balanced_weights
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
-from .embeddings import EmbeddingCache, Embeddings, balanced_weights
+from .embeddings import EmbeddingCache
 from .recordings import CorpusError, recording_names
 
 if TYPE_CHECKING:

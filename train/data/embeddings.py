@@ -1,4 +1,4 @@
-"""What the frozen backbone says of each recording, computed once and kept on disk.
+"""The frozen backbone's statistics of each recording, computed once and kept on disk.
 
 The cache is addressed by content: the backbone's weights, the recordings' bytes and the corruption applied. It can be
 shared by any number of runs, also at once, and a run that was killed goes on where it was. What was damaged on the
@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,64 +24,12 @@ from .files import atomic_write, checksum, content_hash, fingerprint, fingerprin
 from .recordings import listed
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
-ROWS = 512  # recordings per pass through the heads
 BLOCK = 2**24  # bytes of a file read at once
 HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
 
 
 class CacheError(OSError):
     """The cache of embeddings cannot be written; the message names the file and the remedy."""
-
-
-@dataclass
-class Embeddings(torch.utils.data.Dataset):
-    """Layer statistics of N recordings with what training needs to know of each; a dataset for `Trainer`."""
-
-    layer_statistics: torch.Tensor  # (N, L+1, S')
-    labels: torch.Tensor  # (N,) ids
-    speakers: list[str]
-    clean_rows: torch.Tensor  # (N,) row of each recording's clean original: its own unless it is a noisy copy
-    corpora: list[str] = field(default_factory=list)  # (N,) names; none: all of one corpus
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> dict:
-        return {
-            "layer_statistics": self.layer_statistics[row],
-            "labels": self.labels[row],
-            "sample_weights": self.sample_weights[row],
-        }
-
-    @property
-    def sample_weights(self) -> torch.Tensor:
-        """(N,) weights of [`balanced_weights`]."""
-        if not hasattr(self, "_sample_weights"):
-            self._sample_weights = balanced_weights(self.labels, self.corpora)
-        return self._sample_weights
-
-    def with_copies(self, copies: Sequence[torch.Tensor]) -> "Embeddings":
-        """These recordings followed by noisy copies of all of them, each linked to its clean original."""
-        repeats = 1 + len(copies)
-        return Embeddings(
-            torch.cat([self.layer_statistics, *copies]),
-            self.labels.repeat(repeats),
-            self.speakers * repeats,
-            self.clean_rows.repeat(repeats),
-            self.corpora * repeats,
-        )
-
-
-def balanced_weights(labels: torch.Tensor, corpora: Sequence[str] = ()) -> torch.Tensor:
-    """(N,) weights, of mean 1, under which every class counts the same, and in it every corpus that has it: a large
-    corpus would else decide alone how an emotion sounds elsewhere."""
-    ids = {name: number for number, name in enumerate(dict.fromkeys(corpora))}
-    corpus = torch.tensor([ids[name] for name in corpora]) if ids else torch.zeros_like(labels)
-    counts = torch.zeros(int(labels.max()) + 1, max(len(ids), 1)).index_put_(
-        (labels, corpus), torch.ones(len(labels)), accumulate=True
-    )
-    shares = (counts > 0).sum(1)  # corpora that have the class
-    return len(labels) / ((shares > 0).sum() * shares[labels] * counts[labels, corpus])
 
 
 class EmbeddingCache:
@@ -139,12 +86,12 @@ class EmbeddingCache:
                 "another folder as --embedding_cache."
             )
         errors: list[str] = []
-        n_missing = sum(len(keys[i * CHUNK : (i + 1) * CHUNK]) for i in missing)
-        with tqdm(total=n_missing, desc=title, unit="rec", disable=rank > 0 or not missing) as progress:
-            for i in missing:
-                rows = slice(i * CHUNK, (i + 1) * CHUNK)
+        chunks = [slice(i * CHUNK, min((i + 1) * CHUNK, len(audio))) for i in missing]
+        total = sum(rows.stop - rows.start for rows in chunks)
+        with tqdm(desc=title, total=total, unit="rec", disable=rank or not missing) as bar:
+            for i, rows in zip(missing, chunks, strict=True):
                 self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
-                progress.update(len(keys[rows]))
+                bar.update(rows.stop - rows.start)
         if n_processes > 1:  # also waits for what the others write
             errors = gather_object(errors)
         if errors:

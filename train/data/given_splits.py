@@ -1,4 +1,4 @@
-"""Splits that whoever made a corpus has made: which of them are for training, validation and testing."""
+"""The splits of a corpus's authors: which of them are for training, validation and testing."""
 
 import re
 

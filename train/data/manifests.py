@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,9 +18,26 @@ from .segments import seconds_of
 
 logger = logging.getLogger(__name__)
 
-AUDIO_COLUMNS = ("file_name", "audio", "path", "file", "filename", "audio_path", "wav")
-LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "category", "class")
-SPEAKER_COLUMNS = ("speaker", "speaker_id", "spk", "spk_id", "speakers", "actor", "actor_id", "client_id")
+# Usual names, in any case, with spaces, hyphens or nothing for underscores.
+AUDIO_COLUMNS = (
+    *(
+        "file_name",
+        "audio",
+        "path",
+        "file",
+        "audio_path",
+        "file_path",
+        "audio_file",
+        "audio_file_path",
+        "audio_filename",
+    ),
+    *("wav", "wav_file", "wav_path", "recording"),
+)
+LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "emotion_label", "emo", "category", "class")
+SPEAKER_COLUMNS = (
+    *("speaker", "speaker_id", "spk", "spk_id", "spkr_id", "speakers", "speaker_name", "actor", "actor_id"),
+    *("client_id", "subject_id", "participant_id"),
+)
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "raw_text", "normalized_text")
 START_COLUMNS = ("start", "start_time", "start_s", "begin", "onset", "offset")
@@ -28,6 +46,8 @@ DURATION_COLUMNS = ("duration", "duration_s", "dur")  # counts with a start and 
 SPLIT_COLUMNS = ("split", "split_set", "subset", "partition", "set")
 METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json")
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
+NOTHING = ("", "nan", "none", "null", "<na>", "n/a")  # what tables write where nothing is known
 
 
 def read_generic(
@@ -46,7 +66,7 @@ def read_generic(
     columns = (audio_column, label_column, speaker_column)
     path = Path(source)
     if path.is_file():
-        return _as_utterances(_read_manifest(path), path, columns, skip_missing)
+        return _as_utterances(read_manifest(path), path, columns, skip_missing)
     if not path.is_dir():
         raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
     if (path / HEADER).is_file():
@@ -54,7 +74,7 @@ def read_generic(
     tables = tables_of(path)
     if not tables:
         return _read_class_folders(path)
-    found = [u for table in tables for u in _as_utterances(_read_manifest(table), table, columns, skip_missing, path)]
+    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, columns, skip_missing, path)]
     unlisted = {str(file) for file in find_audio(path)} - {os.path.normpath(u.audio) for u in found}
     if unlisted:
         logger.info("%s: %d audio files that no table lists left out", path.name, len(unlisted))
@@ -70,8 +90,11 @@ def tables_of(folder: Path) -> list[Path]:
     return below or sorted(path for path in folder.iterdir() if path.suffix in TABLES and role_of_split(path.stem))
 
 
-def _read_manifest(path: Path) -> list[dict]:
+def read_manifest(path: Path) -> list[dict]:
+    """A table's rows, text where the format has no types. Raises CorpusError."""
     suffix = path.suffix.lower()
+    if suffix in ARCHIVES:
+        raise CorpusError(f"{str(path)!r} is an archive: unpack it and give the folder")
     if suffix not in (*TABLES, ".txt"):
         raise CorpusError(f"{str(path)!r} is no manifest: use .csv, .tsv, .json (a list of rows) or .jsonl")
     try:
@@ -97,8 +120,8 @@ def _as_utterances(rows: list[dict], path: Path, columns: tuple, skip_missing: b
     _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split})
     found, missing = [], []
     for number, row in enumerate(rows, start=1):
-        if row.get(audio) in (None, "") or row.get(label) in (None, ""):
-            empty = audio if row.get(audio) in (None, "") else label
+        empty = next((column for column in (audio, label) if is_nothing(row.get(column))), None)
+        if empty:
             raise CorpusError(f"row {number} of {str(path)!r} has no {empty}: {row}; fill it in or take the row out")
         recording = _file_of(path.parent / str(row[audio]))
         if not recording.is_file():
@@ -120,10 +143,14 @@ def _say_what_is_not_used(path: Path, names: list[str], used: set) -> None:
 
 
 def _file_of(path: Path) -> Path:
-    """The path, or the audio file of that name where the table leaves the extension out."""
+    """The path, or the audio file of that name where the table leaves the extension out, writes Windows' backslashes
+    or a space behind."""
     if path.is_file():
         return path
-    return next((at for ext in AUDIO_EXTENSIONS if (at := path.with_name(path.name + ext)).is_file()), path)
+    plain = Path(str(path).replace("\\", "/").strip())
+    if plain.is_file() or not plain.name:
+        return plain
+    return next((at for ext in AUDIO_EXTENSIONS if (at := plain.with_name(plain.name + ext)).is_file()), plain)
 
 
 def _split_of_place(recording: Path, table: Path, root: Path | None) -> str | None:
@@ -180,13 +207,18 @@ def emotion_of(value, where: str) -> str:
 
 def text_of(row: Mapping, column: str | None) -> str | None:
     value = row.get(column) if column else None
-    return None if value in (None, "") else str(value)
+    return None if is_nothing(value) else str(value)
+
+
+def is_nothing(value) -> bool:
+    """Whether a table's cell says that nothing is known: empty, or what NaN and None look like as text."""
+    return value is None or (isinstance(value, (str, float)) and str(value).strip().lower() in NOTHING)
 
 
 def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | None, ...]:
     """Names of the columns with audio, label, speaker, language, text; the last three may be None.
 
-    columns: (audio, label, speaker) as asked for, None where usual names shall be looked for. Raises CorpusError.
+    columns: (audio, label, speaker) as asked for, None to look for the usual names. Raises CorpusError.
     """
     audio, label, speaker = columns
     # "audio" is the default of the argument, so there it means: whichever is usual.
@@ -200,8 +232,8 @@ def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | No
 def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str, where: str, required: bool = True):
     if wanted in names:
         return wanted
-    by_name = {} if wanted else {name.lower(): name for name in reversed(names)}
-    for name in usual:
+    by_name = {} if wanted else {_column_key(name): name for name in reversed(names)}
+    for name in map(_column_key, usual):
         if name in by_name:
             return by_name[name]
     if not (required or wanted):
@@ -212,12 +244,18 @@ def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str,
     )
 
 
+def _column_key(name: str) -> str:
+    """The same for "Speaker ID", "speaker_id" and "SpeakerID"."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
 def _read_class_folders(root: Path) -> list[Utterance]:
     files = find_audio(root)
     if not files:
+        packed = any(path.suffix.lower() in ARCHIVES for path in root.rglob("*"))
         raise CorpusError(
-            f"no audio in {str(root)!r}: expected class folders (anger/01.wav), metadata.csv "
-            f"or a known corpus; {first_files(root)}"
+            f"no audio in {str(root)!r}: {'unpack its archives, or give' if packed else 'expected'} class folders "
+            f"(anger/01.wav), metadata.csv or a known corpus; {first_files(root)}"
         )
     parents = [path.relative_to(root).parts[:-1] for path in files]
     loose = [path.name for path, parts in zip(files, parents, strict=True) if not parts]
@@ -227,6 +265,7 @@ def _read_class_folders(root: Path) -> list[Utterance]:
             "folders named by emotion, or add metadata.csv with file_name, emotion and speaker"
         )
     depth = label_depth(parents)
+    _say_which_folders_are_empty(root)
     if depth is None:
         raise CorpusError(
             f"which folders of {str(root)!r} are emotions? {'/'.join(parents[0])} has no known one at any level that "
@@ -242,6 +281,13 @@ def _read_class_folders(root: Path) -> list[Utterance]:
     named = f", speakers by the folder {'above' if depth == -1 else 'below'}" if utterances[0].speaker else ""
     logger.info("%s: emotions read from folders such as %s%s", root.name, utterances[0].emotion, named)
     return utterances
+
+
+def _say_which_folders_are_empty(root: Path) -> None:
+    empty = [folder.name for folder in sorted(root.iterdir()) if folder.is_dir() and not find_audio(folder)]
+    empty = [name for name in empty if canonical_emotion(name)]
+    if empty:
+        logger.info("%s: folders without recordings: %s", root.name, ", ".join(empty))
 
 
 def label_depth(parents: list[tuple[str, ...]]) -> int | None:

@@ -36,7 +36,7 @@ class CorpusError(ValueError):
 class Utterance:
     """One recording and its emotion, in any wording. `audio`: its path, or what to call it in messages.
 
-    split: the one that whoever made the corpus put it in, in their words. start, end: seconds, of a recording that is a
+    split: the one that the corpus's authors put it in, in their words. start, end: seconds, of a recording that is a
     part of its file; see segments.py.
     """
 
@@ -86,11 +86,19 @@ def read_table(path: Path) -> list[dict[str, str]]:
     text = _decoded(path)
     header = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
     delimiter = max(",;\t|", key=header.count)
+    _check_header(header.split(delimiter), path)
     rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
     crowded = next((number for number, row in enumerate(rows, start=1) if None in row), None)
     if crowded:
         raise CorpusError(f"{str(path)!r}: row {crowded} has more columns than the header: put quotes around text.")
     return [{(name or "").strip(): value for name, value in row.items()} for row in rows]
+
+
+def _check_header(names: list[str], path: Path) -> None:
+    plain = [name.strip().lower() for name in names if name.strip()]
+    twice = {name for name in plain if plain.count(name) > 1}
+    if twice:
+        raise CorpusError(f"{str(path)!r} has two columns called {', '.join(sorted(twice))}: take one out.")
 
 
 def _decoded(path: Path) -> str:

@@ -36,7 +36,7 @@ class Augmentation:
     """Makes noisy copies: `Augmentation(noise_dir="noise")(waveform, key)`.
 
     `noise_dir`, `rir_dir`: folders of noise recordings and of room impulse responses, of which only the
-    training part is used (see `train.noise_sources`); rooms are synthetic, half of them with `rir_dir`.
+    training part is used (see sources.py); rooms are synthetic, half of them with `rir_dir`.
     `babble`: recordings of the *training* speakers (paths, or arrays `(n,)` at 16 kHz), mixed into babble.
     `kinds`: some of `KINDS`; default: all that the recordings given allow. Every copy gets one additive
     kind at an SNR drawn from `snr_db`; room, channel and gain come with probability 0.3, 0.3 and 0.5 (always,

@@ -7,6 +7,7 @@ from sklearn.model_selection import GroupKFold
 TEMPERATURES = (0.05, 20.0)  # searched between; beyond them probabilities are one-hot or flat
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the likeliest log temperature
 MOST_FOLDS = 10  # of speakers, over which the share is chosen
+PRIOR_SPEAKERS = 2  # for whom T = 1 counts: so many speakers seen are believed by half
 SMALLEST = 1e-12  # probability: float32 softmax can give 0, whose logarithm no temperature moves
 
 
@@ -27,8 +28,8 @@ def negative_log_likelihood(references: np.ndarray, probabilities: np.ndarray) -
 def fit_temperature(references, probabilities, speakers) -> float:
     """The temperature for held-out references (N,) given probabilities (N, C), shrunk towards 1.
 
-    log T is the likeliest one times a share of [`SHARES`], the share under which temperatures fitted on some of the
-    speakers (N,) make the others likeliest. One speaker says nothing of others: T is 1.
+    log T is the likeliest one times n / (n + PRIOR_SPEAKERS) for n speakers (N,), as they are few of all there are, and
+    times a share of [`SHARES`]: the one under which temperatures fitted on some speakers make the others likeliest.
 
     Fit it on speakers that neither training nor the test has: on training speakers a model is right too often.
     ValueError where there is no recording.
@@ -37,15 +38,20 @@ def fit_temperature(references, probabilities, speakers) -> float:
     if not len(references):
         raise ValueError("A temperature needs recordings to be fitted on, and there are none.")
     groups = np.unique(np.asarray(speakers), return_inverse=True)[1]
-    if groups.max() == 0:
-        return 1.0
+    n_speakers = int(groups.max()) + 1
+    share = share_that_carries_over(references, probabilities, groups) if n_speakers > 1 else 1.0
+    return likeliest_temperature(references, probabilities) ** (share * n_speakers / (n_speakers + PRIOR_SPEAKERS))
+
+
+def share_that_carries_over(references: np.ndarray, probabilities: np.ndarray, groups: np.ndarray) -> float:
+    """The share of the log temperature of some groups (N,) that makes the other groups likeliest."""
     losses = np.zeros(len(SHARES))
     for seen, unseen in GroupKFold(min(groups.max() + 1, MOST_FOLDS)).split(references, groups=groups):
         temperature = likeliest_temperature(references[seen], probabilities[seen])
         for place, share in enumerate(SHARES):
             scaled = with_temperature(probabilities[unseen], temperature**share)
             losses[place] += len(unseen) * negative_log_likelihood(references[unseen], scaled)
-    return likeliest_temperature(references, probabilities) ** SHARES[int(losses.argmin())]
+    return SHARES[int(losses.argmin())]
 
 
 def likeliest_temperature(references: np.ndarray, probabilities: np.ndarray) -> float:

@@ -147,7 +147,7 @@ def reliability(cells: Sequence, path: Path) -> bool:
         axis.set(xlim=(0.2, 1.02), ylim=(0, 1.02), xticks=np.arange(0.2, 1.01, 0.2))
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     figure.supxlabel(f"confidence; a bin of fewer than {FEWEST} recordings is not drawn", fontsize=9)
     figure.supylabel("accuracy", fontsize=10)
     return _save(figure, path)
@@ -191,7 +191,7 @@ def embedding_map(
             Line2D([], [], marker="o", linestyle="", color=COLORS[place % len(COLORS)], label=name)
             for place, name in enumerate(names)
         ]
-        axis.legend(handles=handles, fontsize=8, loc="best", framealpha=0.9)
+        axis.legend(handles=handles, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False)
         axis.set(title=title, xticks=[], yticks=[])
     figure.suptitle(f"t-SNE of {len(rows)} recordings; {what}", fontsize=10)
     return _save(figure, path)

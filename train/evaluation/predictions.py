@@ -10,7 +10,7 @@ import torch
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.adaptation import correct, evidence_of
 from modeling_edrl_mea.correction import softmax
-from train.data.embeddings import ROWS, Embeddings
+from modeling_edrl_mea.embeddings import ROWS, Embeddings
 
 from .calibration import with_temperature
 from .metrics import confusion_by_speaker

@@ -133,12 +133,14 @@ def model_entry(
     }
 
 
-def training_entry(corpora, label_scheme: str, augmentation=None, config: Mapping | None = None, splits=None) -> dict:
+def training_entry(
+    corpora, label_scheme: str, augmentation=None, config: Mapping | None = None, splits=None, heard: Sequence[str] = ()
+) -> dict:
     """The entry `training`.
 
     `corpora`: datasets of `load_corpus`, united or apart; parts of one corpus are counted together.
     `augmentation`: what `Augmentation.describe()` gives.
-    `splits`: speakers by "train", "validation" and "test".
+    `splits`: speakers by "train", "validation" and "test". `heard`: see train/data/leaks.py.
     """
     return {
         "corpora": corpus_entries(*corpora),
@@ -146,6 +148,7 @@ def training_entry(corpora, label_scheme: str, augmentation=None, config: Mappin
         "augmentation": augmentation,
         "config": dict(config or {}),
         "splits": {name: sorted(set(speakers)) for name, speakers in (splits or {}).items()},
+        "heard": list(heard),
     }
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from tests.support.tones import write_corpus
 from train.benchmark.hub_models import HubModel, map_labels, under_classes
 from train.data.corpora import load_corpus
 from train.data.emotions import LabelError
+from train.data.leaks import heard_recordings
 from train.evaluation.report import model_entry, new_report, training_entry, write_report
 
 CLASSES = ["anger", "happiness", "neutral", "sadness"]
@@ -98,13 +101,36 @@ def test_scores_are_computed_once(tmp_path, audio, monkeypatch):
 
 def test_speakers_that_a_model_was_trained_on_and_its_temperature_come_from_its_report(tmp_path, tiny_model):
     tiny_model().save_pretrained(tmp_path / "ours")
-    training = training_entry([], "four_emotions", splits={"train": ["x_1"], "validation": ["x_2"], "test": ["x_3"]})
+    training = training_entry([], "four_emotions", splits={"train": ["x_Ann"], "validation": ["x_Bo"], "test": ["x_C"]})
     model = model_entry("ours", CLASSES, source="ours", temperature=1.7)
     write_report(new_report("x", seed=0, models=[model], results=[], training=training), tmp_path / "ours")
     contender = HubModel("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
-    assert contender.trained_speakers == {"x_1", "x_2"}
+    assert contender.trained_speakers == {"x_ann", "x_bo"}
     probabilities, speakers = np.full((4, 4), 0.25), np.array(["x_3"] * 4)
     assert (contender.temperatures(np.zeros(4, int), probabilities, speakers) == 1.7).all()
+
+
+def test_what_a_model_was_trained_on_is_known_again_under_another_name(tmp_path, tiny_model):
+    trained = load_corpus(str(write_corpus(tmp_path / "tones", 3)))
+    tiny_model().save_pretrained(tmp_path / "ours")
+    training = training_entry(
+        [trained], "native", splits={"train": trained["speaker"]}, heard=heard_recordings(trained)
+    )
+    model = model_entry("ours", CLASSES, source="ours")
+    write_report(new_report("x", seed=0, models=[model], results=[], training=training), tmp_path / "ours")
+    contender = HubModel("ours", tmp_path / "ours", CLASSES, "four_emotions", None, tmp_path / "cache")
+    shutil.copytree(tmp_path / "tones", tmp_path / "copy")
+    (tmp_path / "copy" / "anger_0_0.wav").write_bytes((tmp_path / "tones" / "anger_0_0.wav").read_bytes() + b"\0\0")
+    corpora = {"mine": load_corpus(f"mine={tmp_path / 'copy'}"), "b": load_corpus(str(write_corpus(tmp_path / "b", 2)))}
+    tests = {name: rows for trial in contender.trials([], corpora, {}) for name, rows in trial.tests.items()}
+    assert len(tests["mine"]) == 0 and len(tests["b"]) == 24
+    assert contender.notes(corpora) == ["ours: was trained on speakers of 36 of 36 recordings of mine; not tested"]
+
+
+def test_a_model_that_says_nothing_of_its_training_is_said_to(tmp_path):
+    folder = stock_model(tmp_path / "stock", ["ang", "hap", "neu", "sad"])
+    contender = HubModel("stock", folder, CLASSES, "four_emotions", None, tmp_path / "cache")
+    assert "nothing says what it was trained on" in contender.notes({})[0]
 
 
 def test_an_edrl_mea_model_adapts_for_one_test_and_stays_as_it_was(tmp_path, audio, tiny_model):

@@ -253,6 +253,30 @@ def test_wrong_options_are_refused_by_name_before_anything_is_computed(folders, 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_read_is_printed_and_stored(report, folders, tmp_path, capsys, no_plots):
+    assert report["data"]["parts"]["a"]["classes"] == {"anger": 15, "happiness": 15, "neutral": 15, "sadness": 15}
+    assert any("stock: nothing says what it was trained on" in note for note in report["data"]["notes"])
+    benchmark_robustness.main(arguments(folders, tmp_path / "out", "--baseline", "linear", "--protocols", "clean"))
+    written = (tmp_path / "out" / "report.md").read_text()
+    for text in (capsys.readouterr().out, written):
+        assert "| b | b | 48 | 0.01 | 4 |" in text
+    assert "## What was read" in written and "UAR: recall of each emotion" in written
+    assert "**Caution:** intervals over 4 speakers" in written
+
+
+def test_a_recording_under_two_speakers_stops_the_benchmark_or_is_dropped(folders, tmp_path, no_plots):
+    corpus = write_corpus(tmp_path / "twice", 3)
+    (corpus / "copy.wav").write_bytes((corpus / "anger_0_0.wav").read_bytes())
+    with open(corpus / "metadata.csv", "a") as table:
+        table.write("\ncopy.wav,anger,twice_1")
+    given = [part for part in arguments(folders, tmp_path / "out", "--protocols", "clean") if "ours.yaml" not in part]
+    given = [part for part in given if not part.startswith("--corpus")] + [f"--corpus={corpus}"]
+    with pytest.raises(ValueError, match="under several speakers"):
+        benchmark_robustness.main(given)
+    found = benchmark_robustness.main([*given, "--on_leak", "drop"])
+    assert found["results"][0]["n_speakers"] == 2 and "taken for one" in found["data"]["notes"][0]
+
+
 def test_a_broken_recording_is_listed_before_anything_is_computed(folders, tmp_path):
     corpus = write_corpus(tmp_path / "broken", 2)
     (corpus / "anger_0_0.wav").write_bytes(b"RIFF")

@@ -102,7 +102,12 @@ def test_code_is_known_by_every_file_that_importing_it_runs():
 
 @pytest.mark.parametrize(
     "file",
-    ["train/closed_form.py", "train/degradation/effects.py", "train/data/dataset.py", "modeling_edrl_mea/frames.py"],
+    [
+        "modeling_edrl_mea/closed_form.py",
+        "train/degradation/effects.py",
+        "train/data/dataset.py",
+        "modeling_edrl_mea/frames.py",
+    ],
 )
 def test_code_has_another_fingerprint_where_a_file_it_imports_changes(copied_code, file):
     before, path = fingerprint_of_code(RECIPES, copied_code), copied_code / file

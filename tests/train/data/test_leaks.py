@@ -9,7 +9,8 @@ from tests.support.tones import write_corpus
 from train import run
 from train.arguments import parse_arguments
 from train.data.corpora import load_corpus
-from train.data.leaks import described, shared_rows, without
+from train.data.leaks import described, one_voice_a_speaker, shared_rows, without
+from train.data.recordings import CorpusError
 from train.data.splits import SplitError, by_given_splits, split_by_speaker
 from train.data.summary import as_text, summary_of
 
@@ -109,3 +110,46 @@ def test_what_was_read_is_said(tones):
     splits = run.read_splits(data_arguments("--dataset_name", tones), 0)
     text = as_text(summary_of(splits, ["3 recordings dropped"]))
     assert "| train | tones | 18 | 0.00 | 3 | anger 9, sadness 9 |" in text and "- 3 recordings dropped" in text
+
+
+def copied(tones, tmp_path, **copies):
+    """The tones with copies: `c=("anger_0_0", "fear", "3")` is a file c.wav with that emotion and speaker."""
+    folder = tmp_path / "copied"
+    shutil.copytree(tones, folder)
+    for name, (source, emotion, speaker) in copies.items():
+        shutil.copy(folder / f"{source}.wav", folder / f"{name}.wav")
+        with open(folder / "metadata.csv", "a") as table:
+            table.write(f"\n{name}.wav,{emotion},{speaker}")
+    return load_corpus(str(folder))
+
+
+def test_a_recording_under_two_speakers_is_refused_or_they_become_one(tones, tmp_path):
+    corpus = copied(
+        tones,
+        tmp_path,
+        c=("anger_0_0", "anger", "tones_3"),
+        d=("anger_3_1", "anger", "new"),
+        e=("anger_5_0", "anger", "tones_5"),
+    )
+    with pytest.raises(CorpusError, match="2 recordings are there under several speakers: .*anger_0_0.wav = .*c.wav"):
+        one_voice_a_speaker(corpus, "copied", False, [])
+    notes = []
+    alone = one_voice_a_speaker(corpus, "copied", True, notes)
+    assert len(alone) == len(corpus) - 3 and "taken for one" in notes[0]
+    assert {s.split("_")[-1] for s in alone["speaker"]} == {"0", "1", "2", "4", "5"}
+    assert not {"c.wav", "d.wav", "e.wav"} & {audio.split("/")[-1] for audio in alone["audio"]}
+    assert alone.features == corpus.features
+
+
+def test_a_copy_of_the_same_speaker_is_only_said(tones, tmp_path):
+    notes, corpus = [], copied(tones, tmp_path, c=("anger_0_0", "anger", "tones_0"))
+    assert one_voice_a_speaker(corpus, "x", False, notes) is corpus and "1 recordings are copies" in notes[0]
+
+
+def test_copies_of_different_emotions_are_refused_in_training_and_benchmark(tones, tmp_path):
+    corpus = copied(tones, tmp_path, c=("anger_0_0", "sadness", "tones_0"))
+    with pytest.raises(CorpusError, match="anger_0_0.wav and .*c.wav are the same recording, .* anger and as sadness"):
+        one_voice_a_speaker(corpus, "x", True, [])
+    args = data_arguments("--dataset_name", tmp_path / "copied")
+    with pytest.raises(CorpusError, match="the same recording"):
+        run.without_leaks(run.read_splits(args, 0), [], args, [])

@@ -4,6 +4,7 @@ import pytest
 from train.evaluation.calibration import (
     cross_fitted_temperatures,
     fit_temperature,
+    likeliest_temperature,
     negative_log_likelihood,
     with_temperature,
 )
@@ -23,14 +24,14 @@ def calibrated():
 def test_the_temperature_that_distorted_probabilities_is_found_again(calibrated, sharpness):
     references, probabilities = calibrated
     distorted = with_temperature(probabilities, sharpness)
-    found = fit_temperature(references, distorted, np.arange(len(references)) % 8)
+    found = fit_temperature(references, distorted, np.arange(len(references)) % 100)
     assert found == pytest.approx(1 / sharpness, rel=0.06)
 
 
 def test_scaling_keeps_the_prediction_and_lowers_the_calibration_error(calibrated):
     references, probabilities = calibrated
     sure = with_temperature(probabilities, 0.3)
-    scaled = with_temperature(sure, fit_temperature(references, sure, np.arange(len(references)) % 8))
+    scaled = with_temperature(sure, fit_temperature(references, sure, np.arange(len(references)) % 20))
     assert (scaled.argmax(1) == sure.argmax(1)).all()
     assert scaled.sum(1) == pytest.approx(1)
     assert expected_calibration_error(references, scaled) < 0.5 * expected_calibration_error(references, sure)
@@ -56,9 +57,21 @@ def test_no_speaker_helps_to_fit_the_temperature_it_is_scored_with(calibrated):
         cross_fitted_temperatures(references, probabilities, np.zeros(len(references)))
 
 
-def test_one_speaker_gives_no_temperature(calibrated):
+@pytest.mark.parametrize(("n_speakers", "believed"), [(1, 1 / 3), (2, 1 / 2), (8, 0.8)])
+def test_the_fewer_speakers_the_nearer_the_temperature_is_to_1(calibrated, n_speakers, believed):
     references, probabilities = calibrated
-    assert fit_temperature(references, with_temperature(probabilities, 0.3), np.zeros(len(references))) == 1.0
+    found = fit_temperature(references, with_temperature(probabilities, 0.4), np.arange(len(references)) % n_speakers)
+    assert np.log(found) == pytest.approx(believed * np.log(1 / 0.4), rel=0.1)
+
+
+def test_two_speakers_of_a_calibrated_model_give_a_temperature_near_1(calibrated):
+    """From forty recordings alone the likeliest temperature may be far off."""
+    few = [slice(start, start + 40) for start in range(0, 600, 40)]
+    references, probabilities = calibrated
+    likeliest = [likeliest_temperature(references[rows], probabilities[rows]) for rows in few]
+    found = [fit_temperature(references[rows], probabilities[rows], np.arange(40) % 2) for rows in few]
+    assert np.abs(np.log(found)).mean() < 0.5 * np.abs(np.log(likeliest)).mean()
+    assert np.abs(np.log(found)).max() < np.log(1.4) < np.abs(np.log(likeliest)).max()
 
 
 def test_a_temperature_that_does_not_carry_over_to_other_speakers_is_shrunk_away(calibrated):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from tests.support.figures import overlaps
 from tests.train.benchmark.test_comparisons import cell
 from train.benchmark.comparisons import summaries
 from train.evaluation import plots as report_plots
@@ -92,6 +93,23 @@ def test_the_map_shows_every_emotion_and_corpus(figures, tmp_path):
     assert report_plots.embedding_map(rng.normal(size=(40, 6)), emotions, corpora, "u", tmp_path / "x.png")
     legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figures[0].axes]
     assert legends == [EMOTIONS, ["a", "b"]]
+
+
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_no_legend_covers_a_label_or_what_is_drawn(figures, tmp_path, models):
+    found = cells(corpora=("emodb", "ravdess", "a long name"), models=[f"model number {i}" for i in range(models)])
+    report, path = report_of(found), tmp_path / "x.png"
+    for draw in (report_plots.uar_against_snr, report_plots.cross_corpus, report_plots.confusion):
+        assert draw(report, path)
+    assert report_plots.reliability(found, path)
+    emotions, corpora = np.array(EMOTIONS * 10), np.repeat(["a", "b"], 20)
+    assert report_plots.embedding_map(np.random.default_rng(0).normal(size=(40, 6)), emotions, corpora, "u", path)
+    assert len(figures) == 5
+    for figure in figures:
+        assert all(axis.has_data() for axis in figure.axes) and not overlaps(figure)
+        legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes if axis.get_legend())]
+        panels = [axis.get_window_extent() for axis in figure.axes]
+        assert not any(legend.get_window_extent().overlaps(panel) for legend in legends for panel in panels)
 
 
 def test_nothing_is_drawn_where_there_is_nothing_to_draw(figures, tmp_path):

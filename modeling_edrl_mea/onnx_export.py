@@ -1,49 +1,80 @@
-"""Export a trained model to ONNX, with batch and length left open, and an int8 variant:
+"""Export of a trained model to ONNX, with batch and length left open, and an int8 variant: `edrl-mea export`.
 
-    python scripts/export_onnx.py MODEL_DIR OUT --recordings FOLDER
-    python scripts/export_onnx.py MODEL_DIR OUT --corpus emodb=EMODB --speakers 03 08
-
-Writes OUT/model.onnx and OUT/model_int8.onnx. Both hold the whole chain from normalised waveform to probabilities,
-alignment included, and what a caller needs to know in their metadata: labels, sampling rate, whether waveforms are
-normalised, fewest samples. `scripts/classify_onnx.py` shows their use without torch. Needs `pip install -e ".[onnx]"`.
+Both graphs hold the whole chain from normalized waveform to probabilities, alignment included, and what a caller needs
+to know in their metadata: labels, sampling rate, whether waveforms are normalized, fewest samples. The repository's
+scripts/classify_onnx.py shows their use without torch.
 
 Inputs: input_values (batch, samples) float32, attention_mask (batch, samples) int64, 1 within each recording.
 Outputs: logits and probabilities (batch, emotions), speech_embedding, and aligned_embedding where the model has one.
 
-The export is compared with the model on recordings (noise where none are given) and fails beyond 1e-4. `--corpus`
-prints what int8 costs in UAR. A recording is one window here, whatever its length: up to the model's
-`max_window_seconds` that is what the model does; longer ones are for the caller to cut.
+A recording is one window here, whatever its length: up to the model's `max_window_seconds` that is what the model does;
+longer ones are for the caller to cut.
 """
 
-import argparse
 import json
 import logging
-import sys
 import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
-from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
-from modeling_edrl_mea.frames import longest_input  # noqa: E402
-from modeling_edrl_mea.recordings import find_audio  # noqa: E402
-from modeling_edrl_mea.stock_encoders import StockEncoder  # noqa: E402
-from modeling_edrl_mea.wavlm import LengthAwareWavLM  # noqa: E402
+from .frames import longest_input
+from .recordings import RecordingError, find_audio, load_recording
+from .stock_encoders import StockEncoder
+from .wavlm import LengthAwareWavLM
 
+LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 20  # the first with Gelu
 TOLERANCE = 1e-4  # of probabilities, on real recordings
 EXAMPLE_SECONDS = 1.5  # of the recordings that the graph is traced with
 CHECKED_RECORDINGS = 16
 
 
+@dataclass
+class Graph:
+    """An exported graph on the disk."""
+
+    path: Path
+    mebibytes: float
+    difference: float  # the largest between its probabilities and the model's
+
+
+def export_to_folder(model, folder: str | Path, recordings: str | None = None) -> list[Graph]:
+    """Write model.onnx and model_int8.onnx, and compare both with the model.
+
+    Args:
+        recordings: folder of recordings to compare on; noise by default.
+
+    Raises:
+        ImportError: a library is missing, before anything is done. ValueError: a backbone that does not export, or a
+            float32 graph that differs from the model by more than 1e-4.
+    """
+    require_libraries()
+    waveforms = some_recordings(model, recordings)
+    paths = Path(folder) / "model.onnx", Path(folder) / "model_int8.onnx"
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    export(model, paths[0])
+    quantize(*paths)
+    graphs = [Graph(path, path.stat().st_size / 2**20, largest_difference(model, path, waveforms)) for path in paths]
+    if not graphs[0].difference <= TOLERANCE:
+        raise ValueError(f"{paths[0]} differs from the model by {graphs[0].difference:.1e}, more than {TOLERANCE:g}.")
+    return graphs
+
+
+def require_libraries() -> None:
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"Export needs {', '.join(missing)}: pip install edrl-mea[onnx]")
+
+
 class WaveformClassifier(nn.Module):
     """The model from waveforms to probabilities, with no choice left that depends on values."""
 
-    def __init__(self, model: EdrlMeaForAudioClassification):
+    def __init__(self, model):
         super().__init__()
         self.model = model
         has_alignment = model.alignment is not None and model.alignment.is_fitted
@@ -61,7 +92,7 @@ class WaveformClassifier(nn.Module):
         return tuple(output[name] for name in self.outputs)
 
 
-def export(model: EdrlMeaForAudioClassification, path: Path) -> None:
+def export(model, path: Path) -> None:
     """Write the graph, with the settings that its inputs need.
 
     Raises ValueError for a backbone whose batches are taken apart by length, which no graph can do.
@@ -101,7 +132,7 @@ def export(model: EdrlMeaForAudioClassification, path: Path) -> None:
 
 
 def quantize(path: Path, quantized: Path) -> None:
-    """Weights of the backbone's linear layers as int8, activations quantised as they come.
+    """Weights of the backbone's linear layers as int8, activations quantized as they come.
 
     Convolutions stay float32, which onnxruntime's int8 kernels do not speed up on a CPU; so do embedding, alignment
     and classifier: they are a thousandth of the work, and PLS rotations do not survive rounding.
@@ -125,13 +156,13 @@ def session(path: Path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def prepare(model: EdrlMeaForAudioClassification, waveforms: list[np.ndarray]) -> dict[str, np.ndarray]:
+def prepare(model, waveforms: list[np.ndarray]) -> dict[str, np.ndarray]:
     rate = model.config.sampling_rate
     inputs = model.feature_extractor()(waveforms, sampling_rate=rate, return_tensors="np")
     return {"input_values": inputs["input_values"], "attention_mask": inputs["attention_mask"].astype(np.int64)}
 
 
-def largest_difference(model: EdrlMeaForAudioClassification, path: Path, waveforms: list[np.ndarray]) -> float:
+def largest_difference(model, path: Path, waveforms: list[np.ndarray]) -> float:
     """Between the model's probabilities and the graph's, over recordings alone and all in one batch."""
     run, worst = session(path), 0.0
     for batch in [*([waveform] for waveform in waveforms), waveforms]:
@@ -143,7 +174,7 @@ def largest_difference(model: EdrlMeaForAudioClassification, path: Path, wavefor
     return worst
 
 
-def some_recordings(model: EdrlMeaForAudioClassification, folder: str | None) -> list[np.ndarray]:
+def some_recordings(model, folder: str | None) -> list[np.ndarray]:
     """So many recordings of a folder, or noise of different lengths; none longer than a window."""
     rate = model.config.sampling_rate
     generator = np.random.default_rng(0)
@@ -152,65 +183,6 @@ def some_recordings(model: EdrlMeaForAudioClassification, folder: str | None) ->
         return [(0.1 * generator.standard_normal(int(length * rate))).astype(np.float32) for length in lengths]
     files = find_audio(Path(folder))
     if not files:
-        raise SystemExit(f"error: no audio file under {folder}")
+        raise RecordingError(f"{folder} holds no audio file.")
     chosen = generator.permutation(len(files))[:CHECKED_RECORDINGS]
     return [load_recording(files[i], rate)[: int(model.config.max_window_seconds * rate)] for i in chosen]
-
-
-def measure(model: EdrlMeaForAudioClassification, paths: dict[str, Path], args) -> None:
-    """Print UAR of the model and of each graph on a corpus, and how many answers differ from the model's."""
-    from train.data.corpora import load_corpus
-    from train.evaluation.metrics import uar
-
-    corpus = load_corpus(args.corpus, label_scheme=args.label_scheme)
-    if args.speakers:
-        corpus = corpus.filter(lambda row: row["speaker"] in args.speakers)
-    names = corpus.features["label"].names
-    references = np.array([model.config.labels.index(names[label]) for label in corpus["label"]])
-    inputs = [prepare(model, [load_recording(audio)]) for audio in corpus["audio"]]
-    with torch.no_grad():
-        tensors = ({name: torch.from_numpy(value) for name, value in row.items()} for row in inputs)
-        answers = {"model": np.array([int(model(**row).logits.argmax()) for row in tensors])}
-    for name, path in paths.items():
-        run = session(path)
-        answers[name] = np.array([int(run.run(["logits"], row)[0].argmax()) for row in inputs])
-    print(f"\n{len(references)} recordings, {len(set(corpus['speaker']))} speakers of {args.corpus}")
-    print(f"{'':14}{'UAR %':>8}{'cost':>8}{'answers changed':>18}")
-    baseline = uar(references, answers["model"])
-    for name, found in answers.items():
-        value = uar(references, found)
-        changed = int((found != answers["model"]).sum())
-        print(f"{name:14}{100 * value:8.2f}{100 * (baseline - value):8.2f}{changed:18d}")
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--recordings", help="folder of recordings to compare on")
-    parser.add_argument("--corpus", help="labelled corpus to measure UAR on, as train/run.py takes it")
-    parser.add_argument("--label_scheme", default="four_emotions")
-    parser.add_argument("--speakers", nargs="+", help="of the corpus; all by default")
-    args = parser.parse_args(argv)
-
-    model = EdrlMeaForAudioClassification.from_pretrained(args.model).float().eval()
-    args.output.mkdir(parents=True, exist_ok=True)
-    paths = {"onnx": args.output / "model.onnx", "onnx int8": args.output / "model_int8.onnx"}
-    try:
-        export(model, paths["onnx"])
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    quantize(*paths.values())
-    waveforms = some_recordings(model, args.recordings)
-    for name, path in paths.items():
-        difference = largest_difference(model, path, waveforms)
-        size = path.stat().st_size / 2**20
-        print(f"{name}: {path}, {size:.1f} MiB, probabilities within {difference:.1e} on {len(waveforms)} recordings")
-        if name == "onnx" and not difference <= TOLERANCE:
-            raise SystemExit(f"error: {path} differs from the model by {difference:.1e}, more than {TOLERANCE:g}.")
-    if args.corpus:
-        measure(model, paths, args)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,31 +1,27 @@
 """The closed-form steps of training: standardization, MEA, and the classifier on aligned embeddings."""
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification, MultiblockPLS
-from modeling_edrl_mea.labels import as_targets
-from train.data.embeddings import ROWS, Embeddings
-
-logger = logging.getLogger(__name__)
+from .discriminant import fit_discriminant
+from .embeddings import ROWS, Embeddings
+from .labels import as_targets
+from .multiblock_pls import MultiblockPLS
 
 INVERSE_REGULARIZATION = [0.0001, 0.001, 0.01, 0.1]  # C of the logistic regression, on embeddings of unit variance
 N_FOLDS = 4
 
 
-def fit_speech_embedding(model: EdrlMeaForAudioClassification, data: Embeddings) -> None:
+def fit_speech_embedding(model, data: Embeddings) -> None:
     """Standardize by the clean originals and their noisy copies alike."""
     model.edrl_mea.speech_embedding.fit(data.layer_statistics)
 
 
-def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> MultiblockPLS:
+def fit_alignment(model, data: Embeddings, accelerator=None) -> MultiblockPLS:
     """MEA in one pass over the recordings, shared among processes; EDRL's weights stay as they are."""
     model.eval()
     config = model.config
@@ -48,7 +44,7 @@ def fit_alignment(model: EdrlMeaForAudioClassification, data: Embeddings, accele
 
 @torch.no_grad()
 def alignment_inputs(
-    model: EdrlMeaForAudioClassification, data: Embeddings, rows: Tensor, metric: "NoiseMetric | None" = None
+    model, data: Embeddings, rows: Tensor, metric: "NoiseMetric | None" = None
 ) -> tuple[list[Tensor], Tensor]:
     """X-blocks and Y of MEA for some rows of the data, as the config arranges them.
 
@@ -67,27 +63,51 @@ def alignment_inputs(
     return heads.alignment_blocks(u, disentangled), y
 
 
-def train_classifier(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
-    """Logistic regression on the aligned embedding (on u without MEA), balanced by the sample weights; returns its C.
+def train_classifier(model, data: Embeddings) -> float:
+    """The config's `classifier` on the aligned embedding (on u without MEA), balanced by the sample weights.
 
-    C is chosen by cross-validation whose folds share no speaker.
+    Returns the chosen regularization; see [`fit_classifier`].
     """
-    regression = fit_regression(classifier_features(model, data), data)
-    weight, bias = weights_of(regression, model.config.n_trained_labels)
+    weight, bias, chosen = fit_classifier(model, data)
     with torch.no_grad():
         model.classifier.weight.copy_(weight)
         model.classifier.bias.copy_(bias)
-    return regression.C
+    return chosen
 
 
-def start_disentanglement(model: EdrlMeaForAudioClassification, data: Embeddings) -> float:
-    """EDRL starts as the logistic regression on what it is given: t, or u without MEA; returns the chosen C."""
-    regression = fit_regression(classifier_features(model, data), data)
-    model.edrl_mea.disentanglement.start_from(*weights_of(regression, model.config.n_trained_labels))
-    return regression.C
+def start_disentanglement(model, data: Embeddings) -> float:
+    """EDRL starts as that classifier on what it is given: t, or u without MEA; returns the chosen regularization."""
+    weight, bias, chosen = fit_classifier(model, data)
+    model.edrl_mea.disentanglement.start_from(weight, bias)
+    return chosen
 
 
-def fit_regression(features: np.ndarray, data: Embeddings) -> LogisticRegression:
+def fit_classifier(model, data: Embeddings) -> tuple[Tensor, Tensor, float]:
+    """Weights (C, features), biases (C,), and what regularizes them: C of the logistic regression or the ridge of the
+    discriminant, chosen by cross-validation whose folds share no speaker."""
+    features, n_classes = classifier_features(model, data), model.config.n_trained_labels
+    if model.config.classifier == "discriminant":
+        folds = speaker_folds(features, data.labels.numpy(), data.speakers)
+        folds += corpus_folds(data.corpora)
+        found = fit_discriminant(features, data.labels, data.sample_weights, n_classes, folds)
+        return found.weight.float(), found.bias.float(), found.ridge
+    regression = fit_regression(features, data)
+    return *weights_of(regression, n_classes), regression.C
+
+
+def corpus_folds(corpora: Sequence[str]) -> list:
+    """Each corpus in turn held out, where there are three or more."""
+    names = np.array(corpora)
+    if len(set(corpora)) < 3:
+        return []
+    return [(np.flatnonzero(names != name), np.flatnonzero(names == name)) for name in dict.fromkeys(corpora)]
+
+
+def fit_regression(features: np.ndarray, data: Embeddings):
+    """scikit-learn's `LogisticRegression`, its C chosen by folds of speakers where there are several."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
     labels, weights = data.labels.numpy(), data.sample_weights.numpy()
     regression = LogisticRegression(max_iter=5000)
     folds = speaker_folds(features, labels, data.speakers)
@@ -98,7 +118,7 @@ def fit_regression(features: np.ndarray, data: Embeddings) -> LogisticRegression
 
 
 @torch.no_grad()
-def classifier_features(model: EdrlMeaForAudioClassification, data: Embeddings) -> np.ndarray:
+def classifier_features(model, data: Embeddings) -> np.ndarray:
     """(N, k) aligned embeddings, or (N, S) speech embeddings where the arrangement has no MEA."""
     model.eval()
     features = []
@@ -109,6 +129,8 @@ def classifier_features(model: EdrlMeaForAudioClassification, data: Embeddings) 
 
 
 def speaker_folds(features, labels, speakers) -> list:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     groups = np.unique(speakers, return_inverse=True)[1]
     n_folds = min(N_FOLDS, len(set(groups)))
     if n_folds < 2:
@@ -116,7 +138,7 @@ def speaker_folds(features, labels, speakers) -> list:
     return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(features, labels, groups))
 
 
-def weights_of(regression: LogisticRegression, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def weights_of(regression, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(C, features) weights and (C,) biases."""
     weight, bias = regression.coef_, regression.intercept_
     if len(weight) == 1:  # scikit-learn keeps one row for two classes
@@ -165,7 +187,7 @@ class NoiseMetric:
 
 
 @torch.no_grad()
-def fit_noise_metric(model: EdrlMeaForAudioClassification, data: Embeddings, accelerator=None) -> NoiseMetric:
+def fit_noise_metric(model, data: Embeddings, accelerator=None) -> NoiseMetric:
     """The metric by the noisy copies among these recordings, shared among processes."""
     size = model.config.speech_embedding_size
     scatter, n_copies = torch.zeros(size, size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)

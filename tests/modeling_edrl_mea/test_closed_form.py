@@ -6,11 +6,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from modeling_edrl_mea import MultiblockPLS
+from modeling_edrl_mea import AlignmentCallback, MultiblockPLS, closed_form
+from modeling_edrl_mea.embeddings import Embeddings
 from tests.conftest import noise_recordings
-from train import closed_form
-from train.data.embeddings import Embeddings
-from train.trainer import AlignmentCallback
 
 TARGETS = ["own_speech", "clean_original", "labels"]
 COMBINATIONS = [list(some) for some in chain.from_iterable(combinations(TARGETS, n) for n in (1, 2, 3))]

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from modeling_edrl_mea import MultiblockPLS
-from train import closed_form
-from train.closed_form import NoiseMetric
+from modeling_edrl_mea import MultiblockPLS, closed_form
+from modeling_edrl_mea.closed_form import NoiseMetric
 
 from .test_closed_form import embeddings
 

@@ -1,4 +1,4 @@
-"""An exported model says what the model says, and is used without torch."""
+"""An exported model predicts what the model predicts, and is used without torch."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification
+from modeling_edrl_mea import EdrlMeaForAudioClassification, onnx_export
 from tests.conftest import EMOTIONS, noise_recordings
 from tests.support.encoders import ENCODERS
 
@@ -19,7 +19,6 @@ pytest.importorskip("onnxruntime", reason='needs pip install -e ".[onnx]"')
 pytestmark = pytest.mark.slow  # an export takes some 10 s
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-import export_onnx  # noqa: E402
 from classify_onnx import OnnxClassifier  # noqa: E402
 
 LENGTHS = (0.05, 0.31, 1.0, 2.4)  # seconds; none is that of the traced example
@@ -33,7 +32,7 @@ def model(tiny_model):
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_onnx.export(model, path)
+    onnx_export.export(model, path)
     return path
 
 
@@ -49,13 +48,13 @@ def answers(model, waveforms) -> np.ndarray:
 
 
 def test_the_graph_says_what_the_model_says_alone_and_in_a_batch(model, exported, recordings):
-    assert export_onnx.largest_difference(model, exported, recordings) < 1e-5
+    assert onnx_export.largest_difference(model, exported, recordings) < 1e-5
 
 
 def test_every_output_of_the_graph_is_the_models(model, exported, recordings):
-    inputs = export_onnx.prepare(model, recordings)
+    inputs = onnx_export.prepare(model, recordings)
     names = ["logits", "speech_embedding", "aligned_embedding"]
-    found = export_onnx.session(exported).run(names, inputs)
+    found = onnx_export.session(exported).run(names, inputs)
     with torch.no_grad():
         output = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
     for name, values in zip(names, found, strict=True):
@@ -63,9 +62,9 @@ def test_every_output_of_the_graph_is_the_models(model, exported, recordings):
 
 
 def test_the_int8_variant_is_smaller_and_close(model, exported, recordings, tmp_path):
-    export_onnx.quantize(exported, tmp_path / "int8.onnx")
+    onnx_export.quantize(exported, tmp_path / "int8.onnx")
     assert (tmp_path / "int8.onnx").read_bytes().count(b"MatMulInteger") > 0
-    assert export_onnx.largest_difference(model, tmp_path / "int8.onnx", recordings) < 0.1
+    assert onnx_export.largest_difference(model, tmp_path / "int8.onnx", recordings) < 0.1
 
 
 def test_a_classifier_without_torch_says_what_the_model_says(model, exported, recordings, tmp_path):
@@ -95,10 +94,10 @@ def test_a_backbone_with_group_norm_exports_too(tiny_backbone_config, recordings
     config = copy.deepcopy(tiny_backbone_config)
     config.feat_extract_norm = "group"
     model = EdrlMeaForAudioClassification.from_backbone(config, id2label=EMOTIONS, arrangement=arrangement).eval()
-    export_onnx.export(model, tmp_path / "model.onnx")
+    onnx_export.export(model, tmp_path / "model.onnx")
     loud = [waveform * 3 + 0.2 for waveform in recordings]
-    found = export_onnx.session(tmp_path / "model.onnx").run(["logits"], export_onnx.prepare(model, loud))[0]
-    inputs = {name: torch.from_numpy(value) for name, value in export_onnx.prepare(model, loud).items()}
+    found = onnx_export.session(tmp_path / "model.onnx").run(["logits"], onnx_export.prepare(model, loud))[0]
+    inputs = {name: torch.from_numpy(value) for name, value in onnx_export.prepare(model, loud).items()}
     with torch.no_grad():
         np.testing.assert_allclose(found, model(**inputs).logits.numpy(), atol=1e-4)
 
@@ -106,8 +105,8 @@ def test_a_backbone_with_group_norm_exports_too(tiny_backbone_config, recordings
 def test_whisper_exports_too(recordings, tmp_path):
     config = ENCODERS["Whisper"]()
     model = EdrlMeaForAudioClassification.from_backbone(config, id2label=EMOTIONS, arrangement="linear").eval()
-    export_onnx.export(model, tmp_path / "model.onnx")
-    assert export_onnx.largest_difference(model, tmp_path / "model.onnx", recordings) < 1e-4
+    onnx_export.export(model, tmp_path / "model.onnx")
+    assert onnx_export.largest_difference(model, tmp_path / "model.onnx", recordings) < 1e-4
 
 
 @pytest.mark.parametrize("encoder", ["HuBERT", "Wav2Vec2-BERT"])
@@ -115,4 +114,4 @@ def test_a_backbone_that_no_graph_can_hold_is_refused_by_name(encoder, tmp_path)
     config = ENCODERS[encoder]()
     model = EdrlMeaForAudioClassification.from_backbone(config, id2label=EMOTIONS, arrangement="linear").eval()
     with pytest.raises(ValueError, match=f"{config.model_type} backbone does not export"):
-        export_onnx.export(model, tmp_path / "model.onnx")
+        onnx_export.export(model, tmp_path / "model.onnx")

@@ -1,0 +1,59 @@
+"""Recordings as a frozen backbone sees them, with what training needs to know of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+ROWS = 512  # recordings per pass through the heads
+
+
+@dataclass
+class Embeddings(torch.utils.data.Dataset):
+    """Layer statistics of N recordings with what training needs to know of each; a dataset for `Trainer`."""
+
+    layer_statistics: torch.Tensor  # (N, L+1, S')
+    labels: torch.Tensor  # (N,) ids
+    speakers: list[str]
+    clean_rows: torch.Tensor  # (N,) row of each recording's clean original: its own unless it is a noisy copy
+    corpora: list[str] = field(default_factory=list)  # (N,) names; none: all of one corpus
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict:
+        return {
+            "layer_statistics": self.layer_statistics[row],
+            "labels": self.labels[row],
+            "sample_weights": self.sample_weights[row],
+        }
+
+    @property
+    def sample_weights(self) -> torch.Tensor:
+        """(N,) weights of [`balanced_weights`]."""
+        if not hasattr(self, "_sample_weights"):
+            self._sample_weights = balanced_weights(self.labels, self.corpora)
+        return self._sample_weights
+
+    def with_copies(self, copies: Sequence[torch.Tensor]) -> "Embeddings":
+        """These recordings followed by noisy copies of all of them, each linked to its clean original."""
+        repeats = 1 + len(copies)
+        return Embeddings(
+            torch.cat([self.layer_statistics, *copies]),
+            self.labels.repeat(repeats),
+            self.speakers * repeats,
+            self.clean_rows.repeat(repeats),
+            self.corpora * repeats,
+        )
+
+
+def balanced_weights(labels: torch.Tensor, corpora: Sequence[str] = ()) -> torch.Tensor:
+    """(N,) weights, of mean 1, under which every class counts the same, and in it every corpus that has it:
+    otherwise a large corpus alone would decide how an emotion sounds elsewhere."""
+    ids = {name: number for number, name in enumerate(dict.fromkeys(corpora))}
+    corpus = torch.tensor([ids[name] for name in corpora]) if ids else torch.zeros_like(labels)
+    counts = torch.zeros(int(labels.max()) + 1, max(len(ids), 1)).index_put_(
+        (labels, corpus), torch.ones(len(labels)), accumulate=True
+    )
+    shares = (counts > 0).sum(1)  # corpora that have the class
+    return len(labels) / ((shares > 0).sum() * shares[labels] * counts[labels, corpus])

@@ -1,0 +1,129 @@
+"""How an EDRL-MEA model comes to be and is kept: initialization, loading and saving."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from .adaptation import OutputAdaptation
+from .alignment import EmbeddingAlignment
+from .backbone import in_half_where_exact
+from .configuration_edrl_mea import EdrlMeaConfig
+from .disentanglement import ClassWiseLinear, EmotionDisentanglement, init_class_wise, init_linear
+from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
+from .frames import receptive_field
+from .speech_embedding import SpeechEmbedding
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class EdrlMeaPreTrainedModel(PreTrainedModel):
+    config_class = EdrlMeaConfig
+    base_model_prefix = "edrl_mea"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["EncoderLayer", "StableEncoderLayer", "EmotionDisentanglement"]
+    # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
+    accepts_loss_kwargs = False
+    # Standardisation and PLS rotations do not survive bfloat16.
+    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
+    # Models saved before there was adaptation of the output are not adapted.
+    _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, ClassWiseLinear):
+            init_class_wise(module, init)
+        elif isinstance(module, EmbeddingAlignment):
+            module.reset()
+        elif isinstance(module, SpeechEmbedding):
+            module.reset(init)
+        elif isinstance(module, OutputAdaptation):
+            module.reset()
+        elif isinstance(module, nn.Linear):
+            init_linear(module, init)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers. With `ignore_mismatched_sizes=True` and other labels (in number, names or order), exactly
+        what depends on labels starts anew: see [`forget_labels`]. Without it, as many other names only rename."""
+        # The directory's own config: transformers takes out of `kwargs` what it changes.
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if pretrained_model_name_or_path is not None:
+            _refuse_other_models(pretrained_model_name_or_path, where)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for module in model.modules():
+            if isinstance(module, EmbeddingAlignment) and not module.refresh():
+                module.reset()  # all of it, where another label set emptied a part
+        if kwargs.get("ignore_mismatched_sizes") and pretrained_model_name_or_path is not None:
+            stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
+            if stored.labels[: stored.n_trained_labels] != model.config.labels:
+                model.forget_labels()
+        return loaded
+
+    @torch.no_grad()
+    def forget_labels(self) -> None:
+        """Re-initialise what depends on the labels: the encoders, decoders and classifiers of the emotions, and an
+        alignment that has their embeddings or the labels for a block. The backbone, the speech embedding and the shared
+        encoder stay."""
+        for module in self.modules():
+            if isinstance(module, EmotionDisentanglement):
+                module.forget_labels()
+            elif isinstance(module, EmbeddingAlignment) and self.config.alignment_uses_labels:
+                module.reset()
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
+        """Also writes the feature extractor, so that any saved directory works with `pipeline`; and a backbone that
+        float16 holds exactly, as a frozen one that was published so, in float16."""
+        state_dict = in_half_where_exact(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        if kwargs.get("is_main_process", True):
+            # Also where this code was itself loaded by `trust_remote_code`: the copy works as the original did.
+            EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+            self.feature_extractor().save_pretrained(save_directory)
+            _offer_auto_model(save_directory)
+            _let_others_read(save_directory)
+
+    def feature_extractor(self) -> EdrlMeaFeatureExtractor:
+        return EdrlMeaFeatureExtractor(
+            sampling_rate=self.config.sampling_rate,
+            do_normalize=self.config.normalize_waveform,
+            minimum_length=receptive_field(self.config.backbone_config),
+        )
+
+
+def _refuse_other_models(checkpoint: str | os.PathLike, where: dict) -> None:
+    """transformers would only warn, and fill the model with random weights."""
+    kind = PreTrainedConfig.get_config_dict(checkpoint, **where)[0].get("model_type", EdrlMeaConfig.model_type)
+    if kind != EdrlMeaConfig.model_type:
+        raise ValueError(
+            f"{checkpoint} is a {kind} model, not an EDRL-MEA one. To put new heads on it: "
+            f"EdrlMeaForAudioClassification.from_backbone({str(checkpoint)!r}, id2label=...)."
+        )
+
+
+def _let_others_read(folder: str | os.PathLike) -> None:
+    """Give the weights the mode of other new files: safetensors makes them readable by their owner alone."""
+    mode = os.stat(os.path.join(folder, "config.json")).st_mode
+    for weights in Path(folder).glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a disk that knows no modes
+            weights.chmod(mode)
+
+
+def _offer_auto_model(folder: str | os.PathLike) -> None:
+    """Let `AutoModel` find the model without its classifier too, where the directory holds the code."""
+    path = os.path.join(folder, "config.json")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    if "auto_map" in config and "AutoModel" not in config["auto_map"]:
+        config["auto_map"]["AutoModel"] = "modeling_edrl_mea.EdrlMeaModel"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,57 @@
+"""The solver finds the singular vectors and components that linear algebra defines, by whichever way it takes."""
+
+import pytest
+import torch
+
+from modeling_edrl_mea import pls_solver
+from modeling_edrl_mea.pls_solver import dominant_left_singular_vector, kernel_pls
+
+
+def cross_products(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(30, 8), (8, 30), (1, 5), (5, 1), (300, 90), (90, 300)])
+def test_the_dominant_vector_is_that_of_the_singular_value_decomposition(shape):
+    matrix = cross_products(*shape)
+    found, _ = dominant_left_singular_vector(matrix)
+    expected = torch.linalg.svd(matrix).U[:, 0]
+    torch.testing.assert_close(found, expected * expected[expected.abs().argmax()].sign(), atol=1e-9, rtol=0)
+
+
+def test_a_start_orthogonal_to_the_vector_finds_it_all_the_same():
+    matrix = cross_products(200, 80)
+    other = torch.linalg.svd(matrix).Vh[1]
+    with_start, _ = dominant_left_singular_vector(matrix, other)
+    torch.testing.assert_close(with_start, dominant_left_singular_vector(matrix)[0], atol=1e-9, rtol=0)
+
+
+def test_lanczos_and_the_direct_decomposition_agree(monkeypatch):
+    matrix = cross_products(60, 40)
+    direct, _ = dominant_left_singular_vector(matrix)
+    monkeypatch.setattr(pls_solver, "LARGEST_DIRECT", 4)
+    torch.testing.assert_close(dominant_left_singular_vector(matrix)[0], direct, atol=1e-9, rtol=0)
+
+
+def test_scores_are_orthogonal_and_loadings_are_their_regressions():
+    x, y = torch.randn(50, 9, dtype=torch.float64), torch.randn(50, 4, dtype=torch.float64)
+    squares = x.T @ x
+    weights, rotations, loadings, y_loadings, score_squares = kernel_pls(
+        squares.__matmul__, squares.diagonal(), x.T @ y, 5
+    )
+    scores = x @ rotations
+    torch.testing.assert_close(scores.T @ scores, torch.diag(score_squares), atol=1e-9, rtol=0)
+    torch.testing.assert_close(weights.T @ weights, torch.eye(5, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(loadings, x.T @ scores / score_squares)
+    torch.testing.assert_close(y_loadings, y.T @ scores / score_squares)
+
+
+def test_the_search_ends_when_nothing_covaries_any_more():
+    x = torch.randn(50, 9, dtype=torch.float64)
+    y = x[:, :1] @ torch.randn(1, 4, dtype=torch.float64)  # of rank one, which some components use up
+    squares = x.T @ x
+    *_, score_squares = kernel_pls(squares.__matmul__, squares.diagonal(), x.T @ y, 9)
+    rotations = kernel_pls(squares.__matmul__, squares.diagonal(), x.T @ y, 20)[1]
+    assert len(score_squares) == rotations.shape[1] <= 9
+    predicted = x @ rotations @ torch.linalg.lstsq(x @ rotations, y).solution
+    torch.testing.assert_close(predicted, y, atol=1e-8, rtol=0)
