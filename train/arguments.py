@@ -237,6 +237,10 @@ def contradictions(model, data, config, training) -> Iterator[str]:
             yield f"{name}={folder} is no folder."
     if training.device.type == "cpu" and (training.bf16_full_eval or training.fp16_full_eval):
         yield "bf16_full_eval and fp16_full_eval need a GPU. Leave them out on a CPU."
+    if training.train_sampling_strategy not in ("random", "group_by_length"):
+        yield f"train_sampling_strategy={training.train_sampling_strategy}: choose random or group_by_length."
+    if training.train_sampling_strategy == "group_by_length" and not backbone_learns:
+        yield "group_by_length spares padded waveforms, and a frozen backbone embeds each once. Leave it out."
     if training.push_to_hub and "/" not in (training.hub_model_id or ""):
         yield "push_to_hub needs hub_model_id=ORG/NAME."
     if training.save_total_limit == 1:

@@ -20,6 +20,7 @@ from train.data.files import atomic_write, file_hash, fingerprint, remove_unfini
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+LOCK_SECONDS = 6  # a killed run's loaders of data end within five
 BEFORE_A_RUN = (LOCK, "embeddings", "tensorboard", "run.json")  # what there may be of a run that was killed at once
 OURS = ("run.json", "steps.safetensors", "report.json", "report.md")  # written whole, so that a kill may leave a part
 SEAL = "whole.json"  # lists the files of a checkpoint with their hashes; written last
@@ -57,7 +58,7 @@ class RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(BEFORE_A_RUN))
-            self._lock.acquire(timeout=6)  # a killed run's loaders of data end within five seconds
+            self._lock.acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
             raise RunError(
                 f"Another run is writing to {self.folder}. Wait for it, or give another --output_dir."

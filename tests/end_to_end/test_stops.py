@@ -63,6 +63,13 @@ def tried(attempt, cases: list) -> None:
     assert not wrong, "\n".join(f"{case}: {what}" for case, what in wrong.items())
 
 
+def test_all_that_a_run_leaves_is_as_readable_as_any_new_file(undisturbed, tmp_path):
+    (tmp_path / "new").write_text("")
+    mode = (tmp_path / "new").stat().st_mode
+    strange = [path.name for path in undisturbed[0].rglob("*") if path.is_file() and path.stat().st_mode != mode]
+    assert strange in ([], [".lock"]) and (undisturbed[0] / "model.safetensors").stat().st_mode == mode
+
+
 # --- at every step --------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,8 @@ def test_every_setting_of_ours_is_in_the_help_with_its_why():
         (["--bf16_full_eval", "True"], "GPU"),
         (["--fp16_full_eval", "True"], "GPU"),
         (["--noise_dir", "nowhere"], "nowhere"),
+        (["--train_sampling_strategy", "sequential"], "random or group_by_length"),
+        (["--train_sampling_strategy", "group_by_length"], "frozen backbone"),
         (["--noisy_copies", "1", "--rir_dir", "nowhere"], "nowhere"),
     ],
 )

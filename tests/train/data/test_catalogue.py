@@ -78,7 +78,7 @@ def test_songs_of_ravdess_are_left_out(tmp_path):
     assert len(load(tmp_path, corpus="ravdess")) == 1
 
 
-@pytest.mark.parametrize("name", ["emodb", "ravdess", "nemo", "ased"])
+@pytest.mark.parametrize("name", ["emodb", "ravdess", "nemo", "ased", "kett"])
 def test_a_real_corpus_agrees_with_its_metadata(name, shared_data):
     folder = shared_data / name
     if not folder.is_dir():
