@@ -16,6 +16,7 @@ from hub_card.publish import assemble
 from tests.conftest import EMOTIONS, noise_recordings
 from tests.support.hub_server import TOKEN, hub_server
 from tests.support.published_models import saved_model, write_model_report
+from tests.support.tones import write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "org/edrl-mea"
@@ -152,7 +153,8 @@ def test_a_pages_shell_commands_run_in_their_order(page, model_dir, tmp_path):
     (tmp_path / "path/to/noise").mkdir()
     for place, noise in enumerate(noise_recordings(4, seconds=2)):
         soundfile.write(tmp_path / f"path/to/noise/{place}.wav", noise, 16_000)
-    shutil.copytree(tmp_path / "path/to/noise", tmp_path / "path/to/recordings")
+    write_corpus(tmp_path / "path/to/recordings", n_speakers=6)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     shutil.copytree(model_dir, tmp_path / MODEL)
     write_model_report(tmp_path / MODEL, tmp_path / MODEL, list(EMOTIONS.values()))
     commands = shell_commands(re.sub(r"\bMODEL(_DIR)?\b", MODEL, (ROOT / page).read_text()))
