@@ -155,9 +155,12 @@ def test_checkpointing_of_either_kind_trains_every_layer(tiny_model, recordings,
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_reentrant_checkpointing_trains_layers_above_frozen_ones(tiny_model, recordings):
+@pytest.mark.parametrize("by_name", [False, True])
+def test_reentrant_checkpointing_trains_layers_above_frozen_ones(tiny_model, recordings, by_name):
     model = tiny_model("edrl")
     model.freeze_backbone(keep_last_n_layers=2)
+    if by_name:  # transformers' way, which the convolutions remember
+        model.freeze_feature_encoder()
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()(**inputs_of(model, recordings), labels=torch.tensor([0, 1, 2])).loss.backward()
     assert all(p.grad is not None for p in model.backbone.encoder.layers.parameters())
