@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import initialization as init
 
 from .correction import class_biases, expected_mix, label_correction, log_sum_exp, softmax
+from .evaluation_mode import evaluating
 from .exact_buffers import ExactBuffers
 from .recordings import FAINTEST_DB, SHORTEST_SECONDS, find_audio, is_usable, load_recording
 
@@ -311,13 +312,11 @@ class AdaptationMixin:
 def evidence_of(model, statistics: torch.Tensor, weights: np.ndarray | None = None) -> Evidence:
     """Evidence from layer statistics (N, L+1, S'), without labels."""
     logits, blocks = [], []
-    was_training = model.training
-    model.eval()
-    for part in statistics.split(EMBEDDED_AT_ONCE * 8):
-        output = model.edrl_mea(layer_statistics=part.to(model.device))
-        logits.append(model.trained_logits(output).double().cpu().numpy())
-        blocks.append([block.double().cpu().numpy() for block in model.label_embedding(output)])
-    model.train(was_training)
+    with evaluating(model):
+        for part in statistics.split(EMBEDDED_AT_ONCE * 8):
+            output = model.edrl_mea(layer_statistics=part.to(model.device))
+            logits.append(model.trained_logits(output).double().cpu().numpy())
+            blocks.append([block.double().cpu().numpy() for block in model.label_embedding(output)])
     blocks = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
     weights = np.ones(len(statistics)) if weights is None else weights
     return Evidence(np.concatenate(logits), blocks, weights, [None] * len(statistics))

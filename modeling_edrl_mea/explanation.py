@@ -2,6 +2,7 @@
 
 import torch
 
+from .evaluation_mode import evaluating
 from .recordings import is_silent, load_recording
 
 
@@ -20,9 +21,7 @@ class ExplanationMixin:
         waveform = load_recording(recording, rate)
         if is_silent(waveform):
             return {"label": None, "logits": dict.fromkeys(self.config.labels, 0.0), "logit_contributions": {}}
-        was_training = self.training
-        self.eval()  # dropout would explain another recording than it classifies
-        try:
+        with evaluating(self):  # dropout would explain another recording than it classifies
             statistics = self.embed_recordings([waveform], rate).to(self.device)
             logits = self(layer_statistics=statistics).logits[0].float()
             winner = int(logits.argmax())
@@ -38,8 +37,6 @@ class ExplanationMixin:
                 "logits": dict(zip(self.config.labels, logits.tolist(), strict=True)),
                 **told,
             }
-        finally:
-            self.train(was_training)
 
 
 def contributions(model, layer_statistics: torch.Tensor, label: int) -> dict[str, dict]:

@@ -14,6 +14,7 @@ from .alignment import EmbeddingAlignment
 from .backbone import build_backbone, check_architecture, input_settings, load_backbone
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import Disentanglement, EmotionDisentanglement, cross_entropy, init_linear
+from .evaluation_mode import evaluating
 from .explanation import ExplanationMixin
 from .feature_extraction_edrl_mea import is_silence
 from .frames import BackboneOutput
@@ -335,19 +336,15 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
         recordings = list(recordings) if isinstance(recordings, Iterator) else recordings
         if isinstance(recordings, (str, os.PathLike, bytes)) or not len(recordings):
             raise ValueError(f"Give a list of at least one recording, not {recordings!r:.60}.")
-        extract, was_training = self.feature_extractor(), self.training
-        rate = sampling_rate or self.config.sampling_rate
+        extract, rate = self.feature_extractor(), sampling_rate or self.config.sampling_rate
         statistics = []
-        self.eval()
-        try:
+        with evaluating(self):
             for start in range(0, len(recordings), EMBEDDING_BATCH):
                 numbers = range(start, min(start + EMBEDDING_BATCH, len(recordings)))
                 batch = [load_recording(recordings[i], rate, name=f"recording {i}") for i in numbers]
                 inputs = extract(batch, sampling_rate=rate, return_tensors="pt").to(self.device)
                 inputs["input_values"] = inputs["input_values"].to(self.dtype)
                 statistics.append(self.edrl_mea.layer_statistics(**inputs).cpu())
-        finally:
-            self.train(was_training)
         return torch.cat(statistics)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
+from .evaluation_mode import evaluating
 from .frames import samples_per_frame
 from .online_adaptation import Adapter
 from .recordings import (
@@ -173,16 +174,13 @@ class TimelineStream:
         self.buffer = np.concatenate([self.buffer, *self.pending])
         self.pending = []
         segments = []
-        was_training = self.model.training
-        self.model.eval()
         try:
-            for i in range(0, len(starts), self.batch_size):
-                segments += self._segments(starts[i : i + self.batch_size])
+            with evaluating(self.model):
+                for i in range(0, len(starts), self.batch_size):
+                    segments += self._segments(starts[i : i + self.batch_size])
         except BaseException:  # out of memory, or Ctrl-C: the next call takes these windows up again
             self.next_start = min(self.next_start, starts[0])
             raise
-        finally:
-            self.model.train(was_training)
         self.timeline.segments += segments
         # Should the recording end here, its last window would be moved back over samples heard before.
         unneeded = min(self.next_start, self.n_arrived - self.window) - self.buffer_start
