@@ -21,7 +21,7 @@ from .wording import (
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PAPER = "https://arxiv.org/abs/2510.09072"
-# What the Hub's other emotion recognisers (superb/*-superb-er) let people try.
+# What the Hub's other emotion recognizers (superb/*-superb-er) let people try.
 EXAMPLES = [
     {"example_title": f"A {emotion} recording", "src": f"https://cdn-media.huggingface.co/speech_samples/{clip}.wav"}
     for emotion, clip in (("happy", "IEMOCAP_Ses01F_impro03_F013"), ("neutral", "IEMOCAP_Ses01F_impro04_F000"))
@@ -60,7 +60,7 @@ def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | No
     metadata = card_metadata(report, config, repo_id)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        undefined=jinja2.StrictUndefined,  # a misspelt field must not vanish from the page
+        undefined=jinja2.StrictUndefined,  # a misspelled field must not vanish from the page
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -1,4 +1,4 @@
-"""Which licence a model may carry, after the recordings that it was trained on."""
+"""Which license a model may carry, after the recordings that it was trained on."""
 
 from collections.abc import Iterable
 
@@ -40,9 +40,9 @@ def hub_identifier(licence: str | None) -> str:
 
 
 def strictest(licences: Iterable[str | None]) -> str:
-    """The Hub's identifier of the strictest licence; "other" where one is unknown and none forbids commerce.
+    """The Hub's identifier of the strictest license; "other" where one is unknown and none forbids commerce.
 
-    A licence that we cannot read never makes a model freer than the others let it be.
+    A license that we cannot read never makes a model freer than the others let it be.
     """
     identifiers = [hub_identifier(licence) for licence in licences]
     known = [name for name in identifiers if name != "other"]

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import initialization as init
 
 from .correction import class_biases, expected_mix, label_correction, log_sum_exp, softmax
+from .exact_buffers import ExactBuffers
 from .recordings import FAINTEST_DB, SHORTEST_SECONDS, find_audio, is_usable, load_recording
 
 FULL_SECONDS = 1.0  # a shorter recording counts as much less than one
@@ -59,7 +59,7 @@ class AdaptationReport:
         return "\n".join(lines)
 
 
-class OutputAdaptation(nn.Module):
+class OutputAdaptation(ExactBuffers):
     """The correction of the logits as a part of the model; all zero it changes nothing.
 
     Buffers: biases (C,), weights (C, E) on the label embedding, speaker_biases (speakers, C) beside `biases`.
@@ -69,9 +69,10 @@ class OutputAdaptation(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_added = len(config.added_labels)
-        self.register_buffer("biases", torch.zeros(config.num_labels))
-        self.register_buffer("weights", torch.zeros(config.num_labels, config.label_embedding_size))
-        self.register_buffer("speaker_biases", torch.zeros(len(config.adapted_speakers), config.num_labels))
+        n_labels, n_speakers = config.num_labels, len(config.adapted_speakers)
+        self.register_buffer("biases", torch.zeros(n_labels, dtype=torch.float32))
+        self.register_buffer("weights", torch.zeros(n_labels, config.label_embedding_size, dtype=torch.float32))
+        self.register_buffer("speaker_biases", torch.zeros(n_speakers, n_labels, dtype=torch.float32))
 
     def forward(self, logits, embedding, speakers: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (B, C trained) and label embedding (B, E) → (B, C). `speakers` (B,): places in the config's
@@ -249,8 +250,8 @@ class AdaptationMixin:
     """The adaptation of an `EdrlMeaForAudioClassification`."""
 
     def adapt(self, recordings, expected="balanced", speakers=None, labels=None, sampling_rate: int | None = None):
-        """Adapt to recordings of your own, without labels or with a handful. No gradient; save the result like any
-        model.
+        """Adapt to recordings of your own, without labels or with a few. No gradient; save the result like any model.
+
         One number a class is added to the logits, so that over these recordings they predict the expected mix. It is
         as strong as there is evidence: see `adaptation_prior` and `speaker_prior` of the config, and the report in
         `adaptation`. Adapting again starts from the trained model, but keeps labels that were learned.

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import initialization as init
+
+from .exact_buffers import ExactBuffers
 
 STARTS_AT_ONE = ("scales", "target_scale", "score_scales")  # buffers that divide; the others start at zero
 
 
-class EmbeddingAlignment(nn.Module):
+class EmbeddingAlignment(ExactBuffers):
     """Projects blocks of embeddings into the aligned space, and says what each block did.
 
     Everything learned is a buffer of fixed size, kept in float32 at least: PLS rotations do not survive
@@ -187,14 +189,6 @@ class EmbeddingAlignment(nn.Module):
 
     def _directions(self) -> Tensor:
         return self.rotations / self.scales[:, None] / self.score_scales
-
-    def _apply(self, fn, recurse=True):
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in self._buffers.items():
-            if buffer.dtype.itemsize < before[name].dtype.itemsize:
-                self._buffers[name] = before[name].to(buffer.device)
-        return self
 
     def extra_repr(self) -> str:
         blocks, target, components = self.block_sizes, self.target_size, self.n_components

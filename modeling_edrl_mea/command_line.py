@@ -4,11 +4,12 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .recordings import RecordingError, find_audio
 
+EMBEDDINGS = ("speech_embedding", "aligned_embedding")
 TIMELINE_FORMATS = {".json": "to_json", ".csv": "to_csv", ".txt": "to_audacity", ".textgrid": "to_textgrid"}
 
 
@@ -35,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "Every emotion of each recording with its probability.")
     predict.add_argument("recordings", nargs="+", help="audio files or folders of them")
     predict.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+
+    embed = command("embed", _embed, "Embeddings and scores of recordings in one Parquet file.")
+    embed.add_argument("recordings", nargs="+", help="audio files or folders of them")
+    embed.add_argument("-o", "--output", required=True, help="file that ends in .parquet")
 
     timeline = command("timeline", _timeline, "Emotions over time of one recording of any length.")
     timeline.add_argument("recording")
@@ -80,33 +85,69 @@ def _files(sources: Sequence[str]) -> list[Path]:
     return files
 
 
-def _predict(arguments) -> None:
+def _outputs(model, files: Sequence[Path], failed: list[Path]) -> Iterator[tuple]:
+    """(file, waveform, output of the model, scores by label) of each recording. One that cannot be read is named and
+    added to `failed`: the others are still worth the work."""
     import torch
 
-    from .recordings import is_silent, load_recording
+    from .recordings import load_recording
 
-    files = _files(arguments.recordings)
-    model = _model(arguments.model)
-    extract, labels, failed = model.feature_extractor(), model.config.labels, 0
-    width = max(len(str(file)) for file in files)
+    extract = model.feature_extractor()
     for file in files:
         try:
             waveform = load_recording(file)
-        except RecordingError as error:  # the others are still predicted
+        except RecordingError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed += 1
+            failed.append(file)
             continue
         inputs = extract([waveform], sampling_rate=extract.sampling_rate, return_tensors="pt")
         with torch.inference_mode():
-            probabilities = model(**inputs).logits[0].float().softmax(-1).tolist()
-        scores = dict(sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1]))
+            output = model(**inputs)
+        probabilities = output.logits[0].float().softmax(-1).tolist()
+        yield file, waveform, output, dict(zip(model.config.labels, probabilities, strict=True))
+
+
+def _refuse_failed(failed: list[Path], files: Sequence[Path]) -> None:
+    if failed:
+        raise SystemExit(f"error: {len(failed)} of {len(files)} recordings could not be read.")
+
+
+def _likeliest(waveform, scores: dict[str, float]) -> str | None:
+    """The predicted label; None in silence."""
+    from .recordings import is_silent
+
+    return None if is_silent(waveform) else max(scores, key=scores.get)
+
+
+def _predict(arguments) -> None:
+    files, failed = _files(arguments.recordings), []
+    width = max(len(str(file)) for file in files)
+    for file, waveform, _, scores in _outputs(_model(arguments.model), files, failed):
+        scores = dict(sorted(scores.items(), key=lambda pair: -pair[1]))
         if arguments.json:
-            label = None if is_silent(waveform) else next(iter(scores))
-            print(json.dumps({"path": str(file), "label": label, "scores": scores}))
+            print(json.dumps({"path": str(file), "label": _likeliest(waveform, scores), "scores": scores}))
         else:
             print(f"{file!s:<{width}}  " + "  ".join(f"{label} {score:.2f}" for label, score in scores.items()))
-    if failed:
-        raise SystemExit(f"error: {failed} of {len(files)} recordings could not be read.")
+    _refuse_failed(failed, files)
+
+
+def _embed(arguments) -> None:
+    output = Path(arguments.output)
+    if output.suffix != ".parquet":
+        raise ValueError(f"{output}: embeddings are written as Parquet; give a file that ends in .parquet.")
+    try:
+        from pyarrow import Table, parquet
+    except ImportError as error:
+        raise ImportError("embed writes Parquet: pip install pyarrow") from error
+    files, failed, rows = _files(arguments.recordings), [], []
+    for file, waveform, found, scores in _outputs(_model(arguments.model), files, failed):
+        row = {"path": str(file), "label": _likeliest(waveform, scores), "scores": scores}
+        embeddings = {name: found[name] for name in EMBEDDINGS if found.get(name) is not None}
+        rows.append(row | {name: values[0].float().tolist() for name, values in embeddings.items()})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(Table.from_pylist(rows), output)
+    print(f"{len(rows)} recordings in {output}")
+    _refuse_failed(failed, files)
 
 
 def _timeline(arguments) -> None:

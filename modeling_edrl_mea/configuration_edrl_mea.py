@@ -1,6 +1,7 @@
 """Every size, weight and choice of an EDRL-MEA model."""
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -16,7 +17,6 @@ AlignmentTarget = Literal["own_speech", "clean_original", "labels"]
 PAPER_FAITHFUL = {
     "arrangement": "edrl_mea",
     "alignment_target": ["own_speech"],
-    "align_speech_embedding": False,
     "start_from_regression": False,
     "noise_shrinkage": 0.0,
     "standardize_components": True,
@@ -25,7 +25,13 @@ PAPER_FAITHFUL = {
 
 COUNTS = ("sampling_rate", "block_size", "n_components")
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
-RETIRED = {"whitening_size": None, "encoder_hidden_size": None, "scale_blocks": True}
+RETIRED = {
+    "whitening_size": None,
+    "encoder_hidden_size": None,
+    "scale_blocks": True,
+    "pooling": "mean_std",
+    "align_speech_embedding": False,
+}
 RETIRED_IN_TRAINING = ("choose_n_components", "alignment_ridge")  # of no consequence once a model is trained
 
 
@@ -46,8 +52,6 @@ class EdrlMeaConfig(PreTrainedConfig):
             is quadratic in length.
         window_overlap_seconds: seconds of context on both sides of a window's seam; half of it is dropped from each
             window.
-        pooling: statistics over frames: mean_std, mean or attentive; the spread over time carries emotion as the
-            mean does.
         layer_combination: weighted_sum takes softmax weights over layers, learned in stage 1, so that S stays that
             of one layer whatever the backbone; concatenate puts every layer side by side, which suits a small
             backbone but takes an (L+1)²-fold covariance for a large one.
@@ -56,9 +60,8 @@ class EdrlMeaConfig(PreTrainedConfig):
         adaptation_prior: recordings that count for the class biases as they are, against those that `adapt` is given;
             like the next three set after trials on corpora left out of training, test results included;
             scripts/benchmark_adaptation.py chooses them anew by the training corpora alone.
-        balanced_strength: how far `adapt` moves toward a "balanced" mix, which is a guess: moving all the way gains no
-            more where the mix is balanced, and does harm where it is not. To shares that the user gives it moves all
-            the way.
+        balanced_strength: how far `adapt` moves toward a "balanced" mix, which is a guess: all the way gains no more
+            where the mix is balanced, and does harm where it is not. It moves all the way to shares that are given.
         speaker_prior: recordings that count for everybody's biases against a speaker's own.
         label_ridge: L2 penalty of the weights that labelled recordings give to `adapt`.
         added_labels: labels of the user's own that `adapt` has learned, the last ones of `id2label`.
@@ -98,7 +101,6 @@ class EdrlMeaConfig(PreTrainedConfig):
             EDRL's blocks are aligned.
         standardize_components: give every component of the aligned embedding unit variance; otherwise they have it
             on average, so that what is regularized after MEA trusts the first components most.
-        align_speech_embedding: give MEA u itself as one more block beside EDRL's; the paper's blocks are EDRL's.
     """
 
     model_type = "edrl_mea"
@@ -119,7 +121,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     max_window_seconds: float = 20.0
     window_overlap_seconds: float = 2.0
 
-    pooling: Literal["mean_std", "mean", "attentive"] = "mean_std"
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0
     adaptation_prior: float = 4.0
@@ -150,7 +151,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
     noise_shrinkage: float = 10.0
     standardize_components: bool = False
-    align_speech_embedding: bool = False
 
     def __post_init__(self, **kwargs):
         _drop_retired(kwargs)
@@ -200,7 +200,7 @@ class EdrlMeaConfig(PreTrainedConfig):
                 "the logits."
             )
         names = list(self.id2label.values())
-        repeated = sorted({str(name) for name in names if names.count(name) > 1})
+        repeated = sorted(str(name) for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise ValueError(f"id2label names {repeated} more than once; give each emotion one id.")
 
@@ -234,18 +234,13 @@ class EdrlMeaConfig(PreTrainedConfig):
                 f"problem_type={self.problem_type!r}: this model gives every recording one emotion. Leave problem_type "
                 "out, and turn several labels or numbers into one emotion, or into shares that add up to 1."
             )
-        for name in ("pooling", "layer_combination", "arrangement", "classifier"):
+        for name in ("layer_combination", "arrangement", "classifier"):
             _check_choice(name, getattr(self, name), get_args(type(self).__annotations__[name]))
         for target in self.alignment_target:
             _check_choice("alignment_target", target, get_args(AlignmentTarget))
         if self.uses_alignment and not self.alignment_target:
             raise ValueError(
                 f"arrangement={self.arrangement!r} needs an alignment_target: any of {list(get_args(AlignmentTarget))}."
-            )
-        if self.align_speech_embedding and self.arrangement != "edrl_mea":
-            raise ValueError(
-                "align_speech_embedding adds u to EDRL's blocks, so it needs arrangement='edrl_mea', "
-                f"not {self.arrangement!r}."
             )
 
     def _check_windows(self):
@@ -310,8 +305,8 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @property
     def statistics_size(self) -> int:
-        """Width of one layer's pooled statistics: D, or 2D where the standard deviation is among them."""
-        return self.backbone_config.hidden_size * (1 if self.pooling == "mean" else 2)
+        """Width of one layer's pooled statistics, mean and standard deviation: 2D."""
+        return 2 * self.backbone_config.hidden_size
 
     @property
     def speech_embedding_size(self) -> int:
@@ -324,18 +319,16 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @property
     def block_sizes(self) -> list[int]:
-        """Widths of MEA's X-blocks: z₀, z₁…z_C (and u), or u alone."""
+        """Widths of MEA's X-blocks: z₀, z₁…z_C, or u alone."""
         if self.arrangement != "edrl_mea":
             return [self.speech_embedding_size]
-        return [self.block_size] * (self.n_trained_labels + 1) + [
-            self.speech_embedding_size
-        ] * self.align_speech_embedding
+        return [self.block_size] * (self.n_trained_labels + 1)
 
     @property
     def block_names(self) -> list[str]:
         if self.arrangement != "edrl_mea":
             return ["speech"]
-        return ["shared", *self.labels[: self.n_trained_labels]] + ["speech"] * self.align_speech_embedding
+        return ["shared", *self.labels[: self.n_trained_labels]]
 
     @property
     def alignment_uses_labels(self) -> bool:

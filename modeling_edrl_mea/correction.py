@@ -1,7 +1,7 @@
 """Corrections of a classifier's logits, fitted to recordings: a bias for each class, and weights on an embedding.
 
 Recordings from elsewhere mostly shift logits by a constant a class, and recordings without labels say by how much. With
-offsets lᵢ (the logits as they are), biases b and weights W minimise the convex
+offsets lᵢ (the logits as they are), biases b and weights W minimize the convex
 
     Σᵢ wᵢ (logsumexp(lᵢ + W eᵢ + b) − qᵢ·(lᵢ + W eᵢ + b)) + r/2 ‖W‖²
 

@@ -83,7 +83,7 @@ class EmotionDisentanglement(nn.Module):
         return result
 
     def forget_labels(self) -> None:
-        """Re-initialise all but the shared encoder, the only part that does not depend on the labels."""
+        """Re-initialize all but the shared encoder, the only part that does not depend on the labels."""
         for module in self.modules():
             if isinstance(module, ClassWiseLinear):
                 init_class_wise(module, nn.init)

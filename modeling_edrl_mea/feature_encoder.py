@@ -44,8 +44,8 @@ def window_moments(windows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tenso
     weight = valid.to(windows.dtype)[:, None]  # (batch, 1, time)
     count = weight.sum(2, keepdim=True)
     mean = weight @ windows / count
-    centred = (windows - mean) * weight.transpose(1, 2)
-    return mean, centred.transpose(1, 2) @ centred / count
+    centered = (windows - mean) * weight.transpose(1, 2)
+    return mean, centered.transpose(1, 2) @ centered / count
 
 
 class GroupNormConv(WavLMGroupNormConvLayer):
@@ -57,7 +57,7 @@ class GroupNormConv(WavLMGroupNormConvLayer):
     """
 
     def fold(self, waveforms: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Filters (batch, taps, out) and offsets (batch, 1, out) that convolve and normalise at once."""
+        """Filters (batch, taps, out) and offsets (batch, 1, out) that convolve and normalize at once."""
         with torch.autocast(waveforms.device.type, enabled=False):
             mean, covariance = window_moments(self.windows(waveforms), valid)
             kernel = self.conv.weight[:, 0].to(mean.dtype)  # (out, taps)

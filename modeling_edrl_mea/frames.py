@@ -155,7 +155,7 @@ def iter_windows(
 
     Yields (sample_start, sample_end, first_frame, last_frame): run the backbone on
     `waveform[sample_start:sample_end]` and keep its frames `first_frame:last_frame`; joined, they are the
-    frames of the whole recording, in order. Neighbouring windows share about `overlap_samples`, half of it
+    frames of the whole recording, in order. Neighboring windows share about `overlap_samples`, half of it
     context for either. Windows start at whole frames and hold at most `max_window_samples`.
 
     Raises ValueError where the recording is shorter than one frame, or a window has no room for new frames.

@@ -70,7 +70,7 @@ def whisper_log_mel(waveforms: Tensor, n_mels: int) -> Tensor:
 
 def kaldi_log_mel(waveforms: Tensor, n_mels: int) -> Tensor:
     """As `SeamlessM4TFeatureExtractor`: (batch, samples) → (batch, frames, 2·mels), each mel of zero mean and unit
-    variance over the recording, neighbouring frames side by side."""
+    variance over the recording, neighboring frames side by side."""
     log_mel = mel_power(waveforms, kaldi_filters(n_mels), KALDI_FLOOR).log().transpose(1, 2)
     mean, variance = log_mel.mean(1, keepdim=True), log_mel.var(1, keepdim=True)
     log_mel = (log_mel - mean) / (variance + 1e-7).sqrt()

@@ -20,7 +20,7 @@ from .frames import BackboneOutput
 from .labels import as_targets
 from .pretrained import EdrlMeaPreTrainedModel
 from .recordings import load_recording
-from .speech_embedding import SpeechEmbedding, StatisticsPooling
+from .speech_embedding import SpeechEmbedding
 from .timeline_stream import TimelineMixin
 from .windows import run_in_windows
 
@@ -75,7 +75,6 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
     def __init__(self, config: EdrlMeaConfig):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
-        self.pooling = StatisticsPooling(config.pooling, config.backbone_config.hidden_size)
         self.speech_embedding = SpeechEmbedding(config)
         self.disentanglement = EmotionDisentanglement(config) if config.uses_disentanglement else None
         self.alignment = None
@@ -120,7 +119,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
     def run_backbone(self, input_values, attention_mask=None, output_hidden_states=False, output_attentions=False):
         """Waveforms (B, n) of any length → pooled statistics (B, L+1, S'), and the frames' part that is asked for."""
         asked_for = output_hidden_states, output_attentions
-        return run_in_windows(self.backbone, self.pooling, self.config, input_values, attention_mask, *asked_for)
+        return run_in_windows(self.backbone, self.config, input_values, attention_mask, *asked_for)
 
     def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""
@@ -147,7 +146,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         """X-blocks of MEA, by the config's arrangement."""
         if self.config.arrangement != "edrl_mea":
             return [u]
-        return disentangled.blocks + [u] * self.config.align_speech_embedding
+        return disentangled.blocks
 
     def train(self, mode: bool = True):
         """A wholly frozen backbone stays in evaluation mode: its dropout would only blur what cannot learn."""
@@ -163,6 +162,8 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
     Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;
     from then on they come from the aligned embedding. [`stage`] says which.
     """
+
+    _keep_in_fp32_modules_strict = [*EdrlMeaPreTrainedModel._keep_in_fp32_modules_strict, "output_adaptation"]
 
     def __init__(self, config: EdrlMeaConfig):
         super().__init__(config)
@@ -326,8 +327,7 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
     @property
     def is_backbone_frozen(self) -> bool:
         """Whether nothing before the speech embedding learns, so that its statistics can be computed once."""
-        parts = (self.backbone, self.edrl_mea.pooling)
-        return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+        return not any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     @torch.no_grad()
     def embed_recordings(self, recordings: Sequence, sampling_rate: int | None = None) -> torch.Tensor:

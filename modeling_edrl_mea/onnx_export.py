@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .frames import longest_input
 from .recordings import RecordingError, find_audio, load_recording
+from .speech_embedding import frame_moments
 from .stock_encoders import StockEncoder
 from .wavlm import LengthAwareWavLM
 
@@ -84,8 +85,7 @@ class WaveformClassifier(nn.Module):
         # Asking WavLM for attentions takes the plain formula, which exports; unused, they are not in the graph.
         plainly = isinstance(self.model.backbone, LengthAwareWavLM)
         frames = self.model.backbone(input_values, attention_mask, output_attentions=plainly)
-        pooling = self.model.edrl_mea.pooling
-        statistics = pooling.statistics(pooling.moments(frames.hidden_states, frames.frame_mask))
+        statistics = frame_moments(frames.hidden_states, frames.frame_mask).statistics()
         output = self.model(layer_statistics=statistics)
         output.logits = self.model.without_voice_uniform(output.logits, input_values, attention_mask)
         output["probabilities"] = output.logits.softmax(-1)

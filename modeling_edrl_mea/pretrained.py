@@ -1,11 +1,13 @@
 """How an EDRL-MEA model comes to be and is kept: initialization, loading and saving."""
 
+import contextlib
 import json
 import os
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .adaptation import OutputAdaptation
@@ -15,6 +17,7 @@ from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import ClassWiseLinear, EmotionDisentanglement, init_class_wise, init_linear
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .frames import receptive_field
+from .loading import check_checkpoint, check_loaded
 from .speech_embedding import SpeechEmbedding
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -31,7 +34,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     # The loss is a mean over the batch, so Trainer has to divide it by the steps of gradient accumulation itself.
     accepts_loss_kwargs = False
     # Standardisation and PLS rotations do not survive bfloat16.
-    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding", "output_adaptation"]
+    _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
     # Models saved before there was adaptation of the output are not adapted.
     _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
 
@@ -51,13 +54,19 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers. With `ignore_mismatched_sizes=True` and other labels (in number, names or order), exactly
-        what depends on labels starts anew: see [`forget_labels`]. Without it, as many other names only rename."""
+        what depends on labels starts anew: see [`forget_labels`]. Without it, as many other names only rename.
+
+        Raises ValueError for what cannot be right, such as missing tensors or NaN: see loading.py. Heads may be missing
+        with `ignore_mismatched_sizes=True` or `output_loading_info=True`, which tells of them.
+        """
         # The directory's own config: transformers takes out of `kwargs` what it changes.
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if pretrained_model_name_or_path is not None:
-            _refuse_other_models(pretrained_model_name_or_path, where)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+            check_checkpoint(pretrained_model_name_or_path, where)
+        told = kwargs | {"output_loading_info": True}
+        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **told)
+        is_forgiving = kwargs.get("ignore_mismatched_sizes") or kwargs.get("output_loading_info")
+        check_loaded(pretrained_model_name_or_path, model, [] if is_forgiving else report["missing_keys"])
         for module in model.modules():
             if isinstance(module, EmbeddingAlignment) and not module.refresh():
                 module.reset()  # all of it, where another label set emptied a part
@@ -65,7 +74,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
             if stored.labels[: stored.n_trained_labels] != model.config.labels:
                 model.forget_labels()
-        return loaded
+        return (model, report) if kwargs.get("output_loading_info") else model
 
     @torch.no_grad()
     def forget_labels(self) -> None:
@@ -88,6 +97,7 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             EdrlMeaFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
             self.feature_extractor().save_pretrained(save_directory)
             _offer_auto_model(save_directory)
+            _let_others_read(save_directory)
 
     def feature_extractor(self) -> EdrlMeaFeatureExtractor:
         return EdrlMeaFeatureExtractor(
@@ -97,14 +107,20 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
         )
 
 
-def _refuse_other_models(checkpoint: str | os.PathLike, where: dict) -> None:
-    """transformers would only warn, and fill the model with random weights."""
-    kind = PreTrainedConfig.get_config_dict(checkpoint, **where)[0].get("model_type", EdrlMeaConfig.model_type)
-    if kind != EdrlMeaConfig.model_type:
-        raise ValueError(
-            f"{checkpoint} is a {kind} model, not an EDRL-MEA one. To put new heads on it: "
-            f"EdrlMeaForAudioClassification.from_backbone({str(checkpoint)!r}, id2label=...)."
-        )
+def _let_others_read(folder: str | os.PathLike) -> None:
+    """Give the weights the mode of other new files: safetensors makes them readable by their owner alone."""
+    mode = os.stat(os.path.join(folder, "config.json")).st_mode
+    for weights in Path(folder).glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a disk that knows no modes
+            weights.chmod(mode)
+
+
+def _let_others_read(folder: str | os.PathLike) -> None:
+    """Give the weights the mode of other new files: safetensors makes them readable by their owner alone."""
+    mode = os.stat(os.path.join(folder, "config.json")).st_mode
+    for weights in Path(folder).glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a disk that knows no modes
+            weights.chmod(mode)
 
 
 def _offer_auto_model(folder: str | os.PathLike) -> None:

@@ -38,7 +38,7 @@ FULL_SCALE = 4.0  # floats beyond it were integers that nobody scaled; lossy cod
 FAINTEST_DB = -70.0  # of full scale; quieter recordings hold no voice
 SHORTEST_SECONDS = 0.2  # a shorter recording is no utterance
 SILENT_VARIANCE = 2.0**-30  # one step of 16-bit samples, squared: -90 dB of full scale
-CANCELLED = 0.01  # a mix this far (40 dB) below its channels has lost them
+CANCELED = 0.01  # a mix this far (40 dB) below its channels has lost them
 INTEGER_BITS = (16, 24, 32)  # of samples in wider containers
 # Lossless first: where a corpus ships one recording in two formats (CREMA-D), the first one is taken.
 AUDIO_EXTENSIONS = (
@@ -202,7 +202,7 @@ def to_mono(samples, name: str, channel_axis: int | None = None) -> np.ndarray:
     if samples.ndim == 2 and (channel_axis is not None or min(samples.shape) <= MAX_CHANNELS):
         axis = int(np.argmin(samples.shape)) if channel_axis is None else channel_axis
         channels, samples = samples, mix(samples, axis)
-        if np.abs(samples).max() < CANCELLED * np.abs(channels).max():
+        if np.abs(samples).max() < CANCELED * np.abs(channels).max():
             logger.warning(f"{name}: its channels cancel each other in the mix; give the model one of them.")
     if samples.ndim != 1:
         raise RecordingError(f"{name}: shape {samples.shape}; give (n,) samples, or up to {MAX_CHANNELS} channels.")

@@ -12,17 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-N_ATTENTION_HIDDEN = 64
+from .exact_buffers import ExactBuffers
+
 ROWS = 1024  # recordings taken into memory at once, where there are more than fit
 MINIMUM_SCALE = 1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
 
 
 class FrameMoments(NamedTuple):
-    """Weighted moments over frames of each layer, mergeable across the windows of a long recording."""
+    """Moments over valid frames of each layer, mergeable across the windows of a long recording."""
 
-    weight: torch.Tensor  # (B, L+1, 1) summed frame weights; the number of frames where all count alike
+    weight: torch.Tensor  # (B, L+1, 1) number of frames
     mean: torch.Tensor  # (B, L+1, D)
-    scatter: torch.Tensor  # (B, L+1, D) weighted sum of squared deviations
+    scatter: torch.Tensor  # (B, L+1, D) sum of squared deviations
 
     def merge(self, other: "FrameMoments") -> "FrameMoments":
         """Moments of both windows' frames (Chan, Golub & LeVeque 1979)."""
@@ -33,49 +34,27 @@ class FrameMoments(NamedTuple):
         scatter = self.scatter + other.scatter + difference.square() * self.weight * share
         return FrameMoments(weight, mean, scatter)
 
-
-class StatisticsPooling(nn.Module):
-    """Mean, or mean and standard deviation, over valid frames; `attentive` learns how much each frame counts
-    (Okabe, Koshinaka & Shinoda 2018)."""
-
-    def __init__(self, kind: str, hidden_size: int):
-        super().__init__()
-        self.with_deviation = kind != "mean"
-        self.attention = None
-        if kind == "attentive":
-            self.attention = nn.Sequential(
-                nn.Linear(hidden_size, N_ATTENTION_HIDDEN),
-                nn.Tanh(),
-                nn.Linear(N_ATTENTION_HIDDEN, 1),
-                nn.Tanh(),
-            )
-
-    def moments(self, hidden_states, frame_mask: torch.Tensor) -> FrameMoments:
-        """`hidden_states`: L+1 tensors (B, T, D); `frame_mask` (B, T) bool."""
-        layers = [self._layer_moments(frames, frame_mask) for frames in hidden_states]
-        return FrameMoments(*(torch.stack(part, dim=1) for part in zip(*layers, strict=True)))
-
-    def _layer_moments(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple:
-        weights = frame_mask.unsqueeze(-1).float()
-        if self.attention is not None:
-            # The last tanh bounds the score, so exp cannot overflow and windows merge without a running maximum.
-            scores = self.attention(frames).float()
-            weights = weights * torch.exp(4 * scores)
-        frames = frames.float()
-        total = weights.sum(1)
-        mean = (frames * weights).sum(1) / total.clamp_min(1e-12)
-        scatter = ((frames - mean.unsqueeze(1)).square() * weights).sum(1)
-        return total, mean, scatter
-
-    def statistics(self, moments: FrameMoments) -> torch.Tensor:
-        """(B, L+1, D) or, with the standard deviation, (B, L+1, 2D); float32."""
-        if not self.with_deviation:
-            return moments.mean
-        variance = moments.scatter / moments.weight.clamp_min(1e-12)
-        return torch.cat([moments.mean, variance.clamp_min(1e-10).sqrt()], dim=-1)
+    def statistics(self) -> torch.Tensor:
+        """Mean and standard deviation, (B, L+1, 2D) float32."""
+        variance = self.scatter / self.weight.clamp_min(1e-12)
+        return torch.cat([self.mean, variance.clamp_min(1e-10).sqrt()], dim=-1)
 
 
-class SpeechEmbedding(nn.Module):
+def frame_moments(hidden_states, frame_mask: torch.Tensor) -> FrameMoments:
+    """Of valid frames: `hidden_states` are L+1 tensors (B, T, D), `frame_mask` is (B, T) bool."""
+    layers = [_layer_moments(frames, frame_mask) for frames in hidden_states]
+    return FrameMoments(*(torch.stack(part, dim=1) for part in zip(*layers, strict=True)))
+
+
+def _layer_moments(frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple:
+    frames, weights = frames.float(), frame_mask.unsqueeze(-1).float()
+    total = weights.sum(1)
+    mean = (frames * weights).sum(1) / total.clamp_min(1e-12)
+    scatter = ((frames - mean.unsqueeze(1)).square() * weights).sum(1)
+    return total, mean, scatter
+
+
+class SpeechEmbedding(ExactBuffers):
     """Pooled statistics of all layers → speech embedding u.
 
     Standardization is fitted in closed form by [`fit`]; until then u is not standardised. Its buffers
@@ -129,19 +108,6 @@ class SpeechEmbedding(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.n_recordings.fill_(float(n_recordings))
-
-    def _apply(self, fn, recurse=True):
-        exact = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            after = getattr(self, name)
-            if after.dtype != before.dtype:  # model.half() and the like: move, but keep the precision
-                setattr(
-                    self,
-                    name,
-                    before.to(after.device) if after.device.type != "meta" else after.to(before.dtype),
-                )
-        return self
 
 
 def mean_and_scale(layer_statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,7 +64,7 @@ class Timeline(Sequence):
 
     def stretches(self) -> Iterator[tuple[float, float, str | None]]:
         """(start, end, label) without overlap or gap: every moment has the label of the window whose middle is
-        nearest, None in silence, and neighbours of the same label are one."""
+        nearest, None in silence, and neighbors of the same label are one."""
         start = None
         for i, segment in enumerate(self.segments):
             start = segment.start if start is None else start
@@ -104,8 +104,8 @@ class Timeline(Sequence):
 
     def to_audacity(self, path: str | os.PathLike | None = None) -> str:
         """A label track for Audacity's File > Import > Labels: `start<TAB>end<TAB>label` a stretch with a label."""
-        labelled = [stretch for stretch in self.stretches() if stretch[2] is not None]
-        lines = [f"{start:.6f}\t{end:.6f}\t{' '.join(label.split())}\n" for start, end, label in labelled]
+        labeled = [stretch for stretch in self.stretches() if stretch[2] is not None]
+        lines = [f"{start:.6f}\t{end:.6f}\t{' '.join(label.split())}\n" for start, end, label in labeled]
         return written("".join(lines), path)
 
     def to_textgrid(self, path: str | os.PathLike | None = None) -> str:
@@ -139,15 +139,15 @@ class Timeline(Sequence):
             raise ImportError("plot needs matplotlib: pip install matplotlib") from error
         if axes is None:
             axes = plt.figure(figsize=PLOT_SIZE, layout="constrained").add_subplot()
-        colours = {label: f"C{i % 10}" for i, label in enumerate(self.labels)}
+        colors = {label: f"C{i % 10}" for i, label in enumerate(self.labels)}
         middles = [middle(segment) for segment in self.segments]
         is_silent = np.array([segment.label is None for segment in self.segments], dtype=bool)
         for label, scores in zip(self.labels, self.probabilities.T, strict=True):
             scores = np.where(is_silent, np.nan, scores)
-            axes.plot(middles, scores, ".-", color=colours[label], label=label)
+            axes.plot(middles, scores, ".-", color=colors[label], label=label)
         for start, end, label in self.stretches():
             if label is not None:
-                axes.axvspan(start, end, ymin=0.94, color=colours[label], linewidth=0)
+                axes.axvspan(start, end, ymin=0.94, color=colors[label], linewidth=0)
         if self.segments:
             axes.set_xlim(self.segments[0].start, self.segments[-1].end)
         axes.set(ylim=(0, 1.07), xlabel="time in s", ylabel="score")

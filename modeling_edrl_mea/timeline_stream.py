@@ -39,8 +39,8 @@ SILENCE = 1e-12  # mean square that counts as -120 dB
 class TimelineStream:
     """Scores windows of a recording as its samples arrive: `push` chunks, then `finish`.
 
-    Every window is classified by itself, exactly as the recording cut there would be: with its own normalisation where
-    the model normalises waveforms, and nothing seen beyond its ends. Frames are therefore not shared between
+    Every window is classified by itself, exactly as the recording cut there would be: with its own normalization where
+    the model normalizes waveforms, and nothing seen beyond its ends. Frames are therefore not shared between
     overlapping windows, and the cost is window / hop times that of the recording. Windows start every `hop_s`; the
     last one ends with the recording and is moved back to full length. A recording shorter than `window_s` is one
     segment of its own length.

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .frames import BackboneOutput, iter_windows, own_samples, samples_per_frame
+from .speech_embedding import frame_moments
 
 
 def run_in_windows(
     backbone,
-    pooling,
     config,
     input_values: Tensor,
     attention_mask: Tensor | None = None,
@@ -25,28 +25,28 @@ def run_in_windows(
     limit = int(config.max_window_seconds * config.sampling_rate)
     if input_values.shape[1] <= limit:
         frames = backbone(input_values, attention_mask, output_attentions=output_attentions)
-        statistics = pooling.statistics(pooling.moments(frames.hidden_states, frames.frame_mask))
+        statistics = frame_moments(frames.hidden_states, frames.frame_mask).statistics()
         kept = frames.hidden_states if output_hidden_states else None
         return statistics, BackboneOutput(hidden_states=kept, attentions=frames.attentions)
     lengths = own_samples(config.backbone_config, input_values, attention_mask)
     lengths = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
     # Recording by recording: windows then depend on its own length only, not on the batch it is in.
     rows = [
-        _in_windows(backbone, pooling, config, row[: int(n)], limit, *asked_for)
+        _in_windows(backbone, config, row[: int(n)], limit, *asked_for)
         for row, n in zip(input_values, lengths, strict=True)
     ]
-    statistics = torch.cat([pooling.statistics(moments) for moments, _ in rows])
+    statistics = torch.cat([moments.statistics() for moments, _ in rows])
     return statistics, joined_recordings([windows for _, windows in rows]) if any(asked_for) else BackboneOutput()
 
 
-def _in_windows(backbone, pooling, config, waveform: Tensor, limit: int, output_hidden_states, output_attentions):
+def _in_windows(backbone, config, waveform: Tensor, limit: int, output_hidden_states, output_attentions):
     """Moments over all frames of a recording (n,), and its windows as far as asked for."""
     overlap = int(config.window_overlap_seconds * config.sampling_rate)
     windows, total = JoinedWindows(), None
     for start, end, first, last in iter_windows(config.backbone_config, len(waveform), limit, overlap):
         frames = backbone(waveform[None, start:end], output_attentions=output_attentions)
         kept = [layer[:, first:last] for layer in frames.hidden_states]
-        moments = pooling.moments(kept, frames.frame_mask[:, first:last])
+        moments = frame_moments(kept, frames.frame_mask[:, first:last])
         total = moments if total is None else total.merge(moments)
         if output_hidden_states:
             windows.hidden_states.append(kept)

@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaConfig  # noqa: E402
 from modeling_edrl_mea.adaptation import Evidence, correct, evidence_of  # noqa: E402
-from train.benchmark.test_time import METHODS  # noqa: E402
+from train.benchmark.published_adaptation import METHODS  # noqa: E402
 from train.evaluation.metrics import uar_of  # noqa: E402
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # recordings adapted to; then all
@@ -32,7 +32,7 @@ PRIORS, STRENGTHS = (2.0, 4.0, 8.0), (0.5, 0.75, 1.0)
 SPEAKER_PRIORS = (2.0, 4.0, 8.0, 16.0)
 SKEWS = (0.5, 0.7, 0.9, 1.0)  # share of one emotion
 SKEWED_SET = 60  # recordings
-EXAMPLES = (1, 2, 4, 8)  # labelled recordings of each emotion
+EXAMPLES = (1, 2, 4, 8)  # labeled recordings of each emotion
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 LEARNED_LATER = "fear"  # the label that the models never saw
 
@@ -201,7 +201,7 @@ def choose(study: Study) -> dict[str, SimpleNamespace]:
 
         def by_labels(inner, option, config=config, chosen=None):
             settings = settings_of(config, label_ridge=option, **chosen)
-            return np.mean([labelled(inner, n, seed, settings)[1] for n in (2, 8) for seed in range(3)])
+            return np.mean([labeled(inner, n, seed, settings)[1] for n in (2, 8) for seed in range(3)])
 
         prior, strength = study.chosen(test, [(p, s) for p in PRIORS for s in STRENGTHS], biases)
         chosen = {"adaptation_prior": prior, "balanced_strength": strength}
@@ -231,7 +231,7 @@ def table_of_settings(chosen) -> list[list]:
 
 
 def table_of_counts(study: Study, chosen) -> tuple[list[list], dict]:
-    """Gain by the number of unlabelled recordings."""
+    """Gain by the number of unlabeled recordings."""
     rows, curves = [["recordings", "clean", "noise at 0 dB"]], {"clean": [], "noise at 0 dB": []}
     tests = {"clean": study.tests(), "noise at 0 dB": study.tests(study.noise)}
     plain = {name: np.mean([uar(one, one.logits) for one in heard.values()]) for name, heard in tests.items()}
@@ -332,8 +332,8 @@ def table_of_methods(study: Study, chosen) -> list[list]:
     return rows
 
 
-def labelled(heard: Heard, count: int, seed: int, settings, blocks=None, knows=True) -> tuple[float, float]:
-    """UAR before and after so many labelled recordings an emotion, on the others. `blocks`: another embedding to learn
+def labeled(heard: Heard, count: int, seed: int, settings, blocks=None, knows=True) -> tuple[float, float]:
+    """UAR before and after so many labeled recordings an emotion, on the others. `blocks`: another embedding to learn
     on; `knows` False: from the examples alone."""
     part = examples(heard, count, seed)
     rest = np.setdiff1d(every(heard), part)
@@ -349,7 +349,7 @@ def labelled(heard: Heard, count: int, seed: int, settings, blocks=None, knows=T
 def table_of_labels(study: Study, chosen) -> list[list]:
     rows = [
         [
-            "labelled recordings an emotion",
+            "labeled recordings an emotion",
             "as it is",
             "adapted",
             "from the examples alone: EDRL + MEA",
@@ -364,10 +364,8 @@ def table_of_labels(study: Study, chosen) -> list[list]:
         found = []
         for test, heard in study.tests().items():
             for seed in range(DRAWS):
-                before, after = labelled(heard, count, seed, chosen[test])
-                alone = [
-                    labelled(heard, count, seed, chosen[test], blocks, False)[1] for blocks in (None, speech[test])
-                ]
+                before, after = labeled(heard, count, seed, chosen[test])
+                alone = [labeled(heard, count, seed, chosen[test], blocks, False)[1] for blocks in (None, speech[test])]
                 found.append((before, after, *alone))
         rows.append([count, *(f"{value:.1f}" for value in np.mean(found, axis=0))])
     return rows
@@ -382,31 +380,31 @@ def table_of_new_label(study: Study, chosen) -> list[list]:
         "4 of every label": (4, 0),
         "4 of every label, 32 without labels": (4, 32),
     }
-    for title, (old, unlabelled) in ways.items():
+    for title, (old, unlabeled) in ways.items():
         found = []
         for test, heard in study.tests().items():
             name = f"{test} {LEARNED_LATER}"
             if name not in study.later:
                 continue
             new = study.hear(frozenset(study.corpora) - {test}, name)
-            found += [new_label(heard, new, old, unlabelled, seed, chosen[test]) for seed in range(DRAWS)]
+            found += [new_label(heard, new, old, unlabeled, seed, chosen[test]) for seed in range(DRAWS)]
         if found:
             rows.append([title, *(f"{value:.1f}" for value in np.mean(found, axis=0))])
     return rows
 
 
-def new_label(heard: Heard, new: Heard, old: int, unlabelled: int, seed: int, settings) -> tuple[float, float, float]:
+def new_label(heard: Heard, new: Heard, old: int, unlabeled: int, seed: int, settings) -> tuple[float, float, float]:
     generator = np.random.default_rng(seed)
     shown = generator.choice(len(new.ids), 4, replace=False)
     part = examples(heard, old, seed) if old else np.zeros(0, int)
     rest = generator.permutation(np.setdiff1d(every(heard), part))
-    pool, tested = rest[:unlabelled], rest[unlabelled:]
-    labels = [LEARNED_LATER] * 4 + [heard.model.config.labels[one] for one in heard.ids[part]] + [None] * unlabelled
+    pool, tested = rest[:unlabeled], rest[unlabeled:]
+    labels = [LEARNED_LATER] * 4 + [heard.model.config.labels[one] for one in heard.ids[part]] + [None] * unlabeled
     pieces = new.rows(shown), heard.rows(np.concatenate([part, pool]).astype(int))
     blocks = [np.concatenate(both) for both in zip(*(piece.blocks for piece in pieces), strict=True)]
     logits = np.concatenate([piece.logits for piece in pieces])
     evidence = Evidence(logits, blocks, np.ones(len(logits)), labels)
-    found = correct(evidence, settings, "balanced" if unlabelled else None)
+    found = correct(evidence, settings, "balanced" if unlabeled else None)
     others = np.setdiff1d(np.arange(len(new.ids)), shown)
     says_new = found.apply(new.logits, new.evidence.embedding).argmax(1) == len(found.labels) - 1
     after = found.apply(heard.logits, heard.evidence.embedding)
@@ -499,7 +497,7 @@ def main(argv=None, study: Study | None = None) -> dict:
     plot(curves, options.output / "adaptation.png")
     show("Harm", table_of_harm(study, chosen))
     show("Against published methods, all recordings of the test", table_of_methods(study, chosen))
-    show("Labelled recordings", table_of_labels(study, chosen))
+    show("Labeled recordings", table_of_labels(study, chosen))
     show(f"A new label, {LEARNED_LATER}, from four recordings", table_of_new_label(study, chosen))
     text = "\n\n".join(f"### {title}\n\n{markdown(rows)}" for title, rows in sections.items())
     (options.output / "adaptation.md").write_text(text + "\n", encoding="utf-8")

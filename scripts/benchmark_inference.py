@@ -97,7 +97,7 @@ def print_times(title: str, times: dict[str, np.ndarray], audio_seconds: float, 
     print(f"\n{title}\n{'':28}{'p50 ms':>10}{'p95 ms':>10}{'x real time':>13}{'x ' + baseline:>38}")
     for name, values in times.items():
         median = np.median(values)
-        # The ratio is taken turn by turn: neighbours in time met the same load.
+        # The ratio is taken turn by turn: neighbors in time met the same load.
         ratio = np.median(times[baseline] / values)
         p95 = np.percentile(values, 95)
         print(f"{name:28}{1e3 * median:10.0f}{1e3 * p95:10.0f}{audio_seconds / median:13.1f}{ratio:38.2f}")
@@ -200,7 +200,7 @@ def print_heads(models: dict, args) -> None:
 
 @torch.inference_mode()
 def print_uar(args) -> None:
-    """UAR of the trained model on a labelled corpus in both precisions; it saw some of the speakers in training."""
+    """UAR of the trained model on a labeled corpus in both precisions; it saw some of the speakers in training."""
     from train.data.corpora import load_corpus
     from train.evaluation.metrics import uar
 
@@ -290,7 +290,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", default=[f"{k} {d}" for d in DTYPES for k in ("stock", "ours")])
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--recordings", nargs="+", default=[None], help="folders of real recordings for mixed lengths")
-    parser.add_argument("--corpus", help="labelled corpus for the table of UAR, as train/run.py takes it")
+    parser.add_argument("--corpus", help="labeled corpus for the table of UAR, as train/run.py takes it")
     parser.add_argument("--label_scheme", default="four_emotions")
     parser.add_argument("--n_recordings", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=8)

@@ -38,7 +38,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=["test", "speaker"],
         default=[],
-        help="further rows for each that can adapt to unlabelled recordings: all of a test, or each speaker's",
+        help="further rows for each that can adapt to unlabeled recordings: all of a test, or each speaker's",
     )
     add(
         "--on_leak",

@@ -79,7 +79,7 @@ def backbone_config(**sizes) -> WavLMConfig:
         feat_extract_norm="layer",  # statistics over channels of one frame: padding changes no result
         mask_time_prob=0.05,  # transformers' default; masks are given here, but at 0 it has no mask embedding
         layerdrop=0.0,
-        hidden_dropout=0.0,  # a few passes over the data: nothing to regularise, and resuming is exact
+        hidden_dropout=0.0,  # a few passes over the data: nothing to regularize, and resuming is exact
         attention_dropout=0.0,
         activation_dropout=0.0,
         feat_proj_dropout=0.0,
@@ -91,7 +91,7 @@ def backbone_config(**sizes) -> WavLMConfig:
 
 
 class FrameTargets(nn.Module):
-    """Batch of clean waveforms (batch, samples) -> targets (batch, frames, width), standardised and clipped at 5.
+    """Batch of clean waveforms (batch, samples) -> targets (batch, frames, width), standardized and clipped at 5.
 
     Log-mels in 64 ms windows; the autocorrelation of the same window at log-spaced pitch lags, divided by
     that of the window function (Boersma 1993) and faded out where the frame is 30 dB below the recording; openSMILE's
@@ -101,7 +101,7 @@ class FrameTargets(nn.Module):
     def __init__(self, mels: int = 80, lags: int = 48, descriptors: int = 0, convolutions=CONVOLUTIONS):
         super().__init__()
         self.convolutions = convolutions
-        self.lead = (WINDOW - field_of(convolutions)) // 2  # centre each window on what the frame sees
+        self.lead = (WINDOW - field_of(convolutions)) // 2  # center each window on what the frame sees
         filters = mel_filter_bank(WINDOW // 2 + 1, mels, 50.0, 8000.0, SAMPLING_RATE, mel_scale="htk")
         window = torch.hann_window(WINDOW)
         positions = SAMPLING_RATE / torch.logspace(*(math.log10(hz) for hz in PITCH_HZ), lags).flip(0)
@@ -140,7 +140,7 @@ class FrameTargets(nn.Module):
         return torch.cat([mels, pitch, *([batch["descriptors"]] if "descriptors" in batch else [])], -1)
 
     @torch.no_grad()
-    def standardise(self, batches: list[dict]):
+    def standardize(self, batches: list[dict]):
         """Set mean and scale from some batches."""
         values = torch.cat([self.measure(batch)[frame_mask(batch, self.convolutions)] for batch in batches])
         self.mean.copy_(values.mean(0))
@@ -160,7 +160,7 @@ def frame_mask(batch: dict, convolutions=CONVOLUTIONS) -> torch.Tensor:
 
 
 def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.ndarray:
-    """Functionals (files, 6373) -> standardised, clipped at 5, (files, components) half-whitened.
+    """Functionals (files, 6373) -> standardized, clipped at 5, (files, components) half-whitened.
 
     Principal component k is divided by the square root of its standard deviation: more even than the raw
     scores, less noise than whitened ones; then all by one constant, so that their mean square is 1.
@@ -180,7 +180,7 @@ def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.
 class Teacher:
     """What a pretrained encoder says of clean speech, at the student's frames. No module: neither trained nor saved.
 
-    `states(batch)`: (layers, batch, frames, width), standardised by each layer's own mean and deviation.
+    `states(batch)`: (layers, batch, frames, width), standardized by each layer's own mean and deviation.
     """
 
     def __init__(self, checkpoint: str, convolutions, device):
@@ -205,7 +205,7 @@ class Teacher:
         short = batch["mask"].shape[1] - states.shape[2]  # frames at the end that the teacher does not have
         return (F.pad(states, (0, 0, 0, short)) - self.mean) / self.scale
 
-    def standardise(self, batches: list[dict], convolutions):
+    def standardize(self, batches: list[dict], convolutions):
         values = [self.states(batch)[:, frame_mask(batch, convolutions)] for batch in batches]
         values = torch.cat(values, 1)
         self.mean, self.scale = values.mean(1)[:, None, None], values.std(1)[:, None, None].clamp(min=1e-6)
@@ -523,10 +523,10 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     some = [streams[0][-1 - i + 2**31] for i in range(16)]
     targets = FrameTargets(descriptors=N_DESCRIPTORS if args.opensmile else 0, convolutions=convolutions)
-    targets.standardise(some)
+    targets.standardize(some)
     if teacher:
         on_device = [{name: value.to(accelerator.device) for name, value in batch.items()} for batch in some]
-        teacher.standardise(on_device, convolutions)
+        teacher.standardize(on_device, convolutions)
     model = Pretraining(config, targets, functionals.shape[1] if args.opensmile else 0, args, teacher)
     if args.backbone:
         model.backbone.load_state_dict(WavLMModel.from_pretrained(args.backbone, dtype=torch.float32).state_dict())

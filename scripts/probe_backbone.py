@@ -40,7 +40,7 @@ from modeling_edrl_mea.backbone import build_backbone, input_settings, load_back
 from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
 from train.data.files import atomic_write, fingerprint  # noqa: E402
-from train.data.mixtures import normalise  # noqa: E402
+from train.data.mixtures import normalize  # noqa: E402
 from train.degradation.effects import mix_at_snr  # noqa: E402
 from train.degradation.sources import sound_files  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
@@ -115,7 +115,7 @@ class BackboneFeatures:
 
     @torch.inference_mode()
     def __call__(self, signals: list[np.ndarray], batch_size: int = 16) -> np.ndarray:
-        signals = [normalise(signal) for signal in signals] if self.normalized else signals
+        signals = [normalize(signal) for signal in signals] if self.normalized else signals
         order = np.argsort([len(signal) for signal in signals])
         features = [None] * len(signals)
         for batch in np.array_split(order, -(-len(order) // batch_size)):

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel, WhisperFeatureExtractor, WhisperModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from train.data.mixtures import SAMPLING_RATE, audio_files, coloured_noise, decode, normalise  # noqa: E402
+from train.data.mixtures import SAMPLING_RATE, audio_files, colored_noise, decode, normalize  # noqa: E402
 
 WINDOW, HOP = 400, 160  # samples of Whisper's spectrogram
 STEPS = 8  # of level in each mel band
@@ -121,15 +121,15 @@ def ridge(inputs: torch.Tensor, targets: torch.Tensor, penalty: float = 1e-6) ->
     """Weight (targets, inputs) and bias of a linear map; the penalty is relative to the inputs' mean variance."""
     inputs, targets = inputs.double(), targets.double()
     mean, goal = inputs.mean(0), targets.mean(0)
-    centred = inputs - mean
-    moments = centred.T @ centred
+    centered = inputs - mean
+    moments = centered.T @ centered
     moments += penalty * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
-    weight = torch.linalg.solve(moments, centred.T @ (targets - goal)).T
+    weight = torch.linalg.solve(moments, centered.T @ (targets - goal)).T
     return weight.float(), (goal - weight @ mean).float()
 
 
 def log_mels(signal: np.ndarray, extractor) -> torch.Tensor:
-    """Whisper's input (frames, mels) of a normalised signal, at the frames of our first convolution."""
+    """Whisper's input (frames, mels) of a normalized signal, at the frames of our first convolution."""
     signal = np.pad(signal * LEVEL, (LEAD, 0))
     mels = extractor(signal, sampling_rate=SAMPLING_RATE, padding="do_not_pad", return_tensors="pt").input_features[0]
     return mels.T[SKIPPED:]
@@ -215,15 +215,15 @@ def wavlm_from_whisper(encoder, extractor, signals: list[np.ndarray], kernel: in
 
 
 def calibration_signals(folders: list[str], count: int, seed: int = 0) -> list[np.ndarray]:
-    """Some recordings of all folders, every second one with coloured noise at 0 to 40 dB."""
+    """Some recordings of all folders, every second one with colored noise at 0 to 40 dB."""
     rng = np.random.default_rng(seed)
     files = [rng.choice(audio_files(folder), count // len(folders)) for folder in folders]
     signals = []
     for i, file in enumerate(np.concatenate(files)):
-        signal = normalise(decode(file).astype(np.float32))
+        signal = normalize(decode(file).astype(np.float32))
         if i % 2:
-            signal = signal + 10 ** (-rng.uniform(0, 40) / 20) * normalise(coloured_noise(len(signal), rng))
-        signals.append(normalise(signal).astype(np.float32))
+            signal = signal + 10 ** (-rng.uniform(0, 40) / 20) * normalize(colored_noise(len(signal), rng))
+        signals.append(normalize(signal).astype(np.float32))
     return signals
 
 

@@ -31,7 +31,7 @@ def fixed_seed():
 
 @pytest.fixture(scope="session")
 def tiny_backbone_config():
-    """A WavLM of 2 layers and 0.1 M parameters, hop 20 ms, whose feature encoder normalises by layer."""
+    """A WavLM of 2 layers and 0.1 M parameters, hop 20 ms, whose feature encoder normalizes by layer."""
     from transformers import WavLMConfig
 
     return WavLMConfig(
@@ -61,14 +61,14 @@ every_state = pytest.mark.parametrize(("arrangement", "fitted"), STATES)
 
 
 def noise_recordings(count: int, seconds: float = 0.4, seed: int = 0) -> list[np.ndarray]:
-    """Noise of 16 kHz whose loudness and colour differ from recording to recording."""
+    """Noise of 16 kHz whose loudness and color differ from recording to recording."""
     generator = np.random.default_rng(seed)
     recordings = []
     for _ in range(count):
         white = generator.normal(size=int(16_000 * seconds * generator.uniform(0.8, 1.2)))
-        colour = generator.uniform(0, 0.9)
-        coloured = white[1:] - colour * white[:-1]
-        recordings.append((generator.uniform(0.02, 0.3) * coloured).astype(np.float32))
+        color = generator.uniform(0, 0.9)
+        colored = white[1:] - color * white[:-1]
+        recordings.append((generator.uniform(0.02, 0.3) * colored).astype(np.float32))
     return recordings
 
 
@@ -79,7 +79,7 @@ def inputs_of(model, recordings):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_backbone_config):
-    """Factory of untrained models with fitted standardisation: `tiny_model("edrl_mea", fitted=False, **config)`.
+    """Factory of untrained models with fitted standardization: `tiny_model("edrl_mea", fitted=False, **config)`.
 
     `fitted` says whether the alignment, where the arrangement has one, holds a solution.
     """
@@ -90,17 +90,16 @@ def tiny_model(tiny_backbone_config):
     labels = torch.arange(len(recordings)) % len(EMOTIONS)
     torch.manual_seed(0)
     weights = LengthAwareWavLM(copy.deepcopy(tiny_backbone_config)).state_dict()
-    known = {}  # statistics by kind of pooling: all models have the same backbone
+    known = []  # statistics: all models have the same backbone
 
     def build(arrangement: str = "mea_edrl", fitted: bool = True, **config) -> EdrlMeaForAudioClassification:
         config.setdefault("id2label", EMOTIONS)
         backbone = copy.deepcopy(tiny_backbone_config)
         model = EdrlMeaForAudioClassification.from_backbone(backbone, arrangement=arrangement, **config).eval()
         model.backbone.load_state_dict(weights)
-        kind = model.config.pooling
-        if kind not in known or kind == "attentive":  # which has weights of its own
-            known[kind] = model.embed_recordings(recordings)
-        statistics = known[kind]
+        if not known:
+            known.append(model.embed_recordings(recordings))
+        (statistics,) = known
         model.edrl_mea.speech_embedding.fit(statistics)
         if fitted and model.alignment is not None:
             heads = model.edrl_mea

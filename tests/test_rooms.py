@@ -11,7 +11,7 @@ PACKAGES = ("modeling_edrl_mea", "train", "hub_card")
 FLOORS = (
     ("train.run", "train.benchmark"),
     ("train.trainer", "train.model_setup", "train.arguments", "train.help", "train.training_log"),
-    ("train.run_folder", "train.evaluation"),
+    ("train.run_folder", "train.failures", "train.evaluation"),
     ("train.data",),
     ("train.degradation",),
     ("hub_card",),

@@ -5,17 +5,16 @@ import difflib
 import os
 import re
 import sys
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from modeling_edrl_mea import EdrlMeaConfig
-from modeling_edrl_mea.configuration_edrl_mea import Arrangement
+from modeling_edrl_mea.configuration_edrl_mea import AlignmentTarget
 from train.data.emotions import LABEL_SCHEMES
 
 COMPACT_BACKBONE = Path(__file__).resolve().parents[1] / "checkpoints" / "wavlm-compact"
@@ -31,6 +30,14 @@ NOT_PART_OF_THE_RESULT = {
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "resume_from_checkpoint", "test_dataset_name"),
     *("save_strategy", "save_steps", "save_total_limit", "logging_strategy", "logging_steps", "project"),
     *("dataloader_num_workers", "dataloader_pin_memory", "log_level", "ddp_backend", "ddp_timeout", "trackio_space_id"),
+}
+
+CHOICES = {
+    "on_bad_audio": ("error", "skip"),
+    "on_leak": ("error", "drop"),
+    "label_scheme": LABEL_SCHEMES,
+    "alignment_target": get_args(AlignmentTarget),
+    **{name: get_args(kind) for name, kind in EdrlMeaConfig.__annotations__.items() if get_origin(kind) is Literal},
 }
 
 
@@ -148,10 +155,10 @@ def _config_help(name: str) -> str:
 
 def _config_field(spec: dataclasses.Field):
     kind = spec.type
-    if typing.get_origin(kind) in (list, tuple) or spec.name == "alignment_target":
+    if get_origin(kind) in (list, tuple) or spec.name == "alignment_target":
         kind = list[str]
-    elif spec.name in ("pooling", "layer_combination", "arrangement"):
-        kind = str  # the config itself names the choices and the nearest one
+    elif spec.name in CHOICES:
+        kind = str  # `misspelt` names the choices and the nearest one
     return (
         spec.name,
         kind | None,
@@ -223,29 +230,32 @@ def contradictions(model, data, config, training) -> Iterator[str]:
         yield "rir_dir serves noisy copies only. Give noisy_copies too."
     if data.noisy_copies < 0:
         yield f"noisy_copies={data.noisy_copies} must not be negative."
-    if data.on_bad_audio not in ("error", "skip"):
-        yield f"on_bad_audio={data.on_bad_audio}: choose error or skip."
-    if data.on_leak not in ("error", "drop"):
-        yield f"on_leak={data.on_leak}: choose error or drop."
-    if data.label_scheme not in LABEL_SCHEMES:
-        yield f"label_scheme={data.label_scheme}: {_choose(data.label_scheme, LABEL_SCHEMES)}"
-    if config.arrangement and config.arrangement not in get_args(Arrangement):
-        yield f"arrangement={config.arrangement}: {_choose(config.arrangement, get_args(Arrangement))}"
+    yield from misspelt(data, config)
     for name in ("noise_dir", "rir_dir"):
         folder = getattr(data, name)
         if folder and not os.path.isdir(folder):
             yield f"{name}={folder} is no folder."
     if training.device.type == "cpu" and (training.bf16_full_eval or training.fp16_full_eval):
         yield "bf16_full_eval and fp16_full_eval need a GPU. Leave them out on a CPU."
+    if training.train_sampling_strategy not in ("random", "group_by_length"):
+        yield f"train_sampling_strategy={training.train_sampling_strategy}: choose random or group_by_length."
+    if training.train_sampling_strategy == "group_by_length" and not backbone_learns:
+        yield "group_by_length spares padded waveforms, and a frozen backbone embeds each once. Leave it out."
     if training.push_to_hub and "/" not in (training.hub_model_id or ""):
         yield "push_to_hub needs hub_model_id=ORG/NAME."
     if training.save_total_limit == 1:
         yield "save_total_limit=1 leaves nothing to go on from where the newest checkpoint is damaged. Use 2 or more."
 
 
-def _choose(given: str, choices) -> str:
-    nearest = difflib.get_close_matches(given, choices, n=1, cutoff=0.4)
-    return f"choose one of {', '.join(choices)}." + (f" Did you mean {nearest[0]}?" if nearest else "")
+def misspelt(data, config) -> Iterator[str]:
+    """Choices of ours that are none."""
+    for name, choices in CHOICES.items():
+        given = getattr(data, name, None) or getattr(config, name, None) or []
+        for value in [given] if isinstance(given, str) else given:
+            if value not in choices:
+                nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
+                hint = f" Did you mean {nearest[0]}?" if nearest else ""
+                yield f"{name}={value}: choose one of {', '.join(choices)}.{hint}"
 
 
 def _flags_of(path: Path) -> list[str]:

@@ -9,12 +9,17 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
 
 if __package__ in (None, ""):  # started by path, as accelerate does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    from train.failures import end_by_ctrl_c
+
+    signal.signal(signal.SIGINT, end_by_ctrl_c)  # also within imports, for seconds
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before what takes seconds to import
     from train.help import text
 
@@ -27,13 +32,12 @@ from transformers import AutoConfig, set_seed
 
 from hub_card.machine_traces import without_tokens
 from hub_card.publish import publish
-from hub_card.report import PublishError
 from hub_card.wording import figures_explained
 from modeling_edrl_mea import RecordingError
 from train.arguments import given_settings, parse_arguments, resolved
 from train.data.corpora import concatenate_corpora, load_corpus
 from train.data.dataset import SpeechDataset
-from train.data.embeddings import fingerprint_of
+from train.data.embeddings import fingerprint_of, make_folder
 from train.data.files import fingerprint_of_data, fingerprint_of_weights
 from train.data.given_splits import is_split
 from train.data.leaks import copies_in, described, heard_recordings, shared_rows, without
@@ -46,6 +50,7 @@ from train.evaluation.calibration import fit_temperature
 from train.evaluation.markdown import results_table
 from train.evaluation.predictions import evaluate
 from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
+from train.failures import end_by_ctrl_c, explained
 from train.model_setup import build_model, freeze
 from train.run_folder import RunFolder, about_this_run
 from train.trainer import EdrlMeaTrainer
@@ -69,6 +74,7 @@ def main(argv: list[str] | None = None) -> dict:
     transformers.utils.logging.set_verbosity_warning()
     set_seed(training_args.seed)
     cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
+    make_folder(cache)
     with training_args.main_process_first(), collected_notes() as notes:  # the first streams what is on the Hub
         splits = read_splits(data_args, training_args.seed)
         labels = splits["train"].features["label"].names
@@ -283,8 +289,9 @@ def source_heads(source: str, model) -> str | None:
 
 def test_noise(noise_dir: str | None) -> list:
     """The corruptions that a run's report tests under."""
-    of_run = corruptions(noise_dir, levels=TEST_LEVELS)
-    return [c for c in of_run if c.name.startswith("noise_") or (c.name == "gaussian" and not noise_dir)]
+    if not noise_dir:
+        return corruptions(names=("gaussian",), levels=TEST_LEVELS)
+    return [c for c in corruptions(noise_dir, levels=TEST_LEVELS) if c.name.startswith("noise_")]
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -366,13 +373,22 @@ def push_to_hub(args, token: str | None) -> None:
     print(f"Published at {place}")
 
 
+def start(argv: list[str] | None = None) -> None:
+    """`main`, ended by one line where the user can do something about it; a fault of ours keeps its traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        end_by_ctrl_c()
+    except Exception as error:
+        reason = explained(error)
+        if reason is None:
+            raise
+        raise SystemExit(f"error: {reason}") from error
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "huggingface_hub", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("Stopped by Ctrl-C. Run the same command again to go on.") from None
-    except (PublishError, ValueError, OSError) as error:  # what was asked for cannot be; all of ours are such
-        raise SystemExit(f"error: {error}") from error
+    start()

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from train.data.files import atomic_write, file_hash, fingerprint, remove_unfinished, sync
+from train.data.files import atomic_write, file_hash, fingerprint, remove_unfinished, sync, write_tensors
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+LOCK_SECONDS = 6  # a killed run's loaders of data end within five
 BEFORE_A_RUN = (LOCK, "embeddings", "tensorboard", "run.json")  # what there may be of a run that was killed at once
 OURS = ("run.json", "steps.safetensors", "report.json", "report.md")  # written whole, so that a kill may leave a part
 SEAL = "whole.json"  # lists the files of a checkpoint with their hashes; written last
@@ -58,7 +58,7 @@ class RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(BEFORE_A_RUN))
-            self._lock.acquire(timeout=6)  # a killed run's loaders of data end within five seconds
+            self._lock.acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
             raise RunError(
                 f"Another run is writing to {self.folder}. Wait for it, or give another --output_dir."
@@ -101,6 +101,13 @@ class RunFolder:
                 "or give another --output_dir."
             ) from error
 
+    def _run(self) -> str:
+        """What tells the folder's run from others; "" before it is known."""
+        try:
+            return str(json.loads(self.run_file.read_bytes())["checksum"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
     def completed_steps(self) -> list[str]:
         """Names of the steps of training that are done, in their order."""
         return self._read_steps()[0]
@@ -116,6 +123,8 @@ class RunFolder:
             with safe_open(self.steps_file, "pt") as file:
                 metadata = file.metadata()
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["run"] != self._run():
+                raise ValueError("it is of another run")
             if metadata["checksum"] != _checksum(metadata["steps"], state):
                 raise ValueError("its checksum is another")
             return json.loads(metadata["steps"]), state
@@ -127,7 +136,8 @@ class RunFolder:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         named = json.dumps(steps)
         with atomic_write(self.steps_file) as temporary:
-            save_file(state, temporary, {"steps": named, "checksum": _checksum(named, state)})
+            about = {"steps": named, "run": self._run(), "checksum": _checksum(named, state)}
+            write_tensors(temporary, state, about)
 
     def seal(self, checkpoint: Path) -> None:
         """Mark a checkpoint as whole, once all its files are written."""
@@ -136,7 +146,7 @@ class RunFolder:
             sync(file)
         hashes = {str(file.relative_to(checkpoint)): file_hash(file) for file in files}
         with atomic_write(checkpoint / SEAL) as temporary:
-            temporary.write_text(json.dumps(hashes, indent=2))
+            temporary.write_text(json.dumps({"run": self._run(), "files": hashes}, indent=2))
 
     def newest_checkpoint(self, repair: bool = True) -> Path | None:
         """The newest whole checkpoint; newer ones that are damaged or half-written are passed over with a warning.
@@ -146,7 +156,7 @@ class RunFolder:
         ours = [path for path in self.folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
         found = sorted(ours, key=lambda path: int(path.name.rpartition("-")[2]))
         for checkpoint in reversed(found):
-            wrong = whats_wrong(checkpoint)
+            wrong = whats_wrong(checkpoint, self._run())
             if wrong is None:
                 return checkpoint
             logger.warning("%s is not whole (%s): the one before it is used.", checkpoint, wrong)
@@ -155,14 +165,16 @@ class RunFolder:
         return None
 
 
-def whats_wrong(checkpoint: Path) -> str | None:
-    """What a sealed checkpoint lacks; None if it is whole."""
+def whats_wrong(checkpoint: Path, run: str) -> str | None:
+    """What a run's sealed checkpoint lacks; None if it is whole."""
     try:
-        hashes = json.loads((checkpoint / SEAL).read_bytes())
-        named = hashes.items()
-    except (OSError, ValueError, AttributeError):
+        sealed = json.loads((checkpoint / SEAL).read_bytes())
+        of_run, named = sealed["run"], sealed["files"].items()
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return "writing it was cut short"
-    if "model.safetensors" not in hashes:
+    if of_run != run:
+        return "it is of another run"
+    if "model.safetensors" not in sealed["files"]:
         return f"{SEAL} is damaged"
     for name, digest in named:
         path = checkpoint / name

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -19,6 +19,7 @@ from modeling_edrl_mea.embeddings import Embeddings
 from modeling_edrl_mea.labels import IGNORED, as_ids
 from train.data.dataset import SpeechDataset, WaveformCollator, epoch_loader
 from train.data.embeddings import EmbeddingCache
+from train.data.files import write_tensors
 from train.evaluation.metrics import scores
 
 from .run_folder import RunFolder
@@ -219,7 +220,7 @@ class EdrlMeaTrainer(Trainer):
             return super()._save(output_dir, state_dict)
         # What is frozen is where it came from: writing it with every checkpoint would take most of the time.
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(_on_cpu(changing_state(self.model)), Path(output_dir) / "model.safetensors")
+        write_tensors(Path(output_dir) / "model.safetensors", _on_cpu(changing_state(self.model)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
@@ -272,7 +273,7 @@ class KeepBest(TrainerCallback):
 
     def save(self, checkpoint: Path) -> None:
         if self.weights is not None:
-            save_file(self.weights, checkpoint / BEST, {"score": repr(self.score), "waited": str(self.waited)})
+            write_tensors(checkpoint / BEST, self.weights, {"score": repr(self.score), "waited": str(self.waited)})
 
     def load(self, checkpoint: Path) -> None:
         self._start()

@@ -25,13 +25,14 @@ def read_log(folder: str | Path) -> list[dict]:
     if not path.exists():
         return []
     lines = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             logged = json.loads(line)
-        except ValueError:  # a kill can cut a line short
+            step, _ = logged["step"], logged["epoch"]
+        except (ValueError, KeyError, TypeError):  # a kill can cut a line short, and a disk lose a part
             continue
         kind = "eval" if "eval_loss" in logged else "loss" if "loss" in logged else "other"
-        lines[logged["step"], kind] = logged
+        lines[step, kind] = logged
     return list(lines.values())
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import html
 import os
 
 import gradio as gr
+import matplotlib
 import numpy as np
-from hearing import NOISES, adapted, as_mono, deciding_blocks, scores, verdict, with_noise
+from hearing import LIMIT, NOISES, adapted, deciding_blocks, read, scores, verdict, with_noise
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForAudioClassification
 
@@ -15,13 +17,17 @@ with contextlib.suppress(ImportError):  # a Space has no package, and takes the 
 
 MODEL = os.environ.get("MODEL_ID", "ORG/NAME")  # of the Space: set it there, under Settings > Variables
 LONG = 4.0  # seconds from which a curve over time shows more than one prediction
+SHOWN_SECONDS = 60  # heard between two drawings of the curve
+MOST_FILES = 50  # that a visitor's model adapts to
+
+matplotlib.rcParams["text.parse_math"] = False  # labels are text, whatever they hold
 
 ABOUT = """
 # {name}
 
-Say something, or upload a recording, and press *Listen*. Models like this are mostly trained on **acted** emotions, and
-what a voice expresses is not what a person feels. Do not use it for decisions about people; the EU AI Act bans
-emotion recognition at work and in schools.
+Say something, or upload at most {limit} minutes, and press *Listen*. Models like this are mostly trained on
+**acted** emotions, and what a voice expresses is not what a person feels. Do not use it for decisions about people; the
+EU AI Act bans emotion recognition at work and in schools.
 """
 
 
@@ -44,7 +50,9 @@ def build(model, name: str) -> gr.Blocks:
         before = _or_error(scores, own or model, waveform, rate)
         decided = deciding_blocks(own or model, waveform, rate)
         noisy = _noisy(waveform, rate, before, snr_db, kind, own)
-        return before, *noisy, _blocks_plot(*decided), over_time(waveform, rate, own)
+        yield before, *noisy, _blocks_plot(*decided), None
+        for curve in over_time(waveform, rate, own):
+            yield *(gr.skip() for _ in range(5)), curve
 
     def add_noise(recording, snr_db, kind, own):
         if recording is None:
@@ -55,8 +63,13 @@ def build(model, name: str) -> gr.Blocks:
     def adapt_to(files):
         if not files:
             return None, ""
+        if len(files) > MOST_FILES:
+            raise gr.Error(f"{len(files)} recordings: give at most {MOST_FILES}.")
+        for file in files:
+            _or_error(read, file)
         own = _or_error(adapted, model, files)
-        return own, f"```\n{own.adaptation}\n```"
+        report = str(own.adaptation).replace("`", "'")
+        return own, f"```\n{report}\n```"
 
     def _noisy(waveform, rate, before, snr_db, kind, own):
         mixed = with_noise(waveform, snr_db, kind)
@@ -64,18 +77,23 @@ def build(model, name: str) -> gr.Blocks:
         return after, (rate, (mixed * 32767).astype(np.int16)), verdict(before, after)
 
     def over_time(waveform, rate, own):
-        figure = Figure(figsize=(9, 3), layout="constrained")
-        axes = figure.add_subplot()
-        (own or model).predict_timeline(waveform, rate, hop_s=0.5).plot(axes)
+        """The curve, again and again as a long recording is heard."""
+        stream, step = (own or model).stream_timeline(rate, hop_s=0.5), SHOWN_SECONDS * rate
+        for start in range(0, len(waveform), step):
+            stream.push(waveform[start : start + step])
+            if start + step < len(waveform):
+                yield _curve(stream.timeline, "Over time, so far")
+        stream.finish()
         short = f": under {LONG:g} s there is little to see" if len(waveform) < LONG * rate else ""
-        axes.set_title(f"Over time{short}", loc="left")
-        return figure
+        yield _curve(stream.timeline, f"Over time{short}")
 
     with gr.Blocks(title=f"{name}: emotions in speech") as page:
-        gr.Markdown(ABOUT.format(name=name))
+        gr.Markdown(ABOUT.format(name=name, limit=LIMIT))
         with gr.Row():
             with gr.Column():
-                recording = gr.Audio(sources=["upload", "microphone"], type="numpy", label="Speech", elem_id="speech")
+                recording = gr.Audio(
+                    sources=["upload", "microphone"], type="filepath", label="Speech", elem_id="speech"
+                )
                 button = gr.Button("Listen", variant="primary", elem_id="listen")
                 clean = gr.Label(label="As recorded", elem_id="clean")
             with gr.Column():
@@ -99,10 +117,10 @@ def build(model, name: str) -> gr.Blocks:
     return page
 
 
-def _checked(recording) -> tuple[np.ndarray, int]:
+def _checked(recording: str | None) -> tuple[np.ndarray, int]:
     if recording is None:
         raise gr.Error("Record or upload some speech first.")
-    return _or_error(as_mono, recording)
+    return _or_error(read, recording)
 
 
 def _or_error(ask, *arguments):
@@ -110,14 +128,22 @@ def _or_error(ask, *arguments):
     try:
         return ask(*arguments)
     except ValueError as error:  # RecordingError among them
-        raise gr.Error(str(error)) from error
+        raise gr.Error(html.escape(str(error))) from error
+
+
+def _curve(timeline, title: str) -> Figure:
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.add_subplot()
+    timeline.plot(axes)
+    axes.set_title(title, loc="left")
+    return figure
 
 
 def _blocks_plot(label: str, contributions: dict[str, float]) -> Figure:
     figure = Figure(figsize=(9, 0.9 + 0.35 * len(contributions)), layout="constrained")
     axes = figure.add_subplot()
-    colours = ["C0" if value >= 0 else "C3" for value in contributions.values()]
-    axes.barh(list(contributions), list(contributions.values()), color=colours)
+    colors = ["C0" if value >= 0 else "C3" for value in contributions.values()]
+    axes.barh(list(contributions), list(contributions.values()), color=colors)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_title("Which blocks decided", loc="left")
@@ -131,7 +157,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="of the local page; default: the first free one from 7860")
     options = parser.parse_args()
     page = build(load(options.model), os.path.basename(os.path.normpath(options.model)))
-    page.launch(server_port=options.port)
+    page.queue(max_size=20).launch(server_port=options.port, max_file_size="200mb")
 
 
 if __name__ == "__main__":

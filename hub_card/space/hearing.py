@@ -1,11 +1,44 @@
 """What the demo asks of a model: scores, scores over time, what decided, and the same with noise mixed in."""
 
 import copy
+import re
 
 import numpy as np
+import soundfile
 
+LIMIT = 10  # minutes of a recording that are listened to
 SILENT = 2.0**-15  # deviation that is the rounding of 16-bit samples: -90 dB of full scale
 NOISES = ("pink", "white", "like this speech")
+
+
+def read(path: str) -> tuple[np.ndarray, int]:
+    """A file's samples as float32 (n,) at full scale ±1, and their rate.
+
+    Raises ValueError for a file that does not decode, is empty, or is longer than the limit.
+    """
+    try:
+        stated = soundfile.info(path).duration
+        if stated <= 60 * LIMIT:
+            samples, rate = soundfile.read(path, dtype="float32")
+            return as_mono((rate, samples))
+    except soundfile.LibsndfileError:
+        waveform, rate = as_mono(_converted(path))
+        stated = len(waveform) / rate
+        if stated <= 60 * LIMIT:
+            return waveform, rate
+    raise ValueError(f"The recording is {stated / 60:.0f} minutes long. Give at most {LIMIT}: cut it, or take a part.")
+
+
+def _converted(path: str) -> tuple[int, np.ndarray]:
+    """By FFmpeg, where the machine has it: m4a, webm and the like."""
+    from gradio.processing_utils import audio_from_file
+
+    try:
+        return audio_from_file(path)
+    except Exception as error:  # pydub, which decodes there, has no one error of its own
+        raise ValueError(
+            "This file does not decode: it is damaged, or no recording. Try another, as wav, flac, ogg or mp3."
+        ) from error
 
 
 def as_mono(recording: tuple[int, np.ndarray]) -> tuple[np.ndarray, int]:
@@ -75,6 +108,13 @@ def _noise(waveform: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndar
 def verdict(before: dict[str, float], after: dict[str, float]) -> str:
     """Whether the prediction survives, in a sentence."""
     first, second = max(before, key=before.get), max(after, key=after.get)
+    share, noisy_share = before[first], after[second]
+    first, second = plain(first), plain(second)
     if first == second:
-        return f"**The prediction holds:** {first}, {before[first]:.0%} without and {after[first]:.0%} with noise."
-    return f"**The prediction changes:** {first} ({before[first]:.0%}) becomes {second} ({after[second]:.0%})."
+        return f"**The prediction holds:** {first}, {share:.0%} without and {noisy_share:.0%} with noise."
+    return f"**The prediction changes:** {first} ({share:.0%}) becomes {second} ({noisy_share:.0%})."
+
+
+def plain(label: str) -> str:
+    """A label as text in Markdown, whatever it holds."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(label.split())).replace("\\<", "&lt;").replace("\\&", "&amp;")

@@ -155,7 +155,7 @@ def test_a_compiled_model_says_the_same(new_model, device):
 
 
 @pytest.mark.parametrize("device", [on_gpu])
-def test_emodb_is_learnt_in_two_stages_with_the_backbone(tmp_path, shared_data, device):
+def test_emodb_is_learned_in_two_stages_with_the_backbone(tmp_path, shared_data, device):
     """Chance is 25%; wavlm-compact's last three layers learn for ten epochs, two speakers are held out."""
     training, held_out = read_corpus(shared_data / "emodb", ("03", "08"))
     backbone = ROOT / "checkpoints" / "wavlm-compact"

@@ -143,8 +143,9 @@ def shell_commands(page: str) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-@pytest.mark.slow  # trains with the settings that the README shows
-def test_the_readmes_shell_commands_run_in_their_order(model_dir, tmp_path):
+@pytest.mark.slow  # trains with the settings that the pages show
+@pytest.mark.parametrize("page", ["README.md", "train/README.md", "scripts/README.md", "hub_card/README.md"])
+def test_a_pages_shell_commands_run_in_their_order(page, model_dir, tmp_path):
     for name in ("train", "scripts", "checkpoints", "hub_card", "modeling_edrl_mea"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_emodb(tmp_path / "path/to/emodb")
@@ -154,7 +155,7 @@ def test_the_readmes_shell_commands_run_in_their_order(model_dir, tmp_path):
     shutil.copytree(tmp_path / "path/to/noise", tmp_path / "path/to/recordings")
     shutil.copytree(model_dir, tmp_path / MODEL)
     write_model_report(tmp_path / MODEL, tmp_path / MODEL, list(EMOTIONS.values()))
-    commands = shell_commands((ROOT / "README.md").read_text())
+    commands = shell_commands(re.sub(r"\bMODEL(_DIR)?\b", MODEL, (ROOT / page).read_text()))
     run = [command for command in commands if not any(part in command for part in NOT_HERE)]
     assert run
     with hub_server() as hub:

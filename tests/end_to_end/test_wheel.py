@@ -82,7 +82,7 @@ def test_an_installed_package_adapts_fine_tunes_and_times_beside_a_users_own_tra
     assert "windows" in printed and "score" in printed
 
 
-def test_the_console_command_adapts_and_exports(installed, model_folder, tmp_path):
+def test_the_console_command_adapts_predicts_embeds_and_exports(installed, model_folder, tmp_path):
     (tmp_path / "calls").mkdir()
     for number in range(3):
         noise = np.random.default_rng(number).standard_normal(16_000) / 10
@@ -91,6 +91,7 @@ def test_the_console_command_adapts_and_exports(installed, model_folder, tmp_pat
     adapted = run([*command, "adapt", model_folder, "calls", "--output", "adapted"], installed, tmp_path)
     assert "Adapted to 3 recordings" in adapted
     assert "anger" in run([*command, "predict", "adapted", "calls"], installed, tmp_path)
+    assert "3 recordings" in run([*command, "embed", "adapted", "calls", "--output", "e.parquet"], installed, tmp_path)
     if importlib.util.find_spec("onnxscript"):
         assert "model_int8.onnx" in run([*command, "export", "adapted", "--output", "graphs"], installed, tmp_path)
 

@@ -114,6 +114,14 @@ def test_headings_tables_and_pictures_stand_apart(card):
         assert not starts or in_code or not before, line
 
 
+def test_every_row_of_a_table_has_the_cells_of_its_head(card):
+    tables = re.findall(r"(?:^\|.*\n)+", card.text, re.MULTILINE)
+    assert len(tables) > 3
+    for table in tables:
+        n_cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(n_cells) == 1, table
+
+
 def test_what_was_not_measured_is_not_mentioned(model_dir, tmp_path):
     report = write_model_report(tmp_path, model_dir, LABELS)
     document = json.loads(report.read_text())

@@ -1,5 +1,6 @@
 """The demo page: what it computes, and the page itself in a headless browser."""
 
+import html
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from markdown_it import MarkdownIt
 
 from tests.conftest import EMOTIONS, noise_recordings
 
@@ -29,6 +31,7 @@ def load_module(name: str):
 
 
 hearing = load_module("hearing")
+markdown = MarkdownIt()  # with HTML passed through, as the page does
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,55 @@ def test_the_verdict_says_whether_the_prediction_holds():
     before = {"anger": 0.8, "neutral": 0.2}
     assert "holds:** anger, 80% without and 60%" in hearing.verdict(before, {"anger": 0.6, "neutral": 0.4})
     assert "changes:** anger (80%) becomes neutral (70%)" in hearing.verdict(before, {"anger": 0.3, "neutral": 0.7})
+
+
+def test_labels_are_text_in_the_verdict(model):
+    label = "</b><img src=x onerror=alert(1)> [x](javascript:y) **`|&lt;"
+    shown = markdown.render(hearing.verdict({label: 1.0}, {label: 1.0}))
+    assert label in html.unescape(re.sub(r"</?(p|strong)>", "", shown)) and "<img" not in shown and "<a " not in shown
+
+
+def test_a_recording_over_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.flac", np.zeros(1_000 * 60 * (hearing.LIMIT + 1)), 1_000)
+    monkeypatch.setattr(soundfile, "read", None)
+    with pytest.raises(ValueError, match=f"11 minutes long. Give at most {hearing.LIMIT}"):
+        hearing.read(str(tmp_path / "long.flac"))
+
+
+@pytest.fixture(scope="module")
+def functions(model):
+    """What the page calls, by name."""
+    pytest.importorskip("gradio", reason="the demo needs gradio: pip install -e '.[demo]'")
+    sys.modules["hearing"] = hearing
+    return {function.api_name: function.fn for function in load_module("app").build(model, "tiny").fns.values()}
+
+
+@pytest.mark.parametrize("content", [b"", b"no sound", np.random.default_rng(0).bytes(3_000), "nan", "missing"])
+def test_an_upload_that_is_no_recording_is_told_on_the_page(functions, tmp_path, content):
+    import gradio
+
+    file = tmp_path / "upload.wav"
+    if content == "nan":
+        soundfile.write(file, np.full(16_000, np.nan), 16_000, subtype="FLOAT")
+    elif content == "missing":
+        file = tmp_path / "missing.wav"
+    else:
+        file.write_bytes(content)
+    for ask in (
+        lambda: list(functions["listen"](str(file), 10, "pink", None)),
+        lambda: functions["add_noise"](str(file), 10, "pink", None),
+        lambda: functions["adapt_to"]([str(file)]),
+    ):
+        with pytest.raises(gradio.Error, match="does not decode|NaN"):
+            ask()
+
+
+def test_the_curve_of_a_long_recording_grows(functions, tmp_path, monkeypatch):
+    monkeypatch.setitem(functions["listen"].__globals__, "SHOWN_SECONDS", 4)
+    soundfile.write(tmp_path / "speech.wav", noise_recordings(1, 6.0, seed=5)[0][: 6 * 16_000], 16_000)
+    answers = list(functions["listen"](str(tmp_path / "speech.wav"), 10, "pink", None))
+    assert len(answers) == 3 and answers[0][-1] is None  # the scores at once, then the curve
+    assert [answer[-1].axes[0].get_title("left") for answer in answers[1:]] == ["Over time, so far", "Over time"]
 
 
 def test_the_space_says_what_the_hub_needs_to_start_it():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from transformers import pipeline
@@ -48,6 +49,19 @@ def test_a_broken_file_is_named_and_the_others_are_predicted(model_folder, recor
     assert "broken.wav" in printed.err and "0.wav" in printed.out
 
 
+def test_embeddings_are_those_of_the_model_in_a_table_that_datasets_reads(model_folder, recordings, tmp_path):
+    main(["embed", str(model_folder), str(recordings), "--output", str(tmp_path / "out" / "embedded.parquet")])
+    table = pq.read_table(tmp_path / "out" / "embedded.parquet").to_pylist()
+    model = EdrlMeaForAudioClassification.from_pretrained(model_folder).eval()
+    assert [row["path"] for row in table] == [str(recordings / f"{number}.wav") for number in range(3)]
+    for row in table:
+        inputs = model.feature_extractor()([load_recording(row["path"])], sampling_rate=16_000, return_tensors="pt")
+        output = model(**inputs)
+        assert row["speech_embedding"] == pytest.approx(output.speech_embedding[0].tolist(), abs=1e-5)
+        assert row["aligned_embedding"] == pytest.approx(output.aligned_embedding[0].tolist(), abs=1e-4)
+        assert row["label"] == max(row["scores"], key=row["scores"].get)
+
+
 @pytest.mark.parametrize("name", ["emotions.csv", "emotions.json", "emotions.txt", "emotions.TextGrid", "emotions.png"])
 def test_a_timeline_is_written_in_the_format_of_its_ending(model_folder, recordings, tmp_path, name):
     main(
@@ -62,6 +76,7 @@ def test_a_timeline_is_written_in_the_format_of_its_ending(model_folder, recordi
         (["predict", "MODEL", "nowhere.wav"], "nowhere.wav: no such file"),
         (["predict", "MODEL", "EMPTY"], "holds no audio file"),
         (["timeline", "MODEL", "0.wav", "--output", "emotions.xls"], "ends in .json"),
+        (["embed", "MODEL", "0.wav", "--output", "out.csv"], "ends in .parquet"),
         (["adapt", "MODEL", "EMPTY", "--output", "out"], "holds no audio file"),
         (["adapt", "MODEL", "0.wav", "--output", "out"], "0.wav: no such folder"),
     ],

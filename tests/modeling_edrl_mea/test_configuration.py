@@ -25,7 +25,6 @@ from tests.conftest import EMOTIONS
         ({"block_size": 0}, "block_size=0"),
         ({"n_components": -1}, "n_components=-1"),
         ({"whitening_size": 8}, "whitening_size is no longer a setting"),
-        ({"align_speech_embedding": True, "arrangement": "mea_edrl"}, "align_speech_embedding"),
         ({"noise_shrinkage": -1.0}, "noise_shrinkage"),
         ({"sampling_rate": 0}, "sampling_rate=0"),
         ({"disentanglement_dropout": 1.0}, "disentanglement_dropout"),
@@ -85,9 +84,9 @@ def test_what_loading_overrides_is_checked_too(tmp_path):
 def test_sizes_follow_from_the_arrangement(tiny_backbone_config):
     settings = {"backbone_config": tiny_backbone_config, "id2label": EMOTIONS, "block_size": 5}
     one_layer = 2 * tiny_backbone_config.hidden_size  # mean and standard deviation
-    blocks = EdrlMeaConfig(arrangement="edrl_mea", align_speech_embedding=True, **settings)
-    assert blocks.block_sizes == [5] * 5 + [one_layer]
-    assert blocks.block_names == ["shared", *EMOTIONS.values(), "speech"]
+    blocks = EdrlMeaConfig(arrangement="edrl_mea", **settings)
+    assert blocks.block_sizes == [5] * 5
+    assert blocks.block_names == ["shared", *EMOTIONS.values()]
     both = EdrlMeaConfig(alignment_target=["clean_original", "labels"], **settings)
     assert (blocks.alignment_target_size, both.alignment_target_size) == (one_layer, one_layer + 4)
     wide = EdrlMeaConfig(arrangement="linear", layer_combination="concatenate", **settings)

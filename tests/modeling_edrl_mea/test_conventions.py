@@ -117,6 +117,15 @@ def test_long_recordings_have_hidden_states_and_attentions_too(tiny_model):
     assert cut(**inputs).hidden_states is None
 
 
+def test_attentions_are_those_that_the_scores_come_from(tiny_model, recordings):
+    model = tiny_model("edrl")
+    output = model(**inputs_of(model, recordings), output_attentions=True)
+    for weights in output.attentions:
+        weights.retain_grad()
+    output.logits.sum().backward()
+    assert all(weights.grad is not None and weights.grad.any() for weights in output.attentions)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_the_attention_implementation_may_be_named(tiny_model, tmp_path, recordings, implementation):
     model = tiny_model("edrl_mea")
@@ -157,10 +166,12 @@ def test_reentrant_checkpointing_trains_layers_above_frozen_ones(tiny_model, rec
 @pytest.mark.parametrize("arrangement", ["linear", "edrl_mea"])
 def test_a_bfloat16_model_from_a_config_keeps_exact_buffers(tiny_model, arrangement):
     config = tiny_model(arrangement).config
-    model = AutoModelForAudioClassification.from_config(config, dtype=torch.bfloat16)
-    assert model.dtype == torch.bfloat16
-    buffers = [b for name, b in model.named_buffers() if "speech_embedding" in name or "alignment" in name]
-    assert buffers and all(buffer.dtype == torch.float32 for buffer in buffers)
+    from_config = AutoModelForAudioClassification.from_config(config, dtype=torch.bfloat16)
+    for model in (from_config, tiny_model(arrangement).bfloat16()):
+        assert model.dtype == torch.bfloat16
+        exact = ("speech_embedding", "alignment", "output_adaptation")
+        buffers = {name: buffer.dtype for name, buffer in model.named_buffers() if any(part in name for part in exact)}
+        assert len(buffers) >= 6 and set(buffers.values()) == {torch.float32}
 
 
 def test_weights_may_stay_off_the_device(tiny_model, recordings):

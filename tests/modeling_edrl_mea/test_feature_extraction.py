@@ -145,7 +145,7 @@ def test_the_mask_marks_each_recordings_own_samples(extract):
     assert batch["input_values"].dtype == np.float32
 
 
-def test_normalised_recordings_have_zero_mean_and_unit_variance():
+def test_normalized_recordings_have_zero_mean_and_unit_variance():
     extractor = EdrlMeaFeatureExtractor(do_normalize=True)
     batch = extractor([3 * tone(seconds=0.1) + 1, tone()], sampling_rate=RATE, return_tensors="np")
     for row, length in zip(batch["input_values"], (1600, 8000), strict=True):

@@ -37,9 +37,9 @@ def test_a_recording_without_a_label_does_not_count(tiny_model, training):
     model = tiny_model("linear").train(training)
     model.freeze_backbone()
     recordings = noise_recordings(3)
-    labelled = model(**inputs_of(model, recordings[:2]), labels=IDS[:2]).loss
+    labeled = model(**inputs_of(model, recordings[:2]), labels=IDS[:2]).loss
     with_third = model(**inputs_of(model, recordings), labels=torch.tensor([3, 0, -100])).loss
-    torch.testing.assert_close(with_third, labelled, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(with_third, labeled, atol=1e-4, rtol=1e-4)
     assert model(**inputs_of(model, recordings), labels=torch.full((3,), -100)).loss == 0
 
 

@@ -2,10 +2,9 @@
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from modeling_edrl_mea.speech_embedding import SpeechEmbedding, StatisticsPooling
+from modeling_edrl_mea.speech_embedding import SpeechEmbedding, frame_moments
 
 LAYERS, WIDTH = 3, 8
 
@@ -26,28 +25,26 @@ def statistics(count: int = 200) -> torch.Tensor:
     return (torch.randn(count, LAYERS * WIDTH) @ mixing + 5).view(count, LAYERS, WIDTH)
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean_std", "attentive"])
-def test_moments_of_two_parts_merge_into_those_of_the_whole(kind):
-    pooling, frames = StatisticsPooling(kind, WIDTH), [torch.randn(2, 50, WIDTH) + 3 for _ in range(LAYERS)]
+def test_moments_of_two_parts_merge_into_those_of_the_whole():
+    frames = [torch.randn(2, 50, WIDTH) + 3 for _ in range(LAYERS)]
     mask = torch.ones(2, 50, dtype=torch.bool)
-    whole = pooling.statistics(pooling.moments(frames, mask))
-    first = pooling.moments([layer[:, :13] for layer in frames], mask[:, :13])
-    second = pooling.moments([layer[:, 13:] for layer in frames], mask[:, 13:])
-    torch.testing.assert_close(pooling.statistics(first.merge(second)), whole, atol=1e-5, rtol=1e-5)
+    whole = frame_moments(frames, mask).statistics()
+    first = frame_moments([layer[:, :13] for layer in frames], mask[:, :13])
+    second = frame_moments([layer[:, 13:] for layer in frames], mask[:, 13:])
+    torch.testing.assert_close(first.merge(second).statistics(), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_pooling_is_the_mean_and_deviation_of_valid_frames_only():
-    pooling, frames = StatisticsPooling("mean_std", WIDTH), torch.randn(1, 20, WIDTH)
+    frames = torch.randn(1, 20, WIDTH)
     mask = torch.arange(20)[None] < 12
-    pooled = pooling.statistics(pooling.moments([frames], mask))[0, 0]
+    pooled = frame_moments([frames], mask).statistics()[0, 0]
     valid = frames[0, :12]
     torch.testing.assert_close(pooled, torch.cat([valid.mean(0), valid.std(0, unbiased=False)]))
 
 
-@pytest.mark.parametrize("kind", ["mean_std", "attentive"])
-def test_one_frame_gives_finite_statistics_and_gradients(kind):
-    pooling, frames = StatisticsPooling(kind, WIDTH), torch.randn(2, 1, WIDTH, requires_grad=True)
-    pooled = pooling.statistics(pooling.moments([frames], torch.ones(2, 1, dtype=torch.bool)))
+def test_one_frame_gives_finite_statistics_and_gradients():
+    frames = torch.randn(2, 1, WIDTH, requires_grad=True)
+    pooled = frame_moments([frames], torch.ones(2, 1, dtype=torch.bool)).statistics()
     pooled.sum().backward()
     assert pooled.isfinite().all() and frames.grad.isfinite().all()
 

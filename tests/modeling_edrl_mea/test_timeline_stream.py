@@ -23,7 +23,7 @@ def model(tiny_model):
 
 @pytest.fixture(scope="module")
 def recording():
-    """About 2 s whose loudness and colour change."""
+    """About 2 s whose loudness and color change."""
     return np.concatenate(noise_recordings(5, 0.4, seed=3))
 
 

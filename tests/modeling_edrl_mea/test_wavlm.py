@@ -23,7 +23,7 @@ def changed(config: WavLMConfig, **values) -> WavLMConfig:
     return WavLMConfig(**{**config.to_dict(), **values})
 
 
-def randomised(model):
+def randomized(model):
     """Weights that leave no term of the model at zero or one."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,7 +33,7 @@ def randomised(model):
 
 @pytest.fixture
 def stock(config) -> WavLMModel:
-    return randomised(WavLMModel(config))
+    return randomized(WavLMModel(config))
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_training_masks_frames_and_spares_recordings_shorter_than_a_mask(config)
 
 @pytest.mark.parametrize("published", [WavLMModel, WavLMForCTC])
 def test_published_checkpoints_load_completely(config, tmp_path, published):
-    stock = randomised(published(changed(config, vocab_size=8)))
+    stock = randomized(published(changed(config, vocab_size=8)))
     stock.save_pretrained(tmp_path)
     model, report = LengthAwareWavLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]

@@ -167,7 +167,7 @@ def test_the_pitch_target_is_high_at_the_period_of_a_voice_and_low_off_it():
     lags = 1 / torch.logspace(np.log10(60), np.log10(500), 48).flip(0)
     for hz in (120.0, 200.0):
         voice = tone(hz, 0.5) + tone(2 * hz, 0.5) / 2
-        frame = targets({"clean": torch.from_numpy(mixtures.normalise(voice))[None]})[0, 10, 80:]
+        frame = targets({"clean": torch.from_numpy(mixtures.normalize(voice))[None]})[0, 10, 80:]
         at_period, off_period = ((lags * hz - periods).abs().argmin() for periods in (1.0, 0.6))
         assert frame[at_period] > 0.8 and frame[off_period] < 0.2
 
@@ -222,10 +222,10 @@ def test_a_teacher_of_another_pace_is_refused(folders, tmp_path):
 def test_a_whisper_written_as_a_wavlm_says_nearly_the_same(teachers, tmp_path):
     rng = np.random.default_rng(0)
     voices = [
-        mixtures.coloured_noise(24000, rng) * (1.2 + np.sin(np.arange(24000) / rng.uniform(400, 4000)))
+        mixtures.colored_noise(24000, rng) * (1.2 + np.sin(np.arange(24000) / rng.uniform(400, 4000)))
         for _ in range(40)
     ]
-    voices = [mixtures.normalise(voice).astype(np.float32) for voice in voices]
+    voices = [mixtures.normalize(voice).astype(np.float32) for voice in voices]
     encoder = WhisperModel.from_pretrained(teachers["whisper"], dtype=torch.float32).encoder.eval()
     model = conversion.wavlm_from_whisper(
         encoder, WhisperFeatureExtractor.from_pretrained(teachers["whisper"]), voices[4:], 128

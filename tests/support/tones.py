@@ -31,8 +31,8 @@ def write_corpus(folder: Path, n_speakers: int, emotions=EMOTIONS) -> Path:
     return folder
 
 
-def write_backbone(folder: Path, config) -> Path:
-    torch.manual_seed(0)
+def write_backbone(folder: Path, config, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
     # A copy: models note in a config which attention they use, and the stock one knows eager attention only.
     WavLMModel(WavLMConfig.from_dict(config.to_dict(), attn_implementation="eager")).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)

@@ -1,12 +1,11 @@
 """Both stages of training, from recordings on disk to a directory that `pipeline` loads."""
 
 import json
-import re
 import resource
 import signal
 from pathlib import Path
 
-import numpy as np
+import datasets
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments, pipeline
@@ -20,7 +19,6 @@ from train.arguments import parse_arguments
 from train.data import embeddings as embeddings_room
 from train.data.embeddings import CacheError, EmbeddingCache
 from train.run_folder import RunError, RunFolder
-from train.trainer import EdrlMeaTrainer
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +183,26 @@ def test_a_corpus_with_some_of_the_models_emotions_is_tested_by_the_models_ids(t
     assert named == {"neutral": "neutral", "sadness": "sadness"}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "save_to_disk", "shares"])
+def test_a_dataset_that_was_saved_is_split_by_speaker(kind, tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = datasets.Dataset.from_csv(str(corpus / "metadata.csv"), cache_dir=str(tmp_path / "arrow"))
+    sounds = [{"bytes": (corpus / name).read_bytes(), "path": name} for name in table["file_name"]]
+    emotions = [
+        {e: 0.7 if e == own else 0.1 for e in EMOTIONS} if kind == "shares" else own for own in table["emotion"]
+    ]
+    columns = {"audio": sounds, "emotion": emotions, "speaker": list(table["speaker"])}
+    saved = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))
+    place = tmp_path / ("tones.parquet" if kind == "parquet" else "tones")
+    saved.to_parquet(str(place)) if kind == "parquet" else saved.save_to_disk(str(place))
+    _, arguments, _, _ = parse_arguments(["--dataset_name", str(place), "--use_cpu", "True"])
+    splits = run.read_splits(arguments, seed=0)
+    assert sum(map(len, splits.values())) == len(table)
+    assert splits["train"].features["label"].names == sorted(EMOTIONS)
+    speakers = [set(part["speaker"]) for part in splits.values()]
+    assert all(speakers) and sum(map(len, speakers)) == len(set.union(*speakers)) == len(set(table["speaker"]))
+
+
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open({"learning_rate": 0.1, "data": {"train": "1"}}, {})
@@ -219,7 +237,6 @@ def test_the_cache_says_what_to_do_where_it_cannot_be_written(tmp_path, corpus, 
         (["--max_length_seconds", "5"], "frozen backbone embeds whole"),
         (["--keep_last_n_layers", "2", "--arrangement", "mea"], "nothing by gradients"),
         (["--rir_dir", "rooms"], "noisy_copies"),
-        (["--on_bad_audio", "ignore"], "error or skip"),
         (["--push_to_hub", "True"], "hub_model_id"),
         (["--save_total_limit", "1"], "damaged"),
     ],
@@ -227,29 +244,6 @@ def test_the_cache_says_what_to_do_where_it_cannot_be_written(tmp_path, corpus, 
 def test_contradictory_settings_are_refused(flags, named):
     with pytest.raises(SystemExit, match=named):
         parse_arguments(["--use_cpu", "True", *flags])
-
-
-def test_stage_two_leaves_stage_one_untouched(tmp_path, backbone):
-    model = new_model(backbone, arrangement="edrl_mea")
-    data = embeddings(model)
-    trainer = EdrlMeaTrainer(model, arguments(tmp_path), data)
-    trainer.fit_speech_embedding()
-    trainer.train_disentanglement()
-    before = {name: tensor.clone() for name, tensor in model.named_parameters() if not name.startswith("classifier.")}
-    trainer.fit_alignment()
-    trainer.train_classifier()
-    after = dict(model.named_parameters())
-    assert model.stage == "alignment"
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-
-
-def test_every_loss_term_is_logged(tmp_path, backbone):
-    model = new_model(backbone, arrangement="edrl")
-    trainer = EdrlMeaTrainer(model, arguments(tmp_path, logging_steps=1), embeddings(model))
-    trainer.train()
-    logged = set().union(*trainer.state.log_history)
-    terms = ("classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance")
-    assert {f"loss_{term}" for term in terms} <= logged
 
 
 class Recordings(torch.utils.data.Dataset):
@@ -321,28 +315,6 @@ def test_all_broken_recordings_are_listed_at_once(tmp_path, backbone):
         )
 
 
-def test_copies_stay_linked_to_their_clean_originals(backbone):
-    model = new_model(backbone)
-    data = embeddings(model, 8)
-    both = data.with_copies([data.layer_statistics + 1])
-    assert torch.equal(both.layer_statistics[both.clean_rows], data.layer_statistics.repeat(2, 1, 1))
-
-
-def test_classes_count_the_same_however_rare():
-    labels = torch.tensor([0] * 9 + [1])
-    weights = Embeddings(torch.zeros(10, 1, 1), labels, [""] * 10, torch.arange(10)).sample_weights
-    assert weights[labels == 0].sum() == pytest.approx(weights[labels == 1].sum().item())
-    assert weights.mean() == pytest.approx(1)
-
-
-def test_corpora_count_the_same_in_each_class_that_they_have():
-    labels = torch.tensor([0] * 6 + [1] * 4)
-    corpora = ["large"] * 5 + ["small"] + ["large"] * 4
-    weights = Embeddings(torch.zeros(10, 1, 1), labels, [""] * 10, torch.arange(10), corpora).sample_weights
-    assert weights[:5].sum() == pytest.approx(weights[5].item())
-    assert weights[:6].sum() == pytest.approx(weights[6:].sum().item()) and weights.mean() == pytest.approx(1)
-
-
 def test_two_classes_get_the_probabilities_of_the_logistic_regression(backbone):
     model = EdrlMeaForAudioClassification.from_backbone(backbone, id2label={0: "low", 1: "high"}, arrangement="linear")
     data = embeddings(model)
@@ -364,12 +336,6 @@ def test_flags_win_over_the_file(tmp_path):
     assert (config.n_components, config.block_size, data.dataset_name) == (6, 8, ["a", "b"])
 
 
-def private_memory() -> int:
-    """Bytes that the system cannot take back by forgetting pages of files."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
-
-
 def test_statistics_beyond_memory_lie_in_a_file(tmp_path, corpus, backbone, monkeypatch):
     audio = sorted(str(path) for path in corpus.glob("*.wav"))
     cache = EmbeddingCache(new_model(backbone), tmp_path)
@@ -377,23 +343,3 @@ def test_statistics_beyond_memory_lie_in_a_file(tmp_path, corpus, backbone, monk
     monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 1000)
     assert torch.equal(cache.embed(audio), expected)
     assert len(list(cache.folder.glob("joined-*.f32"))) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
-def test_training_on_more_statistics_than_memory_takes_bounded_memory(tmp_path, backbone, monkeypatch):
-    monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 2**20)
-    model = new_model(backbone, arrangement="mea_edrl", alignment_target=["own_speech", "labels"])
-    cache, rng, chunks = EmbeddingCache(model, tmp_path), np.random.default_rng(0), []
-    for number in range(20):  # 20 × 50,000 × 3 × 64 float32: 768 MB
-        chunks.append(tmp_path / f"{number}.npy")
-        np.save(chunks[-1], rng.standard_normal((50_000, 3, 64), dtype=np.float32))
-    before = private_memory()
-    statistics = cache.joined(chunks)
-    labels = torch.arange(len(statistics)) % 4
-    data = Embeddings(statistics, labels, ["a"] * len(labels), torch.arange(len(labels)))
-    trainer = EdrlMeaTrainer(model, arguments(tmp_path / "out", max_steps=20), data)
-    trainer.train()
-    grown = private_memory() - before
-    print(f"{statistics.nbytes / 2**20:.0f} MiB of statistics, memory grew by {grown / 2**20:.0f} MiB")
-    assert grown < 0.25 * statistics.nbytes

@@ -5,6 +5,7 @@ predictions in each trial by `store_predictions`. So a run that was killed goes 
 shares a part with it starts from there. What fails is listed, and everything else stands.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from train.data.files import atomic_write, fingerprint
+from train.data.files import atomic_write, checksum, fingerprint
 from train.data.recordings import recording_names
 from train.evaluation.predictions import SUFFIXES, AdaptationMode, Predictions
 
@@ -165,9 +166,11 @@ class Benchmark:
             raise ValueError(f"{', '.join(unusable)} could not be read")
         conditions = self.usable(next(iter(trial.tests))) if trial.protocol == "folds" else [None]
         path = self.folder / "predictions" / f"{self.address(contender, trial, conditions)}.npz"
-        if not path.is_file():
+        found = read_predictions(path)
+        if found is None:
             store_predictions(path, contender.run(trial, data, conditions))
-        return read_predictions(path)
+            found = read_predictions(path)
+        return found
 
     def address(self, contender: Contender, trial: Trial, conditions: Sequence) -> str:
         def rows(by_corpus):
@@ -251,12 +254,20 @@ def store_predictions(path: Path, predictions: TrialPredictions) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"|".join(place): found for place, found in predictions.probabilities.items()}
     arrays |= {"|".join(place): found for place, found in predictions.temperatures.items()}
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getvalue() + checksum(path, [content.getbuffer()]))
 
 
-def read_predictions(path: Path) -> TrialPredictions:
-    with np.load(path) as stored:
+def read_predictions(path: Path) -> TrialPredictions | None:
+    """None where they are not there or damaged."""
+    content = path.read_bytes() if path.is_file() else b""
+    if len(content) < 5 or checksum(path, [content[:-4]]) != content[-4:]:
+        if content:
+            logger.warning("%s is damaged: its trial is run again.", path)
+        return None
+    with np.load(io.BytesIO(content[:-4])) as stored:
         arrays = {tuple(name.split("|")): stored[name] for name in stored.files}
     probabilities = {place: found for place, found in arrays.items() if len(place) == 3}
     return TrialPredictions(probabilities, {place: found for place, found in arrays.items() if len(place) == 2})

@@ -20,19 +20,19 @@ def read_database(folder: Path, label_column: str | None = None) -> list[dict]:
     header = yaml.safe_load((folder / HEADER).read_text(encoding="utf-8")) or {}
     wanted = (label_column,) if label_column else LABELS
     tables = {name: list(about.get("columns") or {}) for name, about in (header.get("tables") or {}).items()}
-    labelled = {name: next((c for c in wanted if c in columns), None) for name, columns in tables.items()}
-    labelled = {name: column for name, column in labelled.items() if column}
-    if not labelled:
+    labeled = {name: next((c for c in wanted if c in columns), None) for name, columns in tables.items()}
+    labeled = {name: column for name, column in labeled.items() if column}
+    if not labeled:
         raise CorpusError(f"no table of {str(folder / HEADER)!r} has a column {' or '.join(wanted)}: {tables}")
-    chosen = {name: _split_in(name) for name in labelled if _split_in(name)} or {next(iter(labelled)): None}
-    about = _about_files(folder, [name for name in tables if name not in labelled])
+    chosen = {name: _split_in(name) for name in labeled if _split_in(name)} or {next(iter(labeled)): None}
+    about = _about_files(folder, [name for name in tables if name not in labeled])
     languages = header.get("languages") or []
     rows = []
     for name, split in chosen.items():
         for row in _read(folder, name):
             more = {"split": split} if split else {}
             more |= {"language": languages[0]} if len(languages) == 1 else {}
-            label = {wanted[0]: row.get(labelled[name])}
+            label = {wanted[0]: row.get(labeled[name])}
             rows.append(about.get(row["file"], {}) | row | label | more)
     return [row for row in rows if row[wanted[0]] not in (None, "")]
 

@@ -65,11 +65,11 @@ def _complain_of_missing(name: str, folder: Path, found: list, missing: list[str
         raise CorpusError(f"{name} in {str(folder)!r} lists no recording; {first_files(folder)}")
     if not found:
         raise CorpusError(
-            f"none of the {len(missing)} labelled recordings of {name} is in {str(folder)!r}: "
+            f"none of the {len(missing)} labeled recordings of {name} is in {str(folder)!r}: "
             f"first {missing[0]}; {first_files(folder)}{hint}"
         )
     if missing:
-        logger.warning("%s: %d labelled recordings have no audio file, such as %s", name, len(missing), missing[0])
+        logger.warning("%s: %d labeled recordings have no audio file, such as %s", name, len(missing), missing[0])
 
 
 def _read_iemocap(folder: Path) -> list[Utterance]:
@@ -124,6 +124,17 @@ def _read_meld(folder: Path) -> list[Utterance]:
                 missing.append(f"{part}/{stem}")
     video = '. MELD ships video: for f in *.mp4; do ffmpeg -i "$f" -ac 1 -ar 16000 "${f%.mp4}.wav"; done'
     _complain_of_missing("meld", folder, found, missing, video)
+    return found
+
+
+def _read_kett(folder: Path) -> list[Utterance]:
+    """{emotional,plain}-to-emotional/SPEAKER/SPEAKERnnnnn: each hundred of a speaker's numbers is one emotion."""
+    found = []
+    for path in sorted(find_audio(folder)):
+        name = re.fullmatch(r"([en][a-z]{2})(\d{5})", path.stem)
+        if name and path.parts[-3].endswith("-to-emotional"):
+            found.append(Utterance(str(path), str((int(name[2]) - 1) // 100), name[1]))
+    _complain_of_missing("kett", folder, found, [])
     return found
 
 
@@ -285,6 +296,17 @@ _DECLARATIONS = (
         language="am",
         pattern=r"(?P<emotion>[a-z]\d)-\d\d-\d\d-\d\d-(?P<speaker>\d\d)",
         labels={"n1": "neutral", "f2": "fear", "h3": "happiness", "s4": "sadness", "a5": "anger"},
+    ),
+    Corpus(
+        name="kett",
+        title="Korean Emotion TTS",
+        homepage="https://github.com/emotiontts/emotiontts_open_db",
+        licence="cc-by-nc-sa-4.0",
+        language="ko",
+        read=_read_kett,
+        marker="*-to-emotional",
+        # Its own README swaps anger and sadness: what is read and the pitch say so.
+        labels={"0": "neutral", "1": "happiness", "2": "sadness", "3": "anger"},
     ),
     Corpus(
         name="iemocap",

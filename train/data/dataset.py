@@ -5,22 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from modeling_edrl_mea.embeddings import Embeddings, balanced_weights
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .embeddings import EmbeddingCache
-from .recordings import recording_names
+from .recordings import CorpusError, recording_names
 
 if TYPE_CHECKING:
     from train.degradation.augmentation import Augmentation
-from torch.utils.data import DataLoader, Sampler
 
 
 @dataclass
@@ -54,6 +56,17 @@ class SpeechDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Samples of each recording and copy as the dataset gives them; decodes all recordings once."""
+        limit = self._limit or float("inf")
+        return [int(min(len(load_recording(recording)), limit)) for recording in self.audio] * (1 + self.n_copies)
+
+    @property
+    def _limit(self) -> int | None:
+        """Samples that a recording has at most."""
+        return self.max_length_seconds and int(self.max_length_seconds * SAMPLING_RATE)
+
     def __getitem__(self, row: int) -> dict:
         copy, original = divmod(row, len(self.audio))
         waveform = load_recording(self.audio[original])
@@ -66,7 +79,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         }
 
     def _stretch(self, waveform: np.ndarray, row: int) -> np.ndarray:
-        limit = self.max_length_seconds and int(self.max_length_seconds * SAMPLING_RATE)
+        limit = self._limit
         if not limit or len(waveform) <= limit:
             return waveform
         start = np.random.default_rng([self.seed, self.epoch, row]).integers(len(waveform) - limit + 1)
@@ -114,13 +127,15 @@ class EpochBatches(Sampler[list[int]]):
     The batches are those that one process would form: `batch_size` recordings over all processes, every recording once
     an epoch, none repeated to fill the last batch. Where the last batch has fewer recordings than there are processes
     it joins the one before. The order is a function of seed and epoch alone.
+
+    `lengths`: samples of each recording, where those of a batch are to be of like length, so that little is padded.
     """
 
-    def __init__(self, dataset, batch_size: int, seed: int, rank: int = 0, n_processes: int = 1):
+    def __init__(self, dataset, batch_size: int, seed: int, rank: int = 0, n_processes: int = 1, lengths=None):
         if len(dataset) < n_processes:
-            raise ValueError(f"{len(dataset)} recordings cannot be divided among {n_processes} processes.")
+            raise CorpusError(f"{len(dataset)} recordings cannot be divided among {n_processes} processes.")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.rank, self.n_processes = rank, n_processes
+        self.rank, self.n_processes, self.lengths = rank, n_processes, lengths
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -133,10 +148,16 @@ class EpochBatches(Sampler[list[int]]):
         return max(1, whole + (rest >= self.n_processes))
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset))
         ends = [self.batch_size * (i + 1) for i in range(len(self) - 1)]
-        for batch in np.split(order, ends):
+        for batch in np.split(self._order(), ends):
             yield np.array_split(batch, self.n_processes)[self.rank].tolist()
+
+    def _order(self) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.lengths is None:
+            return rng.permutation(len(self.dataset))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        return np.array(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class EpochLoader(DataLoader):
@@ -154,6 +175,7 @@ def epoch_loader(dataset, args, collate_fn) -> EpochLoader:
         args.data_seed if args.data_seed is not None else args.seed,
         args.process_index,
         args.world_size,
+        getattr(dataset, "lengths", None) if args.train_sampling_strategy == "group_by_length" else None,
     )
     return EpochLoader(
         dataset,

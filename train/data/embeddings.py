@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
-from .files import atomic_write, content_hash, fingerprint, fingerprint_of_weights
+from .files import atomic_write, checksum, content_hash, fingerprint, fingerprint_of_weights
 from .recordings import listed
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
@@ -43,10 +42,7 @@ class EmbeddingCache:
         """`processes`: an accelerate `PartialState` or `Accelerator`, where several share the work."""
         self.model, self.processes = model, processes
         self.folder = Path(folder) / fingerprint_of(model)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CacheError(f"{self.folder}: {error.strerror}. Give another folder as --embedding_cache.") from error
+        make_folder(self.folder)
 
     def embed(
         self,
@@ -112,11 +108,9 @@ class EmbeddingCache:
         path = self.folder / f"joined-{name}.f32"
         if not _is_joined(path, 4 * math.prod(shape)):
             with _clear_errors(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
-                checksum = 0
                 for part in parts:
                     part.tofile(file)
-                    checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
-                file.write(checksum.to_bytes(4, "little"))
+                file.write(checksum(path, map(np.ascontiguousarray, parts)))
         # Private pages: torch wants them writable, and nothing is written.
         return torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))
 
@@ -135,7 +129,7 @@ class EmbeddingCache:
         content = io.BytesIO()
         np.save(content, statistics[np.argsort(by_length)])
         with _clear_errors(path), atomic_write(path) as temporary:
-            temporary.write_bytes(content.getvalue() + _checksum(content.getbuffer()))
+            temporary.write_bytes(content.getvalue() + checksum(path, [content.getbuffer()]))
 
     def _chunk_path(self, audio, keys, condition) -> Path:
         digest = hashlib.sha256((condition.fingerprint if condition is not None else "clean").encode())
@@ -145,16 +139,24 @@ class EmbeddingCache:
         return self.folder / f"{digest.hexdigest()[:32]}.npy"
 
 
+def make_folder(folder: Path) -> None:
+    """CacheError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{folder}: {error.strerror}. Give another folder as --embedding_cache.") from error
+
+
 def fingerprint_of(model: EdrlMeaForAudioClassification) -> str:
     """16 hexadecimal digits that change with anything that changes layer statistics."""
     config = model.config
     settings = (
-        config.pooling,
+        "mean_std",  # the statistics
         config.normalize_waveform,
         config.max_window_seconds,
         config.window_overlap_seconds,
     )
-    return fingerprint_of_weights(model.backbone, model.edrl_mea.pooling, settings=repr(settings))
+    return fingerprint_of_weights(model.backbone, settings=repr(settings))
 
 
 def _name_of(recording) -> str:
@@ -169,22 +171,16 @@ def _is_whole(path: Path) -> bool:
         content = memoryview(path.read_bytes())
     except OSError:
         return False
-    return len(content) > 4 and _checksum(content[:-4]) == content[-4:]
+    return len(content) > 4 and checksum(path, [content[:-4]]) == content[-4:]
 
 
 def _is_joined(path: Path, size: int) -> bool:
     """Whether a file of so many bytes is there and ends with their checksum."""
     if not path.is_file() or path.stat().st_size != size + 4:
         return False
-    checksum = 0
     with open(path, "rb") as file:
-        for start in range(0, size, BLOCK):
-            checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
-        return file.read() == checksum.to_bytes(4, "little")
-
-
-def _checksum(content) -> bytes:
-    return zlib.crc32(content).to_bytes(4, "little")
+        blocks = (file.read(min(BLOCK, size - start)) for start in range(0, size, BLOCK))
+        return checksum(path, blocks) == file.read()
 
 
 @contextmanager

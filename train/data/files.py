@@ -5,12 +5,15 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from modulefinder import ModuleFinder
 from pathlib import Path
 from uuid import uuid4
+
+from safetensors.torch import save
 
 from modeling_edrl_mea.recordings import check_file
 
@@ -48,6 +51,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file. The library's own `save_file` makes it readable by its owner alone, leaves a hidden file
+    beside it where the process is killed, and says of a full disk what is no OSError."""
+    path.write_bytes(save(tensors, metadata))
+
+
 def remove_unfinished(folder: str | Path, name: str = "*") -> None:
     """Remove what killed writers of files of this name left in a folder (not below it) that no other process is writing
     to; nobody else's files end like that."""
@@ -72,6 +81,15 @@ def file_hash(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def checksum(path: Path, content: Iterable) -> bytes:
+    """4 bytes that change with a file's content, given in parts, and with its place: so another file in its stead is
+    found too."""
+    value = zlib.crc32(f"{path.parent.name}/{path.stem}".encode())
+    for part in content:
+        value = zlib.crc32(part, value)
+    return value.to_bytes(4, "little")
 
 
 def content_hash(recording) -> bytes:

@@ -133,7 +133,7 @@ def _read_part(part, split: str, source: str, columns: tuple, folder: Path, firs
     for number, row in enumerate(part, start=first):
         where = f"row {number} of {source!r}"
         if row[label] in (None, "", []) or (classes and row[label] == -1):
-            raise CorpusError(f"{where} has no {label}; choose a labelled split")
+            raise CorpusError(f"{where} has no {label}; choose a labeled split")
         value = row[label][0] if isinstance(row[label], list) and len(row[label]) == 1 else row[label]
         emotion = classes[value] if classes and isinstance(value, int) else emotion_of(value, where)
         name = _write_recording(row[audio], folder, where)

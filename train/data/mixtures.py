@@ -31,7 +31,7 @@ def decode(path: str) -> np.ndarray:
 def opensmile_features(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """openSMILE's ComParE 2016 of samples (n,) int16: functionals (6373,) and low-level descriptors (10 ms frames, 65).
 
-    The recording is first brought to one level: the backbone hears it normalised, and cannot know how loud it was.
+    The recording is first brought to one level: the backbone hears it normalized, and cannot know how loud it was.
     """
     import opensmile
 
@@ -134,7 +134,7 @@ def num_frames(num_samples, convolutions=CONVOLUTIONS):
     return num_samples
 
 
-def normalise(signal: np.ndarray) -> np.ndarray:
+def normalize(signal: np.ndarray) -> np.ndarray:
     """Zero mean, unit variance, as Wav2Vec2FeatureExtractor with do_normalize."""
     return (signal - signal.mean()) / np.sqrt(signal.var() + 1e-7)
 
@@ -147,7 +147,7 @@ def crop(signal: np.ndarray, length: int, rng) -> np.ndarray:
     return signal[start : start + length]
 
 
-def coloured_noise(length: int, rng) -> np.ndarray:
+def colored_noise(length: int, rng) -> np.ndarray:
     """Gaussian noise (length,) whose power falls as 1 / f^slope, slope drawn from 0 (white) to 2 (brown)."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
     spectrum *= np.arange(1, len(spectrum) + 1) ** (-rng.uniform(0, 2) / 2)
@@ -200,8 +200,8 @@ class MixtureStream(Dataset):
         frames = [num_frames(len(signal), self.convolutions) for signal in crops]
         mask = np.zeros((len(crops), max(frames)), bool)
         for i, signal in enumerate(crops):
-            clean[i, : len(signal)] = normalise(signal)
-            noisy[i, : len(signal)] = normalise(self.disturb(signal, rng))
+            clean[i, : len(signal)] = normalize(signal)
+            noisy[i, : len(signal)] = normalize(self.disturb(signal, rng))
             mask[i, : frames[i]] = self.span_mask(frames[i], rng)
         batch = {
             "clean": torch.from_numpy(clean),
@@ -237,11 +237,11 @@ class MixtureStream(Dataset):
         if kind < 0.5 and self.noise is not None:
             added = sum(crop(self.noise[rng.integers(len(self.noise))], length, rng) for _ in range(2))
         elif kind < 0.65:
-            added = coloured_noise(length, rng)
+            added = colored_noise(length, rng)
         else:  # a second voice, or babble
             voices = 1 if kind < 0.85 else rng.integers(3, 7)
             others = rng.choice(len(self.speech), voices)
-            added = sum(normalise(crop(self.speech[i], length, rng)) for i in others)
+            added = sum(normalize(crop(self.speech[i], length, rng)) for i in others)
         snr = rng.uniform(-3, 20)
         gain = np.sqrt(signal.var() / (added.var() + 1e-9) * 10 ** (-snr / 10))
         return signal + (gain * added).astype(np.float32)

@@ -20,7 +20,7 @@ from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .effects import keyed_generator, mix_at_snr, reverberate, rms, through_mp3
 from .rooms import measured_rooms, synthetic_room
-from .sources import content_of, noise_files, recording
+from .sources import SoundError, content_of, noise_files, recording
 
 ADDITIVE = {"noise": 3, "babble": 1, "gaussian": 1, "coloured": 1}  # how often each; recordings teach most
 CHANNEL = ("band_limit", "codec")
@@ -146,7 +146,7 @@ class RecordedNoise(BaseWaveformTransform):
         try:
             return mix_at_snr(samples, recording(file), snr_db, _drawn_generator())
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise SoundError(f"{file}: {error}") from error
 
 
 class Babble(BaseWaveformTransform):

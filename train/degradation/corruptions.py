@@ -13,6 +13,10 @@ Each kind at level 1 (mild), 2 and 3 (hard):
           packet_loss                     5, 10, 20 % of packets of 20 ms, silent
           room_and_noise                  room and then noise (Gaussian without recordings) of the same level
 
+RobuSER makes its kinds with audiomentations; where ours differ from those, `effects.py` says so. One difference is
+common to all: RobuSER brings every corrupted recording to a peak of 1 afterwards. Here levels stay as they are, since a
+model may hear them, and clean recordings are not brought there either.
+
 Noise and rooms are those of the testing part of their folders, which augmentation never sees. A recording
 meets the same noise clip from the same start at every level, and loses the same packets and more.
 """
@@ -28,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from .effects import (
+    TRANSITION,
     add_gaussian,
     clip_percentile,
     gain_transition,
@@ -40,7 +45,7 @@ from .effects import (
     through_telephone,
 )
 from .rooms import can_simulate, measured_rooms, simulated_room, synthetic_room
-from .sources import content_of, noise_files, noise_sources, recording
+from .sources import SoundError, content_of, noise_files, noise_sources, recording
 
 LEVELS = (1, 2, 3)
 NOISE_SNR_DB = (20, 10, 0)
@@ -166,7 +171,7 @@ def _clipping(level: int) -> tuple[dict, Degrade]:
 
 def _gain_transition(level: int) -> tuple[dict, Degrade]:
     low, high = GAIN_DB[level - 1]
-    return {"gain_db": [low, high]}, partial(_move_gain, low_db=low, high_db=high)
+    return {"gain_db": [low, high], "transition": TRANSITION}, partial(_move_gain, low_db=low, high_db=high)
 
 
 def _telephone(level: int) -> tuple[dict, Degrade]:
@@ -198,7 +203,7 @@ def _add_recording(speech, rng, files, snr_db):
     try:
         return mix_at_snr(speech, recording(file), snr_db, rng)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise SoundError(f"{file}: {error}") from error
 
 
 def _add_gaussian(speech, rng, snr_db):

@@ -10,14 +10,17 @@ import io
 
 import numpy as np
 import soundfile
+import torch
 from scipy import signal
 from scipy.fft import next_fast_len
+from torchaudio.functional import add_noise
 
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 MP3_DELAY = 1105  # samples: LAME's encoder delay 576 + decoder delay 529
 MP3_KBITS = (8, 160)  # MPEG-2 layer III, the version that goes with 16 kHz
 OPUS_KBITS = (6, 256)  # libsndfile's range for one channel
+TRANSITION = 0.5  # of a recording, over which its gain moves
 PACKET = SAMPLING_RATE // 50  # 20 ms of speech, as most voice-over-IP sends at once
 
 
@@ -65,19 +68,18 @@ def mix_at_snr(
     """Speech with noise added at a signal-to-noise ratio in dB; the speech keeps its level.
 
     The ratio is that of the RMS of the whole recording to the RMS of the noise that is mixed in, which is
-    what RobuSER does: pauses count. RobuSER pads short noise with zeros. Here, noise of another length is cut or
-    repeated from a start drawn from `rng` (without one, from its beginning). Silent speech has no SNR and comes
-    back unchanged. ValueError where the noise is empty or silent.
+    what RobuSER does: pauses count. RobuSER pads short noise with zeros. Here, as in audiomentations, it is repeated,
+    from a start drawn from `rng` (without one, from its beginning), and longer noise is cut. Silent speech has no SNR
+    and comes back unchanged. ValueError where the noise is empty or silent.
     """
     if rng is not None:
         noise = noise_segment(noise, len(speech), rng)
     elif len(noise):
         noise = np.take(noise, np.arange(len(speech)), mode="wrap")
-    speech_level, noise_level = rms(speech), rms(noise) if len(noise) else 0.0
-    if noise_level == 0.0:
+    if not len(noise) or rms(noise) == 0.0:
         raise ValueError("The noise is empty or silent, so no SNR can be reached: use another recording.")
-    gain = speech_level / noise_level * 10 ** (-snr_db / 20)
-    return (speech + gain * noise.astype(np.float64)).astype(np.float32)
+    speech, noise, snr = (torch.tensor(value, dtype=torch.float64) for value in (speech, noise, snr_db))
+    return add_noise(speech, noise, snr).float().numpy()
 
 
 def add_gaussian(speech: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
@@ -92,9 +94,11 @@ def reverberate(speech: np.ndarray, impulse_response: np.ndarray) -> np.ndarray:
     """Speech in a room: convolved, aligned to the direct sound, cut to its length, at its former RMS.
 
     `impulse_response`: `(m,)`, 16 kHz. Without the alignment a distant microphone would shift the speech, and
-    without the level a large room would be recognised by its loudness.
+    without the level a large room would be recognised by its loudness. audiomentations' ApplyImpulseResponse, which
+    RobuSER uses, does not align, and brings the peak to 0.5.
     """
     direct = int(np.abs(impulse_response).argmax())
+    # Overlap-add: faster than torchaudio's fftconvolve, which transforms the whole recording, and closer.
     wet = signal.oaconvolve(speech, impulse_response)[direct : direct + len(speech)]
     wet = np.pad(wet, (0, len(speech) - len(wet)))
     level = rms(wet)
@@ -160,7 +164,10 @@ def lose_packets(speech: np.ndarray, share: float, rng: np.random.Generator) -> 
 
 
 def clip_percentile(speech: np.ndarray, percent: float) -> np.ndarray:
-    """Speech with `percent` % of its samples clipped, half above and half below."""
+    """Speech with `percent` % of its samples clipped, half above and half below.
+
+    As audiomentations' ClippingDistortion, which knows whole percents only: an odd one it rounds down.
+    """
     low, high = np.percentile(speech, [percent / 2, 100 - percent / 2])
     return np.clip(speech, low, high).astype(np.float32)
 
@@ -168,14 +175,13 @@ def clip_percentile(speech: np.ndarray, percent: float) -> np.ndarray:
 def gain_transition(speech: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator) -> np.ndarray:
     """Speech whose gain moves between two random values in `[low_db, high_db]`.
 
-    It moves linearly in dB, over 0.2 to 6 s from a random moment, the defaults of audiomentations'
-    GainTransition. RobuSER sets a transition of half the recording (0.5 as a fraction) instead, and normalizes peaks
-    afterwards, which here is left out: figures are close to RobuSER's, not the same.
+    It moves linearly in dB over half the recording, from a random moment that may lie before its start:
+    audiomentations' GainTransition with durations of 0.5 as a fraction, as RobuSER sets it.
     """
     start_db, end_db = rng.uniform(low_db, high_db, 2)
-    duration = rng.uniform(0.2, 6.0) * SAMPLING_RATE
-    begin = rng.uniform(-duration, len(speech))
-    progress = np.clip((np.arange(len(speech)) - begin) / duration, 0, 1)
+    duration = max(3, round(TRANSITION * len(speech)))
+    begin = rng.integers(2 - duration, len(speech) - 1)
+    progress = np.clip((np.arange(len(speech)) - begin) / (duration - 1), 0, 1)
     return (speech * 10 ** ((start_db + (end_db - start_db) * progress) / 20)).astype(np.float32)
 
 

@@ -22,15 +22,19 @@ TRAINING_FOLDS = (1, 2, 3)  # of ESC-50's five; 4 and 5 are left for testing
 Part = Literal["training", "testing", "all"]
 
 
+class SoundError(ValueError):
+    """Recordings of noise or rooms that cannot be used; the message names them and the remedy."""
+
+
 def sound_files(folder: str | Path) -> list[Path]:
     """All audio files under a folder, sorted by their path in it. ValueError where there is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder. Give one that holds audio files, or none at all.")
+        raise SoundError(f"{folder} is not a folder. Give one that holds audio files, or none at all.")
     files = find_audio(folder)
     if not files:
         endings = ", ".join(sorted(AUDIO_EXTENSIONS))
-        raise ValueError(f"{folder} holds no audio file ({endings}). Add some, or leave this folder out.")
+        raise SoundError(f"{folder} holds no audio file ({endings}). Add some, or leave this folder out.")
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -61,7 +65,7 @@ def noise_files(
     if source is not None:
         chosen = {path for path in chosen if _row(rows, path, folder).get("source") == source}
     if not chosen:
-        raise ValueError(
+        raise SoundError(
             f"{folder} has no noise recording left for {part} (folds {folds}, source {source}). At least two "
             "files are needed where noise serves both in training and in testing: add recordings."
         )
@@ -134,7 +138,7 @@ def _metadata(folder: Path) -> dict[str, dict]:
     """Rows of the folder's metadata by file name (as written there); empty where there is none."""
     for name in METADATA_FILES:
         if (folder / name).is_file():
-            with open(folder / name, newline="", encoding="utf-8") as lines:
+            with open(folder / name, newline="", encoding="utf-8", errors="replace") as lines:
                 rows = list(csv.DictReader(lines))
             return {row.get("file_name") or row.get("filename") or "": row for row in rows}
     return {}

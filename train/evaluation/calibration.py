@@ -26,7 +26,7 @@ def negative_log_likelihood(references: np.ndarray, probabilities: np.ndarray) -
 
 
 def fit_temperature(references, probabilities, speakers) -> float:
-    """The temperature for held-out references (N,) given probabilities (N, C), shrunk towards 1.
+    """The temperature for held-out references (N,) given probabilities (N, C), shrunk toward 1.
 
     log T is the likeliest one times n / (n + PRIOR_SPEAKERS) for n speakers (N,), as they are few of all there are, and
     times a share of [`SHARES`]: the one under which temperatures fitted on some speakers make the others likeliest.

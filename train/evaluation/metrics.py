@@ -295,4 +295,4 @@ def _probabilities(probabilities) -> np.ndarray:
 
 def _warn_of_absent(names: list[str]) -> None:
     if names:
-        warnings.warn(f"No reference is labelled {', '.join(names)}: left out of UAR and macro-F1.", stacklevel=3)
+        warnings.warn(f"No reference is labeled {', '.join(names)}: left out of UAR and macro-F1.", stacklevel=3)

@@ -14,6 +14,7 @@ from scripts import benchmark_robustness
 from tests.support.tones import write_backbone, write_corpus
 from train.benchmark import report as benchmark_report
 from train.benchmark import runner as benchmark
+from train.benchmark.contenders import TrialPredictions
 from train.benchmark.recipes import Recipe
 from train.evaluation.predictions import SUFFIXES
 from train.evaluation.report import validate
@@ -110,6 +111,20 @@ def test_a_repetition_trains_nothing_and_says_the_same(folders, tmp_path, report
     again = benchmark_robustness.main(arguments(folders, tmp_path, "--baseline", "linear"))
     plain = [row for row in report["results"] if row["model"] in ("linear", "ours")]
     assert again["results"] == plain and not again["errors"]
+
+
+def test_predictions_that_are_damaged_or_of_another_trial_are_none(tmp_path):
+    for name in ("trial", "other"):
+        probabilities = {("plain", "a", "clean"): np.full((3, 4), 0.25 + (name == "other"))}
+        benchmark.store_predictions(tmp_path / name, TrialPredictions(probabilities))
+    assert (benchmark.read_predictions(tmp_path / "trial").probabilities["plain", "a", "clean"] == 0.25).all()
+    whole, other = ((tmp_path / name).read_bytes() for name in ("trial", "other"))
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(0, len(whole), 7)]
+    for damaged in (*flipped, bytes(len(whole)), whole[: len(whole) // 2], b"", other):
+        (tmp_path / "trial").write_bytes(damaged)
+        assert benchmark.read_predictions(tmp_path / "trial") is None
+    (tmp_path / "trial").unlink()
+    assert benchmark.read_predictions(tmp_path / "trial") is None
 
 
 def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, report, monkeypatch, no_plots):

@@ -13,7 +13,7 @@ from train.data.recordings import CorpusError
 
 @pytest.mark.parametrize("name", TREES)
 @pytest.mark.parametrize("extension", [".wav", ".ogg"])
-def test_a_corpus_is_recognised_and_read_by_its_file_names(name, extension, tmp_path):
+def test_a_corpus_is_recognized_and_read_by_its_file_names(name, extension, tmp_path):
     tree = {str(Path(file).with_suffix(extension)): what for file, what in TREES[name].items()}
     touch(tmp_path / "download", *tree, "README.txt")
     dataset = load(tmp_path / "download")
@@ -78,7 +78,7 @@ def test_songs_of_ravdess_are_left_out(tmp_path):
     assert len(load(tmp_path, corpus="ravdess")) == 1
 
 
-@pytest.mark.parametrize("name", ["emodb", "ravdess", "nemo", "ased"])
+@pytest.mark.parametrize("name", ["emodb", "ravdess", "nemo", "ased", "kett"])
 def test_a_real_corpus_agrees_with_its_metadata(name, shared_data):
     folder = shared_data / name
     if not folder.is_dir():

@@ -76,6 +76,23 @@ def test_a_chunk_damaged_anywhere_is_computed_again(tmp_path, audio, tiny_model,
         assert chunk.read_bytes() == whole, place
 
 
+def test_progress_counts_recordings(tmp_path, audio, tiny_model, capsys):
+    assert len(audio) % embeddings.CHUNK
+    EmbeddingCache(tiny_model("linear"), tmp_path).embed(audio)
+    assert f"{len(audio)}/{len(audio)}" in capsys.readouterr().err
+
+
+def test_a_chunk_of_another_backbone_is_computed_again(tmp_path, audio, tiny_model):
+    cache, other = (
+        EmbeddingCache(tiny_model("linear", pooling=pooling), tmp_path) for pooling in ("mean", "attentive")
+    )
+    expected, _ = cache.embed(audio), other.embed(audio)
+    (chunk,), (strange,) = (list(held.folder.iterdir()) for held in (cache, other))
+    assert chunk.name == strange.name
+    chunk.write_bytes(strange.read_bytes())
+    assert torch.equal(cache.embed(audio), expected)
+
+
 def test_processes_that_look_at_different_times_leave_no_chunk_to_the_other(
     tmp_path, audio, tiny_model, small_chunks, monkeypatch
 ):
@@ -98,7 +115,7 @@ def test_a_read_only_cache_serves_what_it_holds_and_says_what_it_lacks(audio, ti
     ):
         cache.embed(audio, title="test speech")
     with pytest.raises(CacheError, match="Read-only.*--embedding_cache"):
-        EmbeddingCache(tiny_model("linear", pooling="mean"), folder)
+        EmbeddingCache(tiny_model("linear", max_window_seconds=10.0), folder)
 
 
 def test_on_a_full_disk_what_is_cached_is_kept_and_room_is_all_it_needs(audio, tiny_model, small_chunks, small_disk):

@@ -119,10 +119,10 @@ def test_the_same_recordings_are_used_where_the_hub_no_longer_answers(shards, mo
 
 def test_rows_without_label_or_recording_are_named(tmp_path):
     names = ClassLabel(names=["anger", "sadness"])
-    unlabelled = [row | {"emotion": label} for row, label in zip(rows_of("x x"), (0, -1), strict=True)]
-    write_shard(tmp_path / "unlabelled" / "train.parquet", unlabelled, names)
-    with pytest.raises(CorpusError, match="row 1 of '.*unlabelled' has no emotion"):
-        load(tmp_path / "unlabelled")
+    unlabeled = [row | {"emotion": label} for row, label in zip(rows_of("x x"), (0, -1), strict=True)]
+    write_shard(tmp_path / "unlabeled" / "train.parquet", unlabeled, names)
+    with pytest.raises(CorpusError, match="row 1 of '.*unlabeled' has no emotion"):
+        load(tmp_path / "unlabeled")
     write_shard(tmp_path / "silent" / "train.parquet", [*rows_of("sad"), rows_of("sad")[0] | {"audio": None}])
     with pytest.raises(CorpusError, match="row 1 of '.*silent' has no recording"):
         load(tmp_path / "silent")

@@ -1,6 +1,6 @@
-"""Published test-time adaptation above a frozen backbone, to compare `adapt` with: each from unlabelled recordings of a
-test to logits (N, C) for them. Where a method adapts normalisation layers, these are scale and shift of the speech
-embedding, the one normalisation that the heads have."""
+"""Published test-time adaptation above a frozen backbone, to compare `adapt` with: each from unlabeled recordings of a
+test to logits (N, C) for them. Where a method adapts normalization layers, these are scale and shift of the speech
+embedding, the one normalization that the heads have."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 STEPS = 10  # of gradient descent on all recordings of a test
-SAR_RADIUS = 0.05  # of SAR's neighbourhood, as published
+SAR_RADIUS = 0.05  # of SAR's neighborhood, as published
 ENTROPY_MARGIN = 0.4  # of log C, above which SAR and EATA do not learn from a recording, as published
 
 
@@ -24,7 +24,7 @@ def standardized(model, statistics: torch.Tensor, prior: float) -> torch.Tensor:
 
 
 def tent(model, statistics: torch.Tensor, rate: float) -> torch.Tensor:
-    """Entropy minimisation (Wang et al. 2021)."""
+    """Entropy minimization (Wang et al. 2021)."""
     return _descended(model, statistics, rate, lambda logits, _: _entropy(logits).mean())
 
 
@@ -92,7 +92,7 @@ def t3a(model, statistics: torch.Tensor, kept: int) -> torch.Tensor:
 
 # Each with the settings among which cross-validation chooses.
 METHODS: Mapping[str, tuple[Callable, tuple]] = {
-    "standardised (AdaBN)": (standardized, (0.0, 3.0, 16.0, 64.0, 256.0)),
+    "standardized (AdaBN)": (standardized, (0.0, 3.0, 16.0, 64.0, 256.0)),
     "TENT": (tent, (1e-4, 1e-3, 1e-2)),
     "EATA": (eata, (1e-4, 1e-3, 1e-2)),
     "SAR": (sar, (1e-4, 1e-3, 1e-2)),
@@ -111,7 +111,7 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _descended(model, statistics, rate, loss, radius: float = 0.0) -> torch.Tensor:
-    """Logits after so many steps of scale and shift of the standardised statistics down a loss."""
+    """Logits after so many steps of scale and shift of the standardized statistics down a loss."""
     speech = model.edrl_mea.speech_embedding
     rows = (statistics - speech.mean) / speech.scale
     start = [torch.ones_like(speech.mean), torch.zeros_like(speech.mean)]
@@ -134,7 +134,7 @@ def _descended(model, statistics, rate, loss, radius: float = 0.0) -> torch.Tens
 
 
 def _at_the_worst_nearby(parameters, radius: float, optimizer, value) -> None:
-    """Leave the gradients of the point within `radius` where the loss is highest (sharpness-aware minimisation)."""
+    """Leave the gradients of the point within `radius` where the loss is highest (sharpness-aware minimization)."""
     norm = torch.stack([part.grad.norm() for part in parameters]).norm().clamp_min(1e-12)
     moves = [radius * part.grad / norm for part in parameters]
     with torch.no_grad():
