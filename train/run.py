@@ -32,6 +32,7 @@ from transformers import AutoConfig, set_seed
 
 from hub_card.machine_traces import without_tokens
 from hub_card.publish import publish
+from hub_card.wording import figures_explained
 from modeling_edrl_mea import RecordingError
 from train.arguments import given_settings, parse_arguments, resolved
 from train.data.corpora import concatenate_corpora, load_corpus
@@ -361,7 +362,7 @@ def save(trainer: EdrlMeaTrainer, report: dict) -> None:
     why = explanation_of_scores(folder)
     if why:
         print(f"\n{why}")
-    print(f"\n{results_table(report['results'], with_model=False)}\n")
+    print(f"\n{results_table(report['results'], with_model=False)}\n\n{figures_explained(report['results'])}\n")
     print(f"Saved to {folder}: pipeline('audio-classification', model='{folder}')")
 
 

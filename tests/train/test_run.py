@@ -53,7 +53,9 @@ def arguments(folder, **kwargs) -> TrainingArguments:
 
 
 @pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
-def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_path, corpus, backbone, arrangement):
+def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(
+    tmp_path, corpus, backbone, arrangement, capsys
+):
     other = write_corpus(tmp_path / "other", n_speakers=2)
     report = run.main(
         [
@@ -67,6 +69,10 @@ def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(tmp_p
     tested = {(row["protocol"], row["test"], row["condition"], row["level"]) for row in report["results"]}
     assert {("clean", "tones", "clean", None), ("cross_corpus", "other", "clean", None)} <= tested
     assert ("corruption", "tones", "gaussian", 2) in tested
+    for text in (capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()):
+        assert "| train | tones |" in text and text.count("UAR: recall of each emotion") == 1 and "**Caution:**" in text
+    trained = [row for part in ("train", "validation") for row in report["training"]["splits"][part]]
+    assert len(report["training"]["heard"]) == 8 * len(set(trained))
     assert json.loads((tmp_path / "out" / "report.json").read_text())["results"] == report["results"]
     speakers = report["training"]["splits"]
     assert not set(speakers["train"]) & set(speakers["test"]) and not set(speakers["train"]) & set(
