@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked_runs import WRITES, Disk, Ended, differences, in_parallel, preload, stop_at_step, train
+from tests.support.forked_runs import WRITES, Disk, Ended, differences, in_parallel, stop_at_step, train
 from tests.support.tones import write_backbone, write_corpus
 from train.data import embeddings
 
@@ -24,7 +24,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory, tiny_backbone_config):
     """Settings of a training of a second: of the heads, above a frozen backbone."""
-    preload()
     folder = tmp_path_factory.mktemp("stops")
     return {
         "model_name_or_path": write_backbone(folder / "backbone", tiny_backbone_config),

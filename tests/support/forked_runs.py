@@ -17,6 +17,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from train import run
@@ -58,6 +59,7 @@ def _train(argv: list[str], log: Path, hinder: Callable | None) -> None:
     for stream in (1, 2):
         os.dup2(sys.stdout.fileno(), stream)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")  # drawing would take most of the time
     gc.freeze()  # else every collection goes through all that the parent holds
     if hinder is not None:
         hinder()
@@ -157,13 +159,6 @@ class Disk:
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         return result
-
-
-def preload() -> None:
-    """Import what a run imports on its way, so that its forks need not; their pictures are empty."""
-    from matplotlib.figure import Figure
-
-    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")
 
 
 def differences(folder: Path, expected: Path) -> str:

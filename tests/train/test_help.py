@@ -35,7 +35,7 @@ def test_every_setting_of_ours_is_in_the_help_with_its_why():
     [
         (["--label_scheme", "four"], "Did you mean four_emotions"),
         (["--arrangement", "edrl_me"], "Did you mean edrl_mea"),
-        (["--pooling", "mean_sdt"], "Did you mean mean_std"),
+        (["--layer_combination", "concatenat"], "Did you mean concatenate"),
         (["--layer_combination", "concat"], "Did you mean concatenate"),
         (["--alignment_target", "clean_original", "label"], "Did you mean labels"),
         (["--on_leak", "ignore"], "error, drop"),
@@ -63,7 +63,7 @@ def test_what_cannot_be_is_said_in_one_line(flags, named):
 
 
 def test_every_choice_of_ours_is_known_to_be_one():
-    assert {"arrangement", "pooling", "layer_combination", "alignment_target", "label_scheme", "on_leak"} <= set(
+    assert {"arrangement", "classifier", "layer_combination", "alignment_target", "label_scheme", "on_leak"} <= set(
         CHOICES
     )
     for name in CHOICES:

@@ -84,7 +84,7 @@ def test_progress_counts_recordings(tmp_path, audio, tiny_model, capsys):
 
 def test_a_chunk_of_another_backbone_is_computed_again(tmp_path, audio, tiny_model):
     cache, other = (
-        EmbeddingCache(tiny_model("linear", pooling=pooling), tmp_path) for pooling in ("mean", "attentive")
+        EmbeddingCache(tiny_model("linear", normalize_waveform=normalized), tmp_path) for normalized in (False, True)
     )
     expected, _ = cache.embed(audio), other.embed(audio)
     (chunk,), (strange,) = (list(held.folder.iterdir()) for held in (cache, other))
