@@ -168,12 +168,15 @@ def test_a_fresh_process_needs_nothing_but_trust_remote_code(classify, model_fol
     assert stage == "alignment"
 
 
-def test_the_shipped_model_answers_right_after_a_clone(recording):
-    checkpoint = Path(__file__).resolve().parents[2] / "checkpoints" / "edrl-mea-compact"
+@pytest.mark.parametrize(
+    ("name", "stage"), [("edrl-mea-compact", "alignment"), ("edrl-mea-whisper-tiny", "disentanglement")]
+)
+def test_the_shipped_models_answer_right_after_a_clone(recording, name, stage):
+    checkpoint = Path(__file__).resolve().parents[2] / "checkpoints" / name
     classify = pipeline("audio-classification", model=str(checkpoint))
     scores = {score["label"]: score["score"] for score in classify(recording, top_k=4)}
     assert set(scores) == {"anger", "happiness", "neutral", "sadness"}
     assert sum(scores.values()) == pytest.approx(1, abs=1e-4)
-    assert classify.model.stage == "alignment"
+    assert classify.model.stage == stage
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     assert size < 20 * 2**20
