@@ -65,7 +65,9 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             check_checkpoint(pretrained_model_name_or_path, where)
         told = kwargs | {"output_loading_info": True}
         model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **told)
-        is_forgiving = kwargs.get("ignore_mismatched_sizes") or kwargs.get("output_loading_info")
+        # Without a checkpoint, the weights that are given may be a part.
+        forgiven = "ignore_mismatched_sizes", "output_loading_info"
+        is_forgiving = pretrained_model_name_or_path is None or any(kwargs.get(name) for name in forgiven)
         check_loaded(pretrained_model_name_or_path, model, [] if is_forgiving else report["missing_keys"])
         for module in model.modules():
             if isinstance(module, EmbeddingAlignment) and not module.refresh():
