@@ -72,7 +72,7 @@ class EdrlMeaConfig(PreTrainedConfig):
             MEA → classifier (the paper); mea_edrl is u → MEA → EDRL and its own classifier.
         block_size: d, the width of each of EDRL's embeddings; small blocks overfit less: 64 lost up to 3 points of
             UAR.
-        start_from_regression: start EDRL as the logistic regression on what it is given instead of at random, so
+        start_from_regression: start EDRL as the `classifier` on what it is given instead of at random, so
             that from little data it learns refinements, not the task anew. Not used where EDRL's blocks are aligned.
         disentanglement_dropout: share of u's features dropped in training.
         mixup_alpha: u and labels are mixed within a batch in training by Beta(α, α) shares, against overfitting;
@@ -89,8 +89,7 @@ class EdrlMeaConfig(PreTrainedConfig):
         shared_invariance_weight: of the spread of the class means of z₀, which should carry what emotions share; a
             small weight, as above.
         classifier: what the logits are made by in closed form, and what EDRL starts as: logistic regression, or a
-            regularized linear discriminant, which takes seconds where there are thousands of features and carries over
-            better to other corpora from strong ones.
+            regularized linear discriminant, in closed form.
         temperature: what the weights of the last classifier were divided by (`set_temperature`), so that it is as
             sure as it is right; 1: not calibrated.
         n_components: k, the width of the aligned embedding; as many as a small corpus has directions.

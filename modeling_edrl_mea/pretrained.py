@@ -117,14 +117,6 @@ def _let_others_read(folder: str | os.PathLike) -> None:
             weights.chmod(mode)
 
 
-def _let_others_read(folder: str | os.PathLike) -> None:
-    """Give the weights the mode of other new files: safetensors makes them readable by their owner alone."""
-    mode = os.stat(os.path.join(folder, "config.json")).st_mode
-    for weights in Path(folder).glob("*.safetensors"):
-        with contextlib.suppress(OSError):  # a disk that knows no modes
-            weights.chmod(mode)
-
-
 def _offer_auto_model(folder: str | os.PathLike) -> None:
     """Let `AutoModel` find the model without its classifier too, where the directory holds the code."""
     path = os.path.join(folder, "config.json")

@@ -97,21 +97,6 @@ def test_unscaled_blocks_give_pls_regression(n_rows, sizes, q, k):
     )
 
 
-def test_super_scores_weights_and_block_scores_equal_those_of_multiblock_pls():
-    mbpls = pytest.importorskip("mbpls.mbpls")
-    blocks, y = latent_data(200)
-    ours = MultiblockPLS(5, scale_blocks=False).fit(blocks, y)
-    theirs = mbpls.MBPLS(5, method="NIPALS", max_tol=1e-13).fit([b.copy() for b in blocks], y)
-    assert_same_directions(ours.transform(blocks), theirs.Ts_)
-    np.testing.assert_allclose(ours.super_weights_, theirs.A_, atol=1e-9)
-    np.testing.assert_allclose(ours.explained_variance_x_, theirs.explained_var_x_, atol=1e-9)
-    np.testing.assert_allclose(ours.explained_variance_y_, theirs.explained_var_y_, atol=1e-9)
-    np.testing.assert_allclose(ours.explained_variance_blocks_, theirs.explained_var_xblocks_, atol=1e-9)
-    for block, scores in enumerate(theirs.T_):
-        assert_same_directions(ours.block_scores(blocks)[:, block], scores)
-    np.testing.assert_allclose(ours.predict(blocks), theirs.predict([b.copy() for b in blocks]), atol=1e-8)
-
-
 @pytest.mark.parametrize("n_rows, q, k", [(200, 6, 5), (25, 4, 6), (200, 1, 4), (60, 90, 6)])
 def test_scaled_blocks_give_textbook_nipals(n_rows, q, k):
     blocks, y = latent_data(n_rows, q=q)
