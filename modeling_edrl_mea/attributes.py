@@ -54,7 +54,7 @@ def on_scale(unit: Tensor, config) -> Tensor:
 
 
 def _scale(config, like: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = like.new_tensor([config.attribute_range(name) for name in config.attribute_names]).unbind(1)
+    low, high = like.new_tensor(list(config.attribute_scales.values())).unbind(1)
     return (low + high) / 2, (high - low) / 2
 
 

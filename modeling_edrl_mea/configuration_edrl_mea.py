@@ -323,10 +323,11 @@ class EdrlMeaConfig(PreTrainedConfig):
     def output_names(self) -> list[str]:
         return [*self.labels[: self.n_emotions], *(self.attribute_names or ())]
 
-    def attribute_range(self, name: str) -> tuple[float, float]:
-        """The ends of an attribute's scale."""
-        low, high = (self.attribute_ranges or {}).get(name, (-1, 1))
-        return float(low), float(high)
+    @property
+    def attribute_scales(self) -> dict[str, tuple[float, float]]:
+        """The ends of each attribute's scale."""
+        given = self.attribute_ranges or {}
+        return {name: tuple(map(float, given.get(name, (-1, 1)))) for name in self.attribute_names or ()}
 
     @property
     def label_embedding_size(self) -> int:

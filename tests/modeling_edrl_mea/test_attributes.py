@@ -213,7 +213,7 @@ def test_another_set_of_attributes_starts_anew(tiny_model, tmp_path):
     others = {"attribute_names": ["tension"], "attribute_ranges": None, "ignore_mismatched_sizes": True}
     loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path, **others)
     assert loaded.classifier.weight.shape[0] == 5 and loaded.classifier.bias.abs().max() == 0
-    assert loaded.config.attribute_range("tension") == (-1, 1)
+    assert loaded.config.attribute_scales == {"tension": (-1, 1)}
 
 
 # Training
