@@ -37,7 +37,7 @@ def test_json_gives_the_timeline_back(timeline, tmp_path):
 
 def test_csv_and_pandas_hold_the_same_table(timeline):
     frame = timeline.to_pandas()
-    assert list(frame.columns) == ["start", "end", "label", "level_db", *LABELS]
+    assert list(frame.columns) == ["start", "end", "label", "level_db", "speech_share", *LABELS]
     np.testing.assert_allclose(frame[LABELS].to_numpy(), timeline.probabilities)
     pandas.testing.assert_frame_equal(pandas.read_csv(io.StringIO(timeline.to_csv())), frame)
 
