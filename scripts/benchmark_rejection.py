@@ -22,6 +22,7 @@ from modeling_edrl_mea.correction import softmax  # noqa: E402
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 from modeling_edrl_mea.timeline_stream import HOP_SECONDS, WINDOW_SECONDS  # noqa: E402
 from scripts.benchmark_adaptation import Heard, Study, argument_parser, every, markdown, read, settings_of  # noqa: E402
+from train.data.embeddings import fingerprint_of  # noqa: E402
 from train.evaluation.calibration import coverage_thresholds, fit_temperature  # noqa: E402
 from train.evaluation.metrics import expected_calibration_error  # noqa: E402
 from train.evaluation.predictions import predict  # noqa: E402
@@ -30,7 +31,7 @@ from train.evaluation.unseen_corpora import right_on_left_out, thresholds_of  # 
 RATE = 16_000
 LEVELS_DB = range(-80, -5, 10)  # of white noise
 SOUND_SECONDS = 10  # of made silence and noise
-GATED = 200  # recordings of each corpus whose windows are counted
+GATED = 100  # recordings of each corpus whose windows are counted
 COVERAGE = "0.9"
 
 
@@ -219,6 +220,8 @@ def calibrate(study: CalibratedStudy, folder: str) -> None:
 
     names = frozenset(study.corpora)
     model = EdrlMeaForAudioClassification.from_pretrained(folder).eval()
+    if fingerprint_of(model) != fingerprint_of(study.recipe.template):
+        raise ValueError(f"{folder} has another backbone than the recipe: give the recipe that it was trained by.")
     right = right_on_left_out(model, study.training(names), study.validation(names))
     path = Path(folder, "config.json")
     config = json.loads(path.read_text(encoding="utf-8")) | {"coverage_thresholds": coverage_thresholds(right)}
@@ -237,13 +240,15 @@ def main(argv=None) -> dict:
     study = CalibratedStudy(plain.corpora, plain.later, plain.recipe, plain.data, plain.noise)
     if options.calibrate:
         return calibrate(study, options.calibrate)
-    sections = {
-        "What the speech gate lets through": table_of_gates(study, options.noise),
-        f"Sets at {COVERAGE}: % that hold the right label / labels in a set": table_of_sets(study),
-        "Warning signs, area under the ROC curve": table_of_warnings(study),
-    }
+    sections = {}
+    for title, table in (
+        ("What the speech gate lets through", lambda: table_of_gates(study, options.noise)),
+        (f"Sets at {COVERAGE}: % that hold the right label / labels in a set", lambda: table_of_sets(study)),
+        ("Warning signs, area under the ROC curve", lambda: table_of_warnings(study)),
+    ):
+        sections[title] = table()
+        print(f"\n{title}\n\n{markdown(sections[title])}", flush=True)
     text = "\n\n".join(f"### {title}\n\n{markdown(rows)}" for title, rows in sections.items())
-    print(text)
     (options.output / "rejection.md").write_text(text + "\n", encoding="utf-8")
     plot_risk(study, options.output / "rejection.png")
     plot_timeline(study, options.noise, options.output / "timeline.png")
