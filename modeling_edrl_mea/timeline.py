@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 PLOT_SIZE = (9.0, 3.2)  # inches
+NO_SPEECH = "0.92"  # gray
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Timeline(Sequence):
 
     def plot(self, axes=None):
         """Scores over time on matplotlib `axes` (a new figure's by default), under a strip of the winning labels;
-        windows without speech are left blank.
+        where nobody speaks it is gray.
 
         Returns the axes; save by `timeline.plot().figure.savefig("timeline.png")`.
         """
@@ -149,7 +150,9 @@ class Timeline(Sequence):
             scores = np.where(has_no_label, np.nan, scores)
             axes.plot(middles, scores, ".-", color=colors[label], label=label)
         for start, end, label in self.stretches():
-            if label is not None:
+            if label is None:
+                axes.axvspan(start, end, color=NO_SPEECH, linewidth=0, zorder=0)
+            else:
                 axes.axvspan(start, end, ymin=0.94, color=colors[label], linewidth=0)
         if self.segments:
             axes.set_xlim(self.segments[0].start, self.segments[-1].end)
