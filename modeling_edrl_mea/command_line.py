@@ -120,7 +120,7 @@ def _predict(arguments) -> None:
 
 
 def _in_words(prediction, coverage: float | None) -> str:
-    if prediction.emotion is None:
+    if not prediction.speech_share:
         return "no speech"
     scores = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
     numbers = [f"{name} {value:.2f}" for name, value in (*scores, *(prediction.attributes or {}).items())]

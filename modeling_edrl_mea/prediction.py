@@ -19,7 +19,7 @@ DEVICE_BATCH = 16  # recordings at once off the CPU, where padded batches gain n
 class Prediction:
     """What a model hears in one recording.
 
-    emotion: the likeliest label; None where nobody speaks.
+    emotion: the likeliest label; None where nobody speaks, and of a model that rates attributes alone.
     scores: every label's probability, as `pipeline` gives them, whether somebody speaks or not.
     confidence: the probability of `emotion`, calibrated as far as the model is (`config.temperature`); None where no
         emotion is named.
@@ -106,24 +106,26 @@ class Listener:
             return self.model(**inputs)
 
     def told(self, waveforms: Sequence[np.ndarray], output) -> list[Prediction]:
-        probabilities = output.logits.float().softmax(-1).cpu().tolist()
-        attributes = [None] * len(waveforms)
-        if output.get("attributes") is not None:
-            names = self.model.config.attribute_names
-            rows = output.attributes.float().cpu().tolist()
-            attributes = [dict(zip(names, row, strict=True)) for row in rows]
-        return list(map(self._prediction, waveforms, probabilities, attributes))
+        config, scores, attributes = self.model.config, [{}] * len(waveforms), [None] * len(waveforms)
+        if not config.is_regression:
+            scores = named(config.labels, output.logits.float().softmax(-1))
+        if output.attributes is not None:
+            attributes = named(config.attribute_names, output.attributes)
+        return list(map(self._prediction, waveforms, scores, attributes))
 
-    def _prediction(self, waveform: np.ndarray, probabilities: list[float], attributes) -> Prediction:
-        scores = dict(zip(self.model.config.labels, probabilities, strict=True))
+    def _prediction(self, waveform: np.ndarray, scores: dict[str, float], attributes) -> Prediction:
         ranked = sorted(scores, key=scores.get, reverse=True)
         share = self.gate.share(waveform)
         emotions = None
         if self.threshold is not None:
             emotions = [label for label in ranked if share and scores[label] >= self.threshold]
-        if not share:
+        if not share or not scores:
             return Prediction(None, scores, None, share, emotions, attributes)
         return Prediction(ranked[0], scores, scores[ranked[0]], share, emotions, attributes)
+
+
+def named(names: Sequence[str], rows: torch.Tensor) -> list[dict[str, float]]:
+    return [dict(zip(names, row, strict=True)) for row in rows.float().cpu().tolist()]
 
 
 def is_one_recording(recordings) -> bool:

@@ -18,7 +18,7 @@ NO_SPEECH = "0.92"  # gray
 class Segment:
     """One window of a recording: from `start` to `end` seconds, `scores` by label that sum to 1, the `label` that
     scores highest, the loudness `level_db`: root mean square in dB of full scale, -120 for digital silence, and
-    `speech_share`: how much of it is speech, 0 to 1.
+    `speech_share`: how much of it is speech, 0 to 1; `attributes` by name, where the model rates any.
 
     `label` is None where nobody speaks; the scores are then what the model makes of the noise, and in silence the same
     for every emotion."""
@@ -29,6 +29,7 @@ class Segment:
     scores: dict[str, float]
     level_db: float
     speech_share: float = 1.0  # of timelines that were saved before there was a speech gate
+    attributes: dict[str, float] | None = None
 
 
 class Timeline(Sequence):
@@ -62,7 +63,12 @@ class Timeline(Sequence):
     def probabilities(self) -> np.ndarray:
         """(segments, labels) scores."""
         rows = [[segment.scores[label] for label in self.labels] for segment in self.segments]
-        return np.array(rows).reshape(-1, len(self.labels))
+        return np.array(rows).reshape(len(self), len(self.labels))
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """In the order of the model; none where it rates none."""
+        return list(self.segments[0].attributes or ()) if self.segments else []
 
     def stretches(self) -> Iterator[tuple[float, float, str | None]]:
         """(start, end, label) without overlap or gap: every moment has the label of the window whose middle is
@@ -88,7 +94,7 @@ class Timeline(Sequence):
 
     def to_json(self, path: str | os.PathLike | None = None) -> str:
         """`{"labels": […], "segments": [{"start", "end", "label", "scores": {…}, "level_db",
-        "speech_share"}, …]}`."""
+        "speech_share", "attributes"}, …]}`."""
         content = {"labels": self.labels, "segments": [vars(segment) for segment in self.segments]}
         return written(json.dumps(content, ensure_ascii=False, indent=1), path)
 
@@ -157,18 +163,31 @@ class Timeline(Sequence):
         if self.segments:
             axes.set_xlim(self.segments[0].start, self.segments[-1].end)
         axes.set(ylim=(0, 1.07), xlabel="time in s", ylabel="score")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        if self.attribute_names:
+            self._plot_attributes(axes.twinx(), middles)
+        if self.labels:
+            axes.legend(
+                loc="center left", bbox_to_anchor=(1.08, 0.7) if self.attribute_names else (1, 0.5), frameon=False
+            )
         return axes
+
+    def _plot_attributes(self, axes, middles: list[float]) -> None:
+        """Dotted, on a scale of their own at the right."""
+        for i, name in enumerate(self.attribute_names, start=len(self.labels)):
+            ratings = [s.attributes[name] if s.speech_share else np.nan for s in self.segments]
+            axes.plot(middles, ratings, ":", color=f"C{i % 10}", label=name)
+        axes.set_ylabel("rating")
+        axes.legend(loc="center left", bbox_to_anchor=(1.08, 0.2), frameon=False)
 
     @property
     def _columns(self) -> list[str]:
-        return ["start", "end", "label", "level_db", "speech_share", *self.labels]
+        return ["start", "end", "label", "level_db", "speech_share", *self.labels, *self.attribute_names]
 
     def _rows(self) -> Iterator[list]:
         for segment in self.segments:
             scores = [segment.scores[label] for label in self.labels]
             about = [segment.start, segment.end, segment.label, segment.level_db, segment.speech_share]
-            yield about + scores
+            yield about + scores + list((segment.attributes or {}).values())
 
 
 def middle(segment: Segment) -> float:

@@ -9,6 +9,7 @@ import torch
 from .evaluation_mode import evaluating
 from .frames import samples_per_frame
 from .online_adaptation import Adapter
+from .prediction import named
 from .recordings import (
     MAX_CHANNELS,
     RecordingError,
@@ -87,7 +88,7 @@ class TimelineStream:
         self.gate = SpeechGate(speech_gate, self.rate)
         self.resampler = self._resampler()
         self.extract = model.feature_extractor()
-        self.timeline = Timeline([], model.config.labels)
+        self.timeline = Timeline([], [] if model.config.is_regression else model.config.labels)
         self.buffer, self.buffer_start = np.zeros(0, np.float32), 0  # what comes from sample `buffer_start` on
         self.pending: list[np.ndarray] = []  # chunks not joined to the buffer yet: they may be tiny, and many
         self.scale = 0.0  # full scale of the integers pushed so far
@@ -203,14 +204,18 @@ class TimelineStream:
         cuts = [self.buffer[start - self.buffer_start :][: self.window] for start in starts]
         inputs = self.extract(cuts, sampling_rate=self.rate, return_tensors="pt").to(self.model.device)
         inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
-        logits = self.model(**inputs).logits.float().cpu()
-        shares = [self.gate.share(cut) for cut in cuts]
-        probabilities = (logits if self.adapter is None else self._adapted(logits, cuts, shares)).softmax(-1)
-        labels = self.timeline.labels
-        for start, cut, share, row in zip(starts, cuts, shares, probabilities, strict=True):
-            scores = dict(zip(labels, row.tolist(), strict=True))
+        output, shares = self.model(**inputs), [self.gate.share(cut) for cut in cuts]
+        scores, attributes = [{}] * len(cuts), [None] * len(cuts)
+        if self.timeline.labels:
+            logits = output.logits.float().cpu()
+            logits = logits if self.adapter is None else self._adapted(logits, cuts, shares)
+            scores = named(self.timeline.labels, logits.softmax(-1))
+        if output.attributes is not None:
+            attributes = named(self.model.config.attribute_names, output.attributes)
+        for start, cut, share, row, ratings in zip(starts, cuts, shares, scores, attributes, strict=True):
+            label = max(row, key=row.get) if share and row else None
             span = (start / self.rate, (start + len(cut)) / self.rate)
-            yield Segment(*span, labels[int(row.argmax())] if share else None, scores, level_db(cut), share)
+            yield Segment(*span, label, row, level_db(cut), share, ratings)
 
 
 class TimelineMixin:

@@ -344,14 +344,16 @@ def about_training(splits: dict, augmentation: Augmentation | None, arguments) -
     )
 
 
-def coverage_thresholds(trainer: EdrlMeaTrainer, validation: SpeechDataset, report: dict) -> dict[str, float]:
-    """Of the model at its temperature. Every process calls it, as they embed together."""
+def coverage_thresholds(trainer: EdrlMeaTrainer, validation: SpeechDataset, report: dict) -> dict[str, float] | None:
+    """Of the model at its temperature; None where it names no emotions. Every process calls it: they embed together."""
+    if trainer.model.config.is_regression:
+        return None
     temperature = report["models"][0]["calibration"]["temperature"]
     held_out = trainer.embed(trainer.model, validation)
     return thresholds_of(trainer.model, trainer.training_embeddings(), held_out, temperature)
 
 
-def save(trainer: EdrlMeaTrainer, report: dict, thresholds: dict[str, float]) -> None:
+def save(trainer: EdrlMeaTrainer, report: dict, thresholds: dict[str, float] | None) -> None:
     """The model directory (weights, code, feature extractor, report, plot), and the table on the screen."""
     folder = Path(trainer.args.output_dir)
     model, calibration = trainer.model, report["models"][0]["calibration"]

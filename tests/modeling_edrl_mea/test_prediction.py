@@ -101,19 +101,20 @@ def test_a_temperature_set_later_makes_thresholds_void(tiny_model):
     assert model.config.coverage_thresholds is None
 
 
-def test_attributes_are_shown_where_the_model_has_them(tiny_model, voices, monkeypatch):
-    model = tiny_model("linear")
-    assert model.predict(voices[0]).attributes is None
-    model.config.attribute_names = ["arousal", "valence"]
-    forward = type(model).forward
+def test_attributes_are_told_beside_the_emotion(tiny_model, voices):
+    assert tiny_model("linear").predict(voices[0]).attributes is None
+    model = tiny_model("linear", attribute_names=["arousal", "valence"], attribute_ranges={"arousal": [1, 7]})
+    found = model.predict(voices[:2], batch_size=2)[1]
+    expected = model(**model.feature_extractor()([voices[1]], sampling_rate=RATE, return_tensors="pt")).attributes[0]
+    assert list(found.attributes) == ["arousal", "valence"] and found.emotion is not None
+    assert list(found.attributes.values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
-    def with_attributes(self, *args, **kwargs):
-        output = forward(self, *args, **kwargs)
-        output["attributes"] = torch.tensor([[0.25, -0.5]] * len(output.logits))
-        return output
 
-    monkeypatch.setattr(type(model), "forward", with_attributes)
-    assert model.predict(voices[:2], batch_size=2)[1].attributes == {"arousal": 0.25, "valence": -0.5}
+def test_a_model_that_rates_attributes_alone_names_no_emotion(tiny_model, voices):
+    model = tiny_model("linear", problem_type="regression", id2label={0: "arousal", 1: "valence"})
+    found = model.predict(voices[0])
+    assert found.emotion is None and found.scores == {} and found.speech_share > 0
+    assert list(found.attributes) == ["arousal", "valence"]
 
 
 def test_what_cannot_be_read_is_named_by_its_place(model, voices):

@@ -248,3 +248,17 @@ def test_windows_without_speech_have_no_emotion_and_teach_an_adapter_nothing(tin
     adapter = Adapter(model.config.labels)
     model.predict_timeline(sound, RATE, speech_gate=gate, adapter=adapter, **windows)
     assert len(adapter.logits) == 2
+
+
+def test_attributes_are_told_over_time_beside_the_emotion_or_alone(tiny_model, recording):
+    both = tiny_model("linear", attribute_names=["arousal"])
+    alone = tiny_model("linear", problem_type="regression", id2label={0: "arousal"})
+    for model in (both, alone):
+        timeline = model.predict_timeline(recording, RATE, **WINDOWS)
+        cut = recording[: RATE // 2]
+        expected = model(**model.feature_extractor()([cut], sampling_rate=RATE, return_tensors="pt")).attributes[0, 0]
+        assert timeline[0].attributes == {"arousal": pytest.approx(float(expected.detach()), abs=1e-5)}
+        assert (timeline[0].label is None) == (model is alone) == (timeline[0].scores == {})
+        assert list(timeline.to_pandas().columns[5:]) == [*([] if model is alone else EMOTIONS.values()), "arousal"]
+        assert type(timeline).from_json(timeline.to_json()) == timeline
+        timeline.plot().figure.clear()

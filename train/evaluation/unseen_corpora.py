@@ -13,6 +13,7 @@ from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.correction import class_biases, softmax
 from modeling_edrl_mea.discriminant import fit_discriminant
 from modeling_edrl_mea.embeddings import ROWS, Embeddings, balanced_weights
+from modeling_edrl_mea.labels import IGNORED
 
 from .calibration import coverage_thresholds, fit_temperature
 from .predictions import evaluate
@@ -25,7 +26,7 @@ def thresholds_of(
 ) -> dict[str, float]:
     """`coverage_thresholds` of a model at a temperature: sets then cover the held-out speakers and, where there are
     several corpora, each that is left out and adapted to."""
-    held_out = evaluate(model, validation).calibrated(temperature)
+    held_out = evaluate(model, validation).calibrated(temperature).rows(is_labeled(validation))
     right = held_out.probabilities[np.arange(len(held_out)), held_out.references]
     return coverage_thresholds([right, *right_on_left_out(model, train, validation)])
 
@@ -33,19 +34,28 @@ def thresholds_of(
 def right_on_left_out(model, train: Embeddings, validation: Embeddings) -> list[np.ndarray]:
     """By corpus, the right labels' probabilities (n,) for its clean recordings, after training on the other corpora and
     adaptation to it; nothing where there is one corpus."""
-    names = list(dict.fromkeys(train.corpora))
+    if not train.corpora:
+        return []
+    corpora, held_out_corpora = (np.where(is_labeled(data), data.corpora, "") for data in (train, validation))
+    is_clean = (train.clean_rows == torch.arange(len(train))).numpy()
+    names = sorted(set(corpora) - {""})
     if len(names) < 2:
         return []
-    corpora, is_clean = np.array(train.corpora), (train.clean_rows == torch.arange(len(train))).numpy()
     u, heard = speech_embeddings(model, train), speech_embeddings(model, validation)
     found = []
     for name in names:
-        logits = _classifier(model, train, u, corpora != name)
-        temperature = _temperature(logits, validation, heard, np.array(validation.corpora) != name)
+        logits = _classifier(model, train, u, (corpora != name) & (corpora != ""))
+        others = (held_out_corpora != name) & (held_out_corpora != "")
+        temperature = _temperature(logits, validation, heard, others)
         rows = (corpora == name) & is_clean
         probabilities = _adapted(logits(u[rows]) / temperature, model.config)
         found.append(probabilities[np.arange(len(probabilities)), train.labels.numpy()[rows]])
     return found
+
+
+def is_labeled(data: Embeddings) -> np.ndarray:
+    """(N,) whether a recording has an emotion, and not ratings of attributes alone."""
+    return (data.labels != IGNORED).numpy()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from modeling_edrl_mea.embeddings import Embeddings
+from modeling_edrl_mea.labels import IGNORED
 from train.evaluation.unseen_corpora import right_on_left_out, thresholds_of
 
 COUNT = 80  # recordings of each corpus
@@ -60,3 +61,11 @@ def test_each_clean_recording_counts_once_and_its_copies_do_not(model, size):
     right = right_on_left_out(model, copies, validation)
     assert [len(part) for part in right] == [COUNT] * 3
     assert all((part >= 0).all() and (part <= 1).all() for part in right)
+
+
+def test_recordings_without_an_emotion_do_not_count(model, size):
+    train, validation = data(size, 1.0)
+    train.labels[:10] = validation.labels[COUNT:] = IGNORED
+    train.labels[-COUNT:] = IGNORED
+    assert [len(part) for part in right_on_left_out(model, train, validation)] == [COUNT - 10, COUNT]
+    assert thresholds_of(model, train, validation)["0.9"] > 0
