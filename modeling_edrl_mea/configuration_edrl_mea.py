@@ -95,6 +95,8 @@ class EdrlMeaConfig(PreTrainedConfig):
             regularized linear discriminant, in closed form.
         temperature: what the weights of the last classifier were divided by (`set_temperature`), so that it is as
             sure as it is right; 1: not calibrated.
+        coverage_thresholds: least probability of a label in the set that `predict` gives, by coverage ("0.9"), found by
+            training on recordings that the model did not learn from; None: none were found.
         n_components: k, the width of the aligned embedding; as many as a small corpus has directions.
         alignment_target: Y of MEA, any of own_speech, clean_original and labels, side by side; what labels would
             add, the classifier learns from them directly.
@@ -145,6 +147,7 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     classifier: Literal["regression", "discriminant"] = "regression"
     temperature: float = 1.0
+    coverage_thresholds: dict[str, float] | None = None
 
     n_components: int = 128
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
@@ -335,6 +338,21 @@ class EdrlMeaConfig(PreTrainedConfig):
         aligned = self.n_components * self.uses_alignment
         disentangled = (self.n_outputs + 1) * self.block_size * self.uses_disentanglement
         return aligned + disentangled or self.speech_embedding_size
+
+    def coverage_threshold(self, coverage: float) -> float:
+        """Of the least coverage known that is as high. ValueError where there is none."""
+        if not self.coverage_thresholds:
+            raise ValueError(
+                f"coverage={coverage}: this model has no coverage_thresholds. Train it by train/run.py, or "
+                "calibrate it by scripts/benchmark_rejection.py."
+            )
+        if self.added_labels:
+            raise ValueError(f"coverage={coverage}: none is known since `adapt` added the labels {self.added_labels}.")
+        enough = [known for known in self.coverage_thresholds if 0 < coverage <= float(known)]
+        if not enough:
+            known = ", ".join(self.coverage_thresholds)
+            raise ValueError(f"coverage={coverage}: this model knows {known}; give one of them, or less.")
+        return self.coverage_thresholds[min(enough, key=float)]
 
     @property
     def uses_disentanglement(self) -> bool:

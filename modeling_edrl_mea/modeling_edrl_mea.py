@@ -20,6 +20,7 @@ from .explanation import ExplanationMixin
 from .feature_extraction_edrl_mea import is_silence
 from .frames import BackboneOutput
 from .labels import as_targets
+from .prediction import PredictionMixin
 from .pretrained import EdrlMeaPreTrainedModel
 from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding
@@ -168,7 +169,9 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         return self
 
 
-class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationMixin, EdrlMeaPreTrainedModel):
+class EdrlMeaForAudioClassification(
+    AdaptationMixin, PredictionMixin, TimelineMixin, ExplanationMixin, EdrlMeaPreTrainedModel
+):
     """Classifier of emotions in speech, rater of attributes, or both.
 
     Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;
@@ -335,6 +338,7 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
     @torch.no_grad()
     def forget_labels(self) -> None:
         self.forget_adaptation()
+        self.config.coverage_thresholds = None
         if self.classifier is not None:
             init_linear(self.classifier, nn.init)
         super().forget_labels()
@@ -357,11 +361,12 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
     @torch.no_grad()
     def set_temperature(self, temperature: float) -> None:
         """Divide the logits of the trained model by `temperature` (Guo et al. 2017): the last classifier's weights are,
-        so whatever is made of them stays true."""
+        so whatever is made of them stays true. `config.coverage_thresholds`, of the former probabilities, go."""
         last = self.edrl_mea.disentanglement.classifier if self.ends_in_disentanglement else self.classifier
         for parameter in last.parameters():
             parameter[: self.config.n_emotions].mul_(self.config.temperature / temperature)
         self.config.temperature = float(temperature)
+        self.config.coverage_thresholds = None
 
     @property
     def is_backbone_frozen(self) -> bool:

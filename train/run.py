@@ -51,6 +51,7 @@ from train.evaluation.calibration import fit_temperature
 from train.evaluation.markdown import attributes_table, results_table
 from train.evaluation.predictions import evaluate
 from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
+from train.evaluation.unseen_corpora import thresholds_of
 from train.failures import end_by_ctrl_c, explained
 from train.model_setup import build_model, freeze
 from train.run_folder import RunFolder, about_this_run
@@ -99,8 +100,9 @@ def main(argv: list[str] | None = None) -> dict:
     report["duration_seconds"] = time.monotonic() - started
     report["training"] = about_training(splits, training.augmentation, arguments) | {"data": data}
     report["skipped_recordings"] = skipped
+    thresholds = coverage_thresholds(trainer, validation, report)
     if trainer.is_world_process_zero():
-        save(trainer, report)
+        save(trainer, report, thresholds)
         if push:
             push_to_hub(training_args, token)
     return report
@@ -350,12 +352,22 @@ def about_training(splits: dict, augmentation: Augmentation | None, arguments) -
     )
 
 
-def save(trainer: EdrlMeaTrainer, report: dict) -> None:
+def coverage_thresholds(trainer: EdrlMeaTrainer, validation: SpeechDataset, report: dict) -> dict[str, float] | None:
+    """Of the model at its temperature; None where it names no emotions. Every process calls it: they embed together."""
+    if trainer.model.config.is_regression:
+        return None
+    temperature = report["models"][0]["calibration"]["temperature"]
+    held_out = trainer.embed(trainer.model, validation)
+    return thresholds_of(trainer.model, trainer.training_embeddings(), held_out, temperature)
+
+
+def save(trainer: EdrlMeaTrainer, report: dict, thresholds: dict[str, float] | None) -> None:
     """The model directory (weights, code, feature extractor, report, plot), and the table on the screen."""
     folder = Path(trainer.args.output_dir)
     model, calibration = trainer.model, report["models"][0]["calibration"]
     if calibration:
         model.set_temperature(model.config.temperature * calibration["temperature"])
+    model.config.coverage_thresholds = thresholds
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     trainer.save_model(partial)
