@@ -74,7 +74,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
                 module.reset()  # all of it, where another label set emptied a part
         if kwargs.get("ignore_mismatched_sizes") and pretrained_model_name_or_path is not None:
             stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
-            if stored.labels[: stored.n_trained_labels] != model.config.labels:
+            trained = stored.labels[: stored.n_trained_labels], stored.attribute_names
+            if trained != (model.config.labels, model.config.attribute_names):
                 model.forget_labels()
         return (model, report) if kwargs.get("output_loading_info") else model
 

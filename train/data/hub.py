@@ -10,7 +10,7 @@ need no disk, and download the whole dataset once for each of them.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -21,7 +21,8 @@ from modeling_edrl_mea.recordings import find_audio
 from .audformat import HEADER
 from .files import atomic_write, fingerprint
 from .given_splits import is_split
-from .manifests import emotion_of, find_columns, find_times, text_of, times_of
+from .manifests import emotion_of, find_columns, find_times, shares_of, text_of, times_of
+from .ratings import find_ratings, ratings_of
 from .recordings import CorpusError, Utterance, recordings_folder
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def read_hub(
     split: str | None = None,
     config_name: str | None = None,
     revision: str | None = None,
+    attributes: Sequence[str] = (),
+    emotions: bool = True,
 ) -> list[Utterance]:
     """A Hub dataset's utterances, their audio in files below `datasets`' own cache (HF_DATASETS_CACHE/recordings).
 
@@ -71,12 +74,12 @@ def read_hub(
         CorpusError: it cannot be loaded, or lacks a column, a label or a recording.
     """
     columns, folder = (audio_column, label_column, speaker_column), recordings_folder() / re.sub(r"\W+", "_", source)
-    asked = json.dumps([split, config_name, revision, *columns])
+    asked = json.dumps([split, config_name, revision, *columns, *attributes, *["no emotions"] * (not emotions)])
     try:
         version, open_parts = _opened(source, config_name, revision)
         index = folder / f"index-{fingerprint(version + asked, 32)}.json"  # whose name changes with the dataset
         if not index.exists():
-            _stream(open_parts, source, split, columns, folder, index, asked)
+            _stream(open_parts, source, split, (columns, attributes, emotions), folder, index, asked)
     except CorpusError:
         raise
     except Exception as error:  # network, no such repository, no such split, full disk: one message serves
@@ -108,7 +111,7 @@ def _opened(source: str, config_name: str | None, revision: str | None) -> tuple
     return builder.cache_dir, builder.as_streaming_dataset
 
 
-def _stream(open_parts, source: str, split: str | None, columns: tuple, folder: Path, index: Path, asked: str) -> None:
+def _stream(open_parts, source: str, split: str | None, wanted: tuple, folder: Path, index: Path, asked: str) -> None:
     """One pass over the dataset: its recordings into files of `folder`, all else into `index`, written last."""
     parts = open_parts()
     chosen = [name for name in parts if split is None or is_split(name, split)]
@@ -116,29 +119,35 @@ def _stream(open_parts, source: str, split: str | None, columns: tuple, folder: 
         raise CorpusError(f"split {split!r} of {source!r}: its splits are {', '.join(parts)}")
     rows = []
     for name in chosen:
-        rows += _read_part(parts[name], name, source, columns, folder, first=len(rows))
+        rows += _read_part(parts[name], name, source, wanted, folder, first=len(rows))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(index) as temporary:
         temporary.write_text(json.dumps({"asked": asked, "rows": rows}))
 
 
-def _read_part(part, split: str, source: str, columns: tuple, folder: Path, first: int) -> Iterable[list]:
+def _read_part(part, split: str, source: str, wanted: tuple, folder: Path, first: int) -> Iterable[list]:
+    """Rows of what `Utterance` takes, in its order."""
+    columns, attributes, emotions = wanted
     names = part.column_names or list(next(iter(part)))
-    audio, label, *others = find_columns(names, columns, source)
-    times = find_times(names)
+    audio, label, *others = find_columns(names, columns, source, emotions)
+    times, rated = find_times(names), find_ratings(names, attributes)
     classes = _classes((part.features or {}).get(label))
-    wanted = [column for column in (audio, label, *others, *times) if column]
+    wanted = [column for column in (audio, label, *others, *times, *rated.values()) if column]
     # Not decoded, for which datasets needs torchcodec and FFmpeg's libraries.
     part = part.select_columns(wanted).cast_column(audio, Audio(decode=False))
     for number, row in enumerate(part, start=first):
         where = f"row {number} of {source!r}"
-        if row[label] in (None, "", []) or (classes and row[label] == -1):
+        value, ratings = row.get(label), ratings_of(row, rated, where)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        is_missing = value in (None, "", []) or (classes and value == -1)
+        if emotions and is_missing and not ratings:
             raise CorpusError(f"{where} has no {label}; choose a labeled split")
-        value = row[label][0] if isinstance(row[label], list) and len(row[label]) == 1 else row[label]
-        emotion = classes[value] if classes and isinstance(value, int) else emotion_of(value, where)
+        emotion = None
+        if not is_missing:
+            emotion = classes[value] if classes and isinstance(value, int) else emotion_of(value, where)
         name = _write_recording(row[audio], folder, where)
         about = (text_of(row, column) for column in others)
-        yield [name, emotion, *about, split, *times_of(row, times, where)]
+        yield [name, emotion, *about, split, *times_of(row, times, where), ratings, shares_of(value)]
 
 
 def _classes(feature) -> list[str] | None:
