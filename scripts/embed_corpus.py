@@ -19,7 +19,6 @@ and one line where the run could not go on.
 
 import argparse
 import csv
-import json
 import os
 import sys
 from collections import defaultdict
@@ -49,7 +48,9 @@ from train.data.files import (  # noqa: E402
     file_hash,
     fingerprint,
     fingerprint_of_weights,
+    read_sealed,
     remove_unfinished,
+    write_sealed,
 )
 from train.data.manifests import AUDIO_COLUMNS, read_manifest  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
@@ -267,21 +268,6 @@ class ShardStore:
                 "it again."
             )
         return n_rows, len(failures)
-
-
-def write_sealed(path: Path, content: dict) -> None:
-    """JSON with its checksum; keys have to be text."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"checksum": fingerprint(content), "content": content}))
-
-
-def read_sealed(path: Path) -> dict | None:
-    """What [`write_sealed`] wrote; None where it is not there or damaged."""
-    try:
-        sealed = json.loads(path.read_bytes())
-        return sealed["content"] if sealed["checksum"] == fingerprint(sealed["content"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def fingerprint_of_paths(paths: list[bytes] | None) -> str | None:
