@@ -20,6 +20,7 @@ and one line where the run could not go on.
 import argparse
 import csv
 import os
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -435,6 +436,7 @@ def run_shards(
         multiprocessing_context="spawn" if workers and places else None,  # after inference a fork hangs in OpenMP
     )
     schema = embed.schema()
+    check_room(store.folder, len(places), schema)
     rows, failures = defaultdict(list), defaultdict(list)
     with tqdm(total=len(places), unit="rec", disable=None) as progress:
         for batch in batches(items, batch_samples):
@@ -448,6 +450,17 @@ def run_shards(
                     if failures[shard]:
                         recordings.check_source()
                     store.write(shard, rows.pop(shard), failures.pop(shard), schema)
+
+
+def check_room(folder: Path, n_rows: int, schema: pa.Schema) -> None:
+    """Raises RunError where the disk will be full before the rows are written: their vectors do not compress."""
+    sizes = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
+    needed, free = 4 * n_rows * sum(sizes), shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{folder}: {n_rows} rows take {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Make room, or "
+            "give another --output; what is embedded already is kept."
+        )
 
 
 def load_model(args, device) -> tuple[EdrlMeaForAudioClassification, list[str]]:
