@@ -1,6 +1,7 @@
 """The model card: what a report tells of a model, as metadata that the Hub reads and a page that people read."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -48,8 +49,8 @@ PLOTS = {
 }
 
 
-def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | None = None) -> ModelCard:
-    """The card of the model at `repo_id`.
+def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | None = None) -> str:
+    """The card of the model at `repo_id`, in Markdown below metadata.
 
     Args:
         config: the model's config.json.
@@ -60,22 +61,7 @@ def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | No
     """
     labels, attributes = emotions_of(config), config.get("attribute_names") or []
     metadata = card_metadata(report, config, repo_id)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        undefined=jinja2.StrictUndefined,  # a misspelled field must not vanish from the page
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=as_plain_text,  # whatever a label or a title holds, it is text in its place
-    )
-    environment.filters |= {
-        "number": number,
-        "percent": percent,
-        "setting": setting_name,
-        "condition": condition_name,
-        "code": as_code,
-    }
-    page = environment.get_template(TEMPLATE.name).render(
+    page = _template().render(
         metadata=AsIs(metadata.to_yaml()),
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
@@ -104,15 +90,35 @@ def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | No
     return validated(page)
 
 
-def validated(page: str) -> ModelCard:
-    """The page as a card whose metadata huggingface_hub reads back as they were meant. Raises PublishError."""
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        undefined=jinja2.StrictUndefined,  # a misspelled field must not vanish from the page
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=as_plain_text,  # whatever a label or a title holds, it is text in its place
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "setting": setting_name,
+        "condition": condition_name,
+        "code": as_code,
+    }
+    return environment.get_template(TEMPLATE.name)
+
+
+def validated(page: str) -> str:
+    """The page, once huggingface_hub has read its metadata back as they were meant. Raises PublishError."""
     try:
         card = ModelCard(page)
     except ValueError as error:
         raise PublishError(f"huggingface_hub refuses the card's metadata: {error}") from error
     if not card.data.eval_results or not card.data.license:
         raise PublishError("The card's metadata have no results or no licence after huggingface_hub has read them.")
-    return card
+    return page
 
 
 def labels_of(config: dict) -> list[str]:

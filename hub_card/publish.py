@@ -70,7 +70,7 @@ def assemble(model_dir: str | Path, report: str | Path, repo_id: str) -> Upload:
     upload: Upload = {file.name: file for file in files}
     upload |= {name: _json(content) for name, content in configurations.items()}
     upload |= {place: found.plots[title] for title, place in plots.items()}
-    upload["report.json"] = _json(found.document)
+    upload["report.json"] = _json(found.document | {"plots": plots})
     if found.training.get("config"):
         upload["training_config.yaml"] = yaml.safe_dump(found.training["config"], allow_unicode=True).encode()
     upload["README.md"] = _card(found, configurations["config.json"], repo_id, plots)
@@ -80,7 +80,7 @@ def assemble(model_dir: str | Path, report: str | Path, repo_id: str) -> Upload:
 
 def _card(found, config: dict, repo_id: str, plots: dict) -> bytes:
     try:
-        return str(build_card(found, config, repo_id, plots)).encode()
+        return build_card(found, config, repo_id, plots).encode()
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, PublishError):
             raise

@@ -38,6 +38,10 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     # Models saved before there was adaptation of the output are not adapted.
     _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
 
+    def get_input_embeddings(self):
+        """None: speech has no vocabulary. torchao asks."""
+        return None
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, ClassWiseLinear):

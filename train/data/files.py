@@ -57,6 +57,21 @@ def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = N
     path.write_bytes(save(tensors, metadata))
 
 
+def write_sealed(path: Path, content: dict) -> None:
+    """JSON with its checksum; keys have to be text."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"checksum": fingerprint(content), "content": content}))
+
+
+def read_sealed(path: Path) -> dict | None:
+    """What [`write_sealed`] wrote; None where it is not there or damaged."""
+    try:
+        sealed = json.loads(path.read_bytes())
+        return sealed["content"] if sealed["checksum"] == fingerprint(sealed["content"]) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def remove_unfinished(folder: str | Path, name: str = "*") -> None:
     """Remove what killed writers of files of this name left in a folder (not below it) that no other process is writing
     to; nobody else's files end like that."""

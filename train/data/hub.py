@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 import fsspec
 from datasets import Audio, DatasetDict, load_dataset_builder, load_from_disk
 
-from modeling_edrl_mea.recordings import find_audio
+from modeling_edrl_mea.recordings import RecordingError, find_audio
 
 from .audformat import HEADER
-from .files import atomic_write, fingerprint
+from .files import atomic_write, content_hash, fingerprint, read_sealed, write_sealed
 from .given_splits import is_split
 from .manifests import emotion_of, find_columns, find_times, shares_of, text_of, times_of
 from .ratings import find_ratings, ratings_of
@@ -78,24 +78,49 @@ def read_hub(
     try:
         version, open_parts = _opened(source, config_name, revision)
         index = folder / f"index-{fingerprint(version + asked, 32)}.json"  # whose name changes with the dataset
-        if not index.exists():
+        rows = _rows(index)
+        if rows is None:
             _stream(open_parts, source, split, (columns, attributes, emotions), folder, index, asked)
+            rows = _rows(index)
     except CorpusError:
         raise
     except Exception as error:  # network, no such repository, no such split, full disk: one message serves
-        index = _earlier_index(folder, asked) if isinstance(error, ConnectionError) else None
-        if index is None:
+        rows = _earlier_rows(folder, asked) if isinstance(error, ConnectionError) else None
+        if rows is None:
             raise CorpusError(
                 f"{source!r} is no folder or file here, and loading it from the Hub failed: {error}"
             ) from error
         logger.warning("The Hub does not answer (%s): %s is used as it was when last read.", error, source)
-    rows = json.loads(index.read_text())["rows"]
     return [Utterance(str(folder / name), *about) for name, *about in rows]
 
 
-def _earlier_index(folder: Path, asked: str) -> Path | None:
-    known = [path for path in folder.glob("index-*.json") if json.loads(path.read_text())["asked"] == asked]
-    return max(known, key=lambda path: path.stat().st_mtime, default=None)
+def _rows(index: Path) -> list | None:
+    """What an index lists; None where it, or a recording of it, is damaged or not there. Damaged recordings are
+    removed, so that the next pass over the dataset writes them anew."""
+    found = read_sealed(index)
+    if found is None:
+        return None
+    places = {index.parent / name for name, *_ in found["rows"]}
+    damaged = [place for place in places if not _is_whole(place)]
+    for place in damaged:
+        place.unlink(missing_ok=True)
+    if damaged:
+        logger.warning("%d recordings in %s are damaged or gone: read again.", len(damaged), index.parent)
+    return None if damaged else found["rows"]
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a recording has the content that its folder is named by."""
+    try:
+        return content_hash(place).hex().startswith(place.parent.name)
+    except RecordingError:
+        return False
+
+
+def _earlier_rows(folder: Path, asked: str) -> list | None:
+    known = sorted(folder.glob("index-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    of_these = (path for path in known if (read_sealed(path) or {}).get("asked") == asked)
+    return next((rows for path in of_these if (rows := _rows(path)) is not None), None)
 
 
 def _opened(source: str, config_name: str | None, revision: str | None) -> tuple[str, Callable[[], Mapping]]:
@@ -121,8 +146,7 @@ def _stream(open_parts, source: str, split: str | None, wanted: tuple, folder: P
     for name in chosen:
         rows += _read_part(parts[name], name, source, wanted, folder, first=len(rows))
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(index) as temporary:
-        temporary.write_text(json.dumps({"asked": asked, "rows": rows}))
+    write_sealed(index, {"asked": asked, "rows": rows})
 
 
 def _read_part(part, split: str, source: str, wanted: tuple, folder: Path, first: int) -> Iterable[list]:
@@ -166,7 +190,7 @@ def _write_recording(recording: dict | None, folder: Path, what: str) -> str:
             content = file.read()
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(path or "").name)[-100:]
     place = f"{fingerprint(content, 32)}/{name if name.strip('.') else 'recording'}"
-    if not (folder / place).exists():
+    if not _is_whole(folder / place):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / place) as temporary:
             temporary.write_bytes(content)
