@@ -66,7 +66,7 @@ def load_corpus(
     split: an official split alone (of MELD, MSP-Podcast, a Hub dataset, a table's column, or a sub-folder).
     min_class_size: fewest recordings a class may have; one alone is in training or in a test, not in both.
     config_name, revision: of a Hub dataset.
-    skip_missing: leave out, with a warning, recordings that a table lists and that are not there.
+    skip_missing: leave out, with a warning, rows without a recording and recordings that are not there.
     attributes: what is rated (arousal …), a column more each, NaN where a recording is not. One that is rated is kept
         without an emotion too; its label is then -1.
     emotions: False: all labels are -1.
@@ -85,7 +85,8 @@ def load_corpus(
         name = corpus or re.sub(r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1])
         columns = (audio_column, label_column, speaker_column)
         if is_streamed(source):
-            utterances = read_hub(source, *columns, split, config_name, revision, attributes, emotions)
+            wanted = {"attributes": attributes, "emotions": emotions, "skip_missing": skip_missing}
+            utterances = read_hub(source, *columns, split, config_name, revision, **wanted)
         else:
             utterances = read_generic(source, *columns, skip_missing, attributes, emotions)
     if not emotions:
@@ -337,7 +338,7 @@ def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_s
             only = next(u.audio for u, other in kept if other == label)
             raise CorpusError(
                 f"class {label!r} of {name} has {size} recording{'s' * (size > 1)} ({only}), fewer than "
-                f"{min_class_size}; add recordings, leave the class out, or set min_class_size={size}"
+                f"{min_class_size}: add recordings, or take that class out"
             )
 
 

@@ -1,12 +1,19 @@
 """Anybody's recordings: class folders, metadata.csv, a CSV, TSV, JSON or JSONL manifest, an audformat database."""
 
+import ast
+import contextlib
 import csv
 import json
 import logging
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
 
 from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, find_audio
 
@@ -45,8 +52,8 @@ START_COLUMNS = ("start", "start_time", "start_s", "begin", "onset", "offset")
 END_COLUMNS = ("end", "end_time", "end_s", "stop")
 DURATION_COLUMNS = ("duration", "duration_s", "dur")  # counts with a start and without an end
 SPLIT_COLUMNS = ("split", "split_set", "subset", "partition", "set")
-METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json")
-TABLES = (".csv", ".tsv", ".json", ".jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.parquet")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
@@ -104,10 +111,14 @@ def read_manifest(path: Path) -> list[dict]:
     try:
         if suffix in (".csv", ".tsv", ".txt"):
             return read_table(path)
+        if suffix == ".parquet":
+            return pyarrow.parquet.read_table(path).to_pylist()
         lines = path.read_text(encoding="utf-8-sig")
         rows = json.loads(lines) if suffix == ".json" else [json.loads(x) for x in lines.splitlines() if x.strip()]
-    except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, json.JSONDecodeError, pyarrow.ArrowInvalid) as error:
         raise CorpusError(f"{str(path)!r} cannot be read as {suffix[1:]}: {error}") from error
+    if isinstance(rows, dict) and rows and all(isinstance(row, dict) for row in rows.values()):
+        rows = list(rows.values())  # SpeechBrain's, by utterance
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CorpusError(f"{str(path)!r} must hold a list of rows, each an object such as {{'file_name': …}}")
     return rows
@@ -134,11 +145,12 @@ def _as_utterances(
     for number, row in enumerate(rows, start=1):
         place = f"row {number} of {str(path)!r}"
         told = what_is_told(row, label, rated, place)
-        empty = audio if is_nothing(row.get(audio)) else label
-        if is_nothing(row.get(audio)) or (emotions and not (told.emotion or told.ratings)):
+        has_recording = not is_nothing(row.get(audio))
+        if not has_recording and not skip_missing or emotions and not (told.emotion or told.ratings):
+            empty = label if has_recording else audio
             raise CorpusError(f"{place} has no {empty}: {row}; fill it in or take the row out")
-        recording = _file_of(path.parent / str(row[audio]))
-        if not recording.is_file():
+        recording = _file_of(path.parent, str(row[audio])) if has_recording else None
+        if recording is None:
             missing.append(str(row[audio]))
             continue
         speaker_of, language_of, words = (text_of(row, column) for column in (speaker, language, text))
@@ -156,15 +168,14 @@ def _say_what_is_not_used(path: Path, names: list[str], used: set) -> None:
         logger.info("%s: columns not used: %s", path.name, ", ".join(unused))
 
 
-def _file_of(path: Path) -> Path:
-    """The path, or the audio file of that name where the table leaves the extension out, writes Windows' backslashes
-    or a space behind."""
-    if path.is_file():
-        return path
-    plain = Path(str(path).replace("\\", "/").strip())
-    if plain.is_file() or not plain.name:
-        return plain
-    return next((at for ext in AUDIO_EXTENSIONS if (at := plain.with_name(plain.name + ext)).is_file()), plain)
+def _file_of(folder: Path, name: str) -> Path | None:
+    """The audio file that a table means: relative to its folder, or else to where the command runs. The extension may
+    be left out, accents written in either of Unicode's ways, backslashes be Windows', and {data_root} SpeechBrain's."""
+    plain = re.sub(r"^(\{\w+\}|\$\{?\w+\}?)/", "", name.replace("\\", "/").strip())
+    forms = [name, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    paths = [base / form for base in (folder, Path.cwd()) for form in dict.fromkeys(forms) if form]
+    paths += [path.with_name(path.name + extension) for path in paths if path.name for extension in AUDIO_EXTENSIONS]
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _split_of_place(recording: Path, table: Path, root: Path | None) -> str | None:
@@ -180,7 +191,10 @@ def _complain_of_missing(missing: list[str], n_rows: int, path: Path, skip_missi
         return
     what = f"{len(missing)} of {n_rows} recordings in {str(path)!r} do not exist, such as {missing[0]!r}"
     if not skip_missing or len(missing) == n_rows:
-        raise CorpusError(f"{what}; paths are relative to {str(path.parent)!r}. --on_bad_audio skip leaves some out")
+        raise CorpusError(
+            f"{what}; paths are relative to {str(path.parent)!r} or to where the command runs. --on_bad_audio skip "
+            "leaves some out"
+        )
     logger.warning("%s: left out", what)
 
 
@@ -212,18 +226,30 @@ def what_is_told(row: Mapping, label: str | None, rated: Mapping[str, str], wher
 def emotion_of(value, where: str) -> str:
     """One emotion of what a label column holds: a word, a list of one, or shares by emotion: the largest counts.
 
-    Raises CorpusError for several at once, and for numbers that no names belong to.
+    Raises CorpusError for several at once.
     """
+    value = _unpacked(value) if isinstance(value, str) else value
     shares = shares_of(value)
     if shares:
         return max(shares, key=shares.get)
     if isinstance(value, (list, tuple)):
         if len(value) == 1:
-            return str(value[0])
+            return _plain(value[0])
         raise CorpusError(
             f"{where} has the labels {value}: give each recording one, or shares by name, {{anger: 0.7, …}}"
         )
-    return str(value)
+    return _plain(value)
+
+
+def _unpacked(cell: str):
+    """What a cell stands for that is the text of a list or of shares, as pandas writes them: "['anger']"."""
+    cell = cell.strip()
+    if cell[:1] + cell[-1:] == "[]":
+        quoted = re.findall(r"""(['"])(.*?)\1""", cell)
+        return [word for _, word in quoted] or [word.strip() for word in cell[1:-1].split(",")]
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(cell) if cell[:1] + cell[-1:] == "{}" else cell
+    return cell
 
 
 def shares_of(value) -> dict[str, float] | None:
@@ -235,7 +261,12 @@ def shares_of(value) -> dict[str, float] | None:
 
 def text_of(row: Mapping, column: str | None) -> str | None:
     value = row.get(column) if column else None
-    return None if is_nothing(value) else str(value)
+    return None if is_nothing(value) else _plain(value)
+
+
+def _plain(value) -> str:
+    """A cell as text; 1.0, which pandas makes of 1 where other cells are empty, is 1 again."""
+    return re.sub(r"^\s*(-?\d+)\.0+\s*$", r"\1", str(value))
 
 
 def find_columns(names: list[str], columns: tuple, where: str, emotions: bool = True) -> tuple[str | None, ...]:
@@ -284,6 +315,12 @@ def _read_class_folders(root: Path) -> list[Utterance]:
             "folders named by emotion, or add metadata.csv with file_name, emotion and speaker"
         )
     depth = label_depth(parents)
+    names = {parts[depth] for parts in parents} if depth is not None else set()
+    if len(names) == 1 and canonical_emotion(*names) is None:
+        raise CorpusError(
+            f"all recordings in {str(root)!r} lie in {names.pop()!r}, which is no known emotion: put them into folders "
+            "named by emotion, or add metadata.csv with file_name, emotion and speaker"
+        )
     _say_which_folders_are_empty(root)
     if depth is None:
         raise CorpusError(
