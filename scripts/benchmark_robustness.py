@@ -48,6 +48,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--label_scheme", default="four_emotions", help="four_emotions, arousal or valence")
     add(
+        "--attributes",
+        nargs="+",
+        default=[],
+        help="also rated, as arousal valence dominance, where a corpus has ratings",
+    )
+    add(
         "--label_map", nargs="+", default=[], metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words"
     )
     add("--protocols", nargs="+", help="some of clean, corruption, cross_corpus, leave_one_corpus_out; default: all")
@@ -110,6 +116,8 @@ def prepare(options):
 
     from train.benchmark.protocols import PROTOCOLS, plan, read_folds, read_list
     from train.benchmark.runner import Benchmark
+    from train.data.corpora import concatenate_corpora
+    from train.data.ratings import scales_of
     from train.data.summary import as_text, summary_of
     from train.degradation.augmentation import Augmentation
     from train.degradation.corruptions import corruptions
@@ -122,7 +130,8 @@ def prepare(options):
         raise ValueError(f"No protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}.")
     cache = options.cache or options.output / "cache"
     corpora, classes, notes = read_corpora(options, cache)
-    contenders = make_contenders(options, classes, cache)
+    scales = scales_of(concatenate_corpora(corpora.values()))
+    contenders = make_contenders(options, classes, cache, scales)
     notes += [note for contender in contenders for note in contender.notes(corpora)]
     data = summary_of(corpora, notes)
     print(f"\n{as_text(data)}\n", flush=True)
@@ -145,7 +154,7 @@ def prepare(options):
         augmentation = Augmentation(options.noise, options.rir, seed=options.seed)
     jobs = options.jobs if options.device == "cpu" else 1
     about = (augmentation, options.adapt, jobs, listed, errors, data)
-    return Benchmark(corpora, trials, conditions, cache, *about), contenders
+    return Benchmark(corpora, trials, conditions, cache, *about, scales=scales), contenders
 
 
 def read_corpora(options, cache: Path) -> tuple[dict, list[str], list[str]]:
@@ -153,13 +162,15 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str], list[str]]:
     from train.benchmark.protocols import capped
     from train.data.corpora import load_corpus
     from train.data.leaks import described, one_voice_a_speaker, shared_rows, without
-    from train.data.recordings import CorpusError, bad_recordings, listed
+    from train.data.recordings import NO_LABEL, CorpusError, bad_recordings, listed
     from train.data.summary import collected_notes
 
     found, notes = {}, []
     for source in options.corpus:
         with collected_notes() as said:
-            dataset = load_corpus(source, label_scheme=options.label_scheme)
+            dataset = load_corpus(source, label_scheme=options.label_scheme, attributes=options.attributes)
+            if options.attributes:  # emotions are what folds and rows are about
+                dataset = dataset.filter(lambda row: row["label"] != NO_LABEL)
         notes += said
         name = dataset["corpus"][0]
         if name in found:
@@ -184,7 +195,7 @@ def read_corpora(options, cache: Path) -> tuple[dict, list[str], list[str]]:
     return found, list(classes.pop()), notes
 
 
-def make_contenders(options, classes: list[str], cache: Path) -> list:
+def make_contenders(options, classes: list[str], cache: Path, scales: dict) -> list:
     from train.benchmark.hub_models import HubModel
     from train.benchmark.recipes import Recipe
 
@@ -201,10 +212,11 @@ def make_contenders(options, classes: list[str], cache: Path) -> list:
                 own[label] = emotion
         settings = {"cache": cache / "embeddings", "device": options.device}
         settings["trust_remote_code"] = options.trust_remote_code
-        contenders.append(HubModel(name, path, classes, options.label_scheme, own, **settings))
+        contenders.append(HubModel(name, path, classes, options.label_scheme, own, **settings, attributes=list(scales)))
     for source in options.recipe:
         name, path = named(source)
-        contenders.append(Recipe(name, path, classes, options.label_scheme, cache / "embeddings", options.device))
+        about = (classes, options.label_scheme, cache / "embeddings", options.device, scales)
+        contenders.append(Recipe(name, path, *about))
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise ValueError(f"Rows must differ in name, got {', '.join(names)}: write --recipe NAME=FILE.")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea.embeddings import Embeddings
-from train.data.dataset import SpeechDataset
+from train.data.dataset import SpeechDataset, ratings_of
 from train.data.embeddings import EmbeddingCache
-from train.evaluation.predictions import AdaptationMode
+from train.evaluation.predictions import AdaptationMode, attributes_by
 
 from .protocols import Trial
 
@@ -50,10 +50,16 @@ class Contender(Protocol):
 @dataclass
 class TrialPredictions:
     """Predictions in one trial: probabilities (n, C) by mode of adaptation, corpus, and condition's fingerprint or
-    "clean"; temperatures (n,) fitted on other speakers, by mode and corpus, where there are any."""
+    "clean"; among them, as mode "attributes", what is rated (n, A), which adaptation leaves as it is; temperatures (n,)
+    fitted on other speakers, by mode and corpus, where there are any."""
 
-    probabilities: dict[tuple[AdaptationMode, str, str], np.ndarray] = field(default_factory=dict)
+    probabilities: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
     temperatures: dict[tuple[AdaptationMode, str], np.ndarray] = field(default_factory=dict)
+
+    def rate(self, model, statistics: torch.Tensor, corpus: str, condition) -> None:
+        """Add what a model rates of recordings with these layer statistics, where it rates anything."""
+        if model.config.n_attributes:
+            self.probabilities["attributes", corpus, condition_key(condition)] = attributes_by(model, statistics)
 
 
 class BenchmarkData:
@@ -86,7 +92,10 @@ class BenchmarkData:
             torch.cat([self.statistics(name, copy=copy)[picked] for name, picked in rows.items()])
             for copy in (None, *range(noisy_copies))
         )
-        data = Embeddings(clean, torch.from_numpy(labels), speakers.tolist(), torch.arange(len(labels)), names)
+        ratings = [ratings_of(self.corpora[name].select(picked)) for name, picked in rows.items()]
+        known = {} if ratings[0] is None else {"attributes": torch.cat(ratings)}
+        about = speakers.tolist(), torch.arange(len(labels)), names
+        data = Embeddings(clean, torch.from_numpy(labels), *about, **known)
         return data.with_copies(copies) if copies else data
 
 

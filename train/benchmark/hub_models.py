@@ -38,6 +38,7 @@ class HubModel:
         classes: the benchmark's classes in their order; `scheme`: the label scheme that they belong to.
         label_map: the model's labels → emotions, where they are no known words; an empty emotion leaves one out.
         cache: folder of embeddings and scores, addressed by content.
+        attributes: that the benchmark has ratings of; a model that rates the same is measured by them too.
 
     Raises:
         LabelError: labels that do not map, or a class that no label maps to; names them and the remedy.
@@ -53,6 +54,7 @@ class HubModel:
         cache: str | Path = "cache",
         device: str = "cpu",
         trust_remote_code: bool = False,
+        attributes: Sequence[str] = (),
     ):
         self.name, self.source, self.classes = name, str(source), list(classes)
         options = {"trust_remote_code": trust_remote_code}
@@ -61,6 +63,7 @@ class HubModel:
         self.class_of_label = map_labels(own_labels, classes, scheme, label_map, self.source)  # before the weights come
         self.model = AutoModelForAudioClassification.from_pretrained(source, **options).to(device).eval()
         self.is_edrl_mea = config.model_type == "edrl_mea"
+        self.rates = bool(attributes) and self.is_edrl_mea and config.attribute_names == list(attributes)
         if self.is_edrl_mea:
             self.cache = EmbeddingCache(self.model, cache)
         else:
@@ -103,6 +106,7 @@ class HubModel:
             "embeddings": self.cache.folder.name,
             "classes": [self.classes, self.class_of_label],
             "temperature": self.own_temperature,
+            **({"rates": True} if self.rates else {}),
         }
 
     def trials(self, planned: Sequence[Trial], corpora: Mapping, test_rows: Mapping) -> list[Trial]:
@@ -146,6 +150,8 @@ class HubModel:
             if not len(rows):
                 raise ValueError(f"{self.name} was trained on every speaker of {corpus}")
             labels, speakers = (np.array(data.corpora[corpus][column])[rows] for column in ("label", "speaker"))
+            for condition in conditions if self.rates else ():
+                found.rate(self.model, data.statistics(corpus, condition)[torch.from_numpy(rows)], corpus, condition)
             for mode in self.modes:
                 for condition in conditions:
                     statistics = data.statistics(corpus, condition)[torch.from_numpy(rows)]

@@ -47,6 +47,7 @@ class Recipe:
         scheme: str,
         cache: str | Path = "cache",
         device: str = "cpu",
+        scales: Mapping[str, Sequence[float]] | None = None,
     ):
         self.name, self.source, self.classes = name, str(file), list(classes)
         ours = QUIET | {"output_dir": str(Path(cache) / "unused"), "use_cpu": str(device == "cpu")}
@@ -60,7 +61,8 @@ class Recipe:
                 f"the recipe, or run the benchmark with --label_scheme {self.data_args.label_scheme}."
             )
         set_seed(self.training_args.seed)
-        self.template = build_model(self.model_args.model_name_or_path, self.classes, config_args).to(device)
+        ranges = {attribute: list(ends) for attribute, ends in (scales or {}).items()}
+        self.template = build_model(self.model_args.model_name_or_path, self.classes, config_args, ranges).to(device)
         if not self.model_args.freeze_backbone or self.model_args.keep_last_n_layers:
             raise RecipeError(f"{file} trains the backbone; the benchmark's recipes share one that is frozen.")
         self.cache = EmbeddingCache(self.template, cache)
@@ -129,6 +131,7 @@ class Recipe:
             speakers = np.array(data.corpora[corpus]["speaker"])[rows]
             for condition in conditions:
                 statistics = data.statistics(corpus, condition)[rows]
+                found.rate(model, statistics, corpus, condition)
                 for mode in self.modes:
                     probabilities = probabilities_of(model, statistics, mode, speakers)
                     found.probabilities[mode, corpus, condition_key(condition)] = probabilities

@@ -46,6 +46,7 @@ def make_report(
                 level=cell.level,
                 setting=cell.setting,
                 temperature=cell.temperatures,
+                scales=benchmark.scales,
                 **({"folds": cell.folds} if cell.folds else {}),
             )
         )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from train.data.dataset import ratings_of
 from train.data.files import atomic_write, checksum, fingerprint
 from train.data.recordings import recording_names
 from train.evaluation.predictions import SUFFIXES, AdaptationMode, Predictions
@@ -62,12 +63,14 @@ class Benchmark:
     test_rows: Mapping = field(default_factory=dict)  # what finished models are given of a corpus; default: all
     errors: list[dict] = field(default_factory=list)
     data: dict = field(default_factory=lambda: {"parts": {}, "notes": []})  # what was read, for the report
+    scales: Mapping = field(default_factory=dict)  # ends of the scale of each attribute that corpora have ratings of
 
     def __post_init__(self):
         self.names = {name: np.array(recording_names(dataset["audio"])) for name, dataset in self.corpora.items()}
         self.columns = {
             name: (np.array(dataset["label"]), np.array(dataset["speaker"])) for name, dataset in self.corpora.items()
         }
+        self.ratings = {name: ratings_of(dataset) for name, dataset in self.corpora.items()}
         self.failed: set[tuple[str, str]] = set()  # (corpus, condition) that no backbone could be given
 
     def run(self, contenders: Sequence[Contender]) -> list[Cell]:
@@ -190,9 +193,10 @@ class Benchmark:
         labels, speakers = self.columns[corpus]
         audio = self.corpora[corpus]["audio"]
         sizes = [os.stat(audio[row]).st_size if isinstance(audio[row], str) else 0 for row in rows.tolist()]
-        return fingerprint(
-            "\n".join(map(str, zip(self.names[corpus][rows], labels[rows], speakers[rows], sizes, strict=True)))
-        )
+        known = [self.names[corpus][rows], labels[rows], speakers[rows], sizes]
+        if self.ratings[corpus] is not None:
+            known.append(self.ratings[corpus][rows].tolist())
+        return fingerprint("\n".join(map(str, zip(*known, strict=True))))
 
     # --- cells ----------------------------------------------------------------------------------------
 
@@ -218,12 +222,17 @@ class Benchmark:
             temperatures = np.concatenate([found.temperatures[mode, test] for _, found in parts])
         cells = []
         for condition in self.usable(test) if protocol == "folds" else [None]:
-            joined = Predictions.joined(
-                [
-                    self.predictions(test, trial.tests[test], found.probabilities[mode, test, condition_key(condition)])
-                    for trial, found in parts
-                ]
-            )
+            key = test, condition_key(condition)
+            joined = [
+                self.predictions(
+                    test,
+                    trial.tests[test],
+                    found.probabilities[(mode, *key)],
+                    found.probabilities.get(("attributes", *key)),
+                )
+                for trial, found in parts
+            ]
+            joined = Predictions.joined(joined)
             label, level, setting = "clean", None, None
             if condition is not None:
                 label, level, setting = condition.name, condition.level, condition.setting
@@ -232,9 +241,10 @@ class Benchmark:
             cells.append(Cell(name + SUFFIXES[mode], shown, train, test, *about))
         return cells
 
-    def predictions(self, corpus: str, rows: np.ndarray, probabilities: np.ndarray) -> Predictions:
+    def predictions(self, corpus: str, rows: np.ndarray, probabilities: np.ndarray, attributes=None) -> Predictions:
         labels, speakers = self.columns[corpus]
-        return Predictions(labels[rows], probabilities, speakers[rows], self.names[corpus][rows])
+        ratings = None if attributes is None else self.ratings[corpus][rows].numpy()
+        return Predictions(labels[rows], probabilities, speakers[rows], self.names[corpus][rows], ratings, attributes)
 
 
 _running: tuple = ()  # the benchmark and its jobs, for the processes forked from this one

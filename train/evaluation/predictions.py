@@ -84,6 +84,16 @@ def outputs(model: EdrlMeaForAudioClassification, data: Embeddings) -> tuple[np.
     return probabilities[:, :0] if model.config.is_regression else probabilities, attributes
 
 
+def attributes_by(model: EdrlMeaForAudioClassification, statistics: torch.Tensor) -> np.ndarray | None:
+    """Attributes (N, A) from layer statistics (N, L+1, S'); None of a model that rates none."""
+    return outputs(model, _unlabeled(statistics))[1]
+
+
+def _unlabeled(statistics: torch.Tensor) -> Embeddings:
+    n = len(statistics)
+    return Embeddings(statistics, torch.full((n,), IGNORED), [""] * n, torch.arange(n))
+
+
 def evaluate(model: EdrlMeaForAudioClassification, data: Embeddings) -> Predictions:
     probabilities, attributes = outputs(model, data)
     ratings = None if attributes is None or data.attributes is None else data.attributes.numpy()
@@ -114,8 +124,7 @@ def probabilities_of(
     Adapted as `model.adapt` does, to an equal mix; `speakers` (N,): who speaks, for "speaker".
     """
     if mode == "plain":
-        n = len(statistics)
-        return predict(model, Embeddings(statistics, torch.zeros(n, dtype=torch.long), [""] * n, torch.arange(n)))
+        return predict(model, _unlabeled(statistics))
     evidence = evidence_of(model, statistics)
     evidence.speakers = list(map(str, speakers)) if mode == "speaker" else None
     found = correct(evidence, model.config, "balanced", model.output_adaptation.weights.double().cpu().numpy())

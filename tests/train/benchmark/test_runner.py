@@ -11,7 +11,7 @@ import soundfile
 import yaml
 
 from scripts import benchmark_robustness
-from tests.support.tones import write_backbone, write_corpus
+from tests.support.tones import EMOTIONS, write_backbone, write_corpus
 from train.benchmark import report as benchmark_report
 from train.benchmark import runner as benchmark
 from train.benchmark.contenders import TrialPredictions
@@ -298,3 +298,20 @@ def test_a_recipe_of_another_label_scheme_is_refused(folders, tmp_path):
     (tmp_path / "arousal.yaml").write_text("label_scheme: arousal\n")
     with pytest.raises(ValueError, match="label_scheme arousal"):
         benchmark_robustness.main(arguments(folders, tmp_path / "out", f"--recipe={tmp_path / 'arousal.yaml'}"))
+
+
+def test_attributes_are_measured_beside_emotions_in_folds_and_of_a_finished_model(folders, tmp_path, tiny_model):
+    corpus = write_corpus(tmp_path / "rated", n_speakers=4)
+    header, *rows = (corpus / "metadata.csv").read_text().splitlines()
+    heights = dict(zip(EMOTIONS, (4, 3, 2, 1), strict=True))
+    rows = [f"{row},{heights[row.split(',')[1]] if i % 5 else ''}" for i, row in enumerate(rows)]
+    (corpus / "metadata.csv").write_text("\n".join([f"{header},height", *rows]))
+    tiny_model("mea", attribute_names=["height"], attribute_ranges={"height": [1, 4]}).save_pretrained(tmp_path / "own")
+    command = [f"--corpus={corpus}", f"--recipe={folders / 'linear.yaml'}", f"--model=own={tmp_path / 'own'}"]
+    command += ["--attributes", "height", "--protocols", "clean", "--folds", "2", "--adapt", "test"]
+    report = benchmark_robustness.main([*command, f"--output={tmp_path / 'out'}"])
+    found = {row["model"]: row["attributes"]["height"] for row in report["results"]}
+    assert set(found) == {"linear", "linear + adaptation", "own", "own + adaptation"} and not report["errors"]
+    assert found["linear"]["ccc"]["value"] > 0.7 and found["linear"]["n_recordings"] == 38
+    assert found["linear"] == found["linear + adaptation"]
+    assert "| height | 1–4 | 38 |" in (tmp_path / "out" / "report.md").read_text()
