@@ -38,6 +38,10 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     # Models saved before there was adaptation of the output are not adapted.
     _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
 
+    def get_input_embeddings(self):
+        """None: speech has no vocabulary. torchao asks."""
+        return None
+
     @property
     def dtype(self) -> torch.dtype:
         """As in transformers; also in a replica of `DataParallel`, whose weights are no parameters."""
@@ -82,7 +86,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
                 module.reset()  # all of it, where another label set emptied a part
         if kwargs.get("ignore_mismatched_sizes") and pretrained_model_name_or_path is not None:
             stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
-            if stored.labels[: stored.n_trained_labels] != model.config.labels:
+            trained = stored.labels[: stored.n_trained_labels], stored.attribute_names
+            if trained != (model.config.labels, model.config.attribute_names):
                 model.forget_labels()
         return (model, report) if kwargs.get("output_loading_info") else model
 

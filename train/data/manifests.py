@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -19,7 +20,8 @@ from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, find_audio
 from .audformat import HEADER, read_database
 from .emotions import canonical_emotion
 from .given_splits import role_of_split
-from .recordings import CorpusError, Utterance, first_files, read_table
+from .ratings import find_ratings, ratings_of
+from .recordings import CorpusError, Utterance, column_key, first_files, is_nothing, read_table
 from .segments import seconds_of
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,6 @@ SPLIT_COLUMNS = ("split", "split_set", "subset", "partition", "set")
 METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.parquet")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
-NOTHING = ("", "nan", "none", "null", "<na>", "n/a")  # what tables write where nothing is known
 
 
 def read_generic(
@@ -62,25 +63,29 @@ def read_generic(
     label_column: str | None = None,
     speaker_column: str | None = None,
     skip_missing: bool = False,
+    attributes: Sequence[str] = (),
+    emotions: bool = True,
 ) -> list[Utterance]:
     """The utterances of class folders, of a folder with metadata, of a manifest file, or of an audformat database.
 
     Paths in a manifest are relative to its folder. Columns not named are found by their usual names. A folder may have
-    a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it.
+    a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it. Of a table the ratings of
+    `attributes` are read too, and no emotions where these are not wanted; where
+    they are, a row needs one of both.
     Raises CorpusError for a missing source, column, label or audio file.
     """
-    columns = (audio_column, label_column, speaker_column)
+    about = (audio_column, label_column, speaker_column), attributes, emotions, skip_missing
     path = Path(source)
     if path.is_file():
-        return _as_utterances(read_manifest(path), path, columns, skip_missing)
+        return _as_utterances(read_manifest(path), path, *about)
     if not path.is_dir():
         raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
     if (path / HEADER).is_file():
-        return _as_utterances(read_database(path, label_column), path / HEADER, columns, skip_missing)
+        return _as_utterances(read_database(path, label_column), path / HEADER, *about)
     tables = tables_of(path)
     if not tables:
         return _read_class_folders(path)
-    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, columns, skip_missing, path)]
+    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, *about, path)]
     unlisted = {str(file) for file in find_audio(path)} - {os.path.normpath(u.audio) for u in found}
     if unlisted:
         logger.info("%s: %d audio files that no table lists left out", path.name, len(unlisted))
@@ -119,29 +124,40 @@ def read_manifest(path: Path) -> list[dict]:
     return rows
 
 
-def _as_utterances(rows: list[dict], path: Path, columns: tuple, skip_missing: bool, root: Path | None = None):
+def _as_utterances(
+    rows: list[dict],
+    path: Path,
+    columns: tuple,
+    attributes: Sequence[str],
+    emotions: bool,
+    skip_missing: bool,
+    root: Path | None = None,
+):
     """The utterances that a table's rows list; `root`: the corpus's folder, where the table lies in one for a split."""
     if not rows:
         raise CorpusError(f"{str(path)!r} lists no recording")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    audio, label, speaker, language, text = find_columns(names, columns, str(path))
-    times = find_times(names)
+    audio, label, speaker, language, text = find_columns(names, columns, str(path), emotions)
+    times, rated = find_times(names), find_ratings(names, attributes)
     split = next((name for name in names if name.lower() in SPLIT_COLUMNS), None)
-    _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split})
+    _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split, *rated.values()})
     found, missing = [], []
     for number, row in enumerate(rows, start=1):
-        empty = next((column for column in (audio, label) if is_nothing(row.get(column))), None)
-        if empty and not (empty == audio and skip_missing):
-            raise CorpusError(f"row {number} of {str(path)!r} has no {empty}: {row}; fill it in or take the row out")
-        recording = None if empty else _file_of(path.parent, str(row[audio]))
+        place = f"row {number} of {str(path)!r}"
+        told = what_is_told(row, label, rated, place)
+        has_recording = not is_nothing(row.get(audio))
+        if not has_recording and not skip_missing or emotions and not (told.emotion or told.ratings):
+            empty = label if has_recording else audio
+            raise CorpusError(f"{place} has no {empty}: {row}; fill it in or take the row out")
+        recording = _file_of(path.parent, str(row[audio])) if has_recording else None
         if recording is None:
             missing.append(str(row[audio]))
             continue
-        about = [text_of(row, column) for column in (speaker, language, text)]
+        speaker_of, language_of, words = (text_of(row, column) for column in (speaker, language, text))
+        start, end = times_of(row, times, place)
+        about = {"speaker": speaker_of, "language": language_of, "text": words, "start": start, "end": end}
         given = text_of(row, split) or _split_of_place(recording, path, root)
-        where = times_of(row, times, f"row {number} of {str(path)!r}")
-        emotion = emotion_of(row[label], f"row {number} of {str(path)!r}")
-        found.append(Utterance(str(recording), emotion, *about, given, *where))
+        found.append(replace(told, audio=str(recording), split=given, **about))
     _complain_of_missing(missing, len(rows), path, skip_missing)
     return found
 
@@ -200,14 +216,21 @@ def times_of(row: Mapping, columns: tuple, where: str) -> tuple[float | None, fl
     return start, end
 
 
+def what_is_told(row: Mapping, label: str | None, rated: Mapping[str, str], where: str) -> Utterance:
+    """A row's emotion, shares and ratings, as far as it has them. Raises CorpusError."""
+    value = row.get(label) if label else None
+    emotion = None if is_nothing(value) else emotion_of(value, where)
+    return Utterance("", emotion, ratings=ratings_of(row, rated, where), shares=shares_of(value))
+
+
 def emotion_of(value, where: str) -> str:
     """One emotion of what a label column holds: a word, a list of one, or shares by emotion: the largest counts.
 
     Raises CorpusError for several at once.
     """
     value = _unpacked(value) if isinstance(value, str) else value
-    if isinstance(value, Mapping):
-        shares = {name: float(share or 0) for name, share in value.items()}
+    shares = shares_of(value)
+    if shares:
         return max(shares, key=shares.get)
     if isinstance(value, (list, tuple)):
         if len(value) == 1:
@@ -229,6 +252,13 @@ def _unpacked(cell: str):
     return cell
 
 
+def shares_of(value) -> dict[str, float] | None:
+    """Shares by emotion, where a label column holds such."""
+    if not isinstance(value, Mapping):
+        return None
+    return {name: float(share or 0) for name, share in value.items()}
+
+
 def text_of(row: Mapping, column: str | None) -> str | None:
     value = row.get(column) if column else None
     return None if is_nothing(value) else _plain(value)
@@ -239,20 +269,16 @@ def _plain(value) -> str:
     return re.sub(r"^\s*(-?\d+)\.0+\s*$", r"\1", str(value))
 
 
-def is_nothing(value) -> bool:
-    """Whether a table's cell says that nothing is known: empty, or what NaN and None look like as text."""
-    return value is None or (isinstance(value, (str, float)) and str(value).strip().lower() in NOTHING)
-
-
-def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | None, ...]:
-    """Names of the columns with audio, label, speaker, language, text; the last three may be None.
+def find_columns(names: list[str], columns: tuple, where: str, emotions: bool = True) -> tuple[str | None, ...]:
+    """Names of the columns with audio, label, speaker, language, text; the last three may be None, and the label where
+    no emotions are wanted.
 
     columns: (audio, label, speaker) as asked for, None to look for the usual names. Raises CorpusError.
     """
     audio, label, speaker = columns
     # "audio" is the default of the argument, so there it means: whichever is usual.
     audio = _pick(names, AUDIO_COLUMNS, None if audio == "audio" else audio, "audio", where)
-    label = _pick(names, LABEL_COLUMNS, label, "label", where)
+    label = _pick(names, LABEL_COLUMNS, label, "label", where) if emotions else None
     speaker = _pick(names, SPEAKER_COLUMNS, speaker, "speaker", where, required=False)
     language = _pick(names, LANGUAGE_COLUMNS, None, "language", where, required=False)
     return audio, label, speaker, language, _pick(names, TEXT_COLUMNS, None, "text", where, required=False)
@@ -261,8 +287,8 @@ def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | No
 def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str, where: str, required: bool = True):
     if wanted in names:
         return wanted
-    by_name = {} if wanted else {_column_key(name): name for name in reversed(names)}
-    for name in map(_column_key, usual):
+    by_name = {} if wanted else {column_key(name): name for name in reversed(names)}
+    for name in map(column_key, usual):
         if name in by_name:
             return by_name[name]
     if not (required or wanted):
@@ -271,11 +297,6 @@ def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str,
     raise CorpusError(
         f"{where} has no {what} column: looked for {looked}, found {', '.join(names)}; name it by {what}_column"
     )
-
-
-def _column_key(name: str) -> str:
-    """The same for "Speaker ID", "speaker_id" and "SpeakerID"."""
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _read_class_folders(root: Path) -> list[Utterance]:
