@@ -24,8 +24,8 @@ PAPER_FAITHFUL = {
 
 
 PROBLEM_TYPES = (None, "single_label_classification", "regression")
-BESIDE_PREDICTIONS = ("losses", "speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
-BESIDE_PREDICTIONS += ("hidden_states", "attentions")
+EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
+BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {
@@ -326,10 +326,11 @@ class EdrlMeaConfig(PreTrainedConfig):
     def output_names(self) -> list[str]:
         return [*self.labels[: self.n_emotions], *(self.attribute_names or ())]
 
-    def attribute_range(self, name: str) -> tuple[float, float]:
-        """The ends of an attribute's scale."""
-        low, high = (self.attribute_ranges or {}).get(name, (-1, 1))
-        return float(low), float(high)
+    @property
+    def attribute_scales(self) -> dict[str, tuple[float, float]]:
+        """The ends of each attribute's scale."""
+        given = self.attribute_ranges or {}
+        return {name: tuple(map(float, given.get(name, (-1, 1)))) for name in self.attribute_names or ()}
 
     @property
     def label_embedding_size(self) -> int:

@@ -57,16 +57,23 @@ def check_loaded(checkpoint: str | os.PathLike, model: torch.nn.Module, missing:
 
 @torch.no_grad()
 def not_finite(model: torch.nn.Module) -> list[str]:
-    """Names of parameters and buffers that hold NaN or infinity. One sum of each, as fast as the memory gives them;
-    only one that may have overflowed is looked at number by number."""
+    """Names of parameters and buffers that hold NaN or infinity, the scales of quantized ones among them. One sum of
+    each, as fast as the memory gives them; only one that may have overflowed is looked at number by number."""
     tensors = {
-        name: tensor
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if tensor.is_floating_point() and not tensor.is_meta and tensor.element_size() > 1  # smaller: quantized
+        name: _plain(tensor)
+        for name, tensor in (model.state_dict() | dict(model.named_buffers())).items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.is_meta
     }
     sums = [tensor.sum().float().cpu() for tensor in tensors.values()]
     suspects = [name for name, total in zip(tensors, sums, strict=True) if not total.isfinite()]
     return [name for name in suspects if not tensors[name].isfinite().all()]
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """What a quantized tensor stands for, as one that can be added up."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(tensor, "dequantize"):
+        return tensor.dequantize()
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _refuse_other_models(checkpoint, kind: str) -> None:

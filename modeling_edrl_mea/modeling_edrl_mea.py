@@ -129,9 +129,17 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         return EdrlMeaOutput.of(self.config, frames, u, disentangled, aligned)
 
     def run_backbone(self, input_values, attention_mask=None, output_hidden_states=False, output_attentions=False):
-        """Waveforms (B, n) of any length → pooled statistics (B, L+1, S'), and the frames' part that is asked for."""
+        """Waveforms (B, n) of any length → pooled statistics (B, L+1, S'), and the frames' part that is asked for.
+
+        Raises ValueError for what is no batch of waveforms.
+        """
+        if input_values.dim() != 2 or not input_values.is_floating_point():
+            raise ValueError(
+                f"input_values of shape {tuple(input_values.shape)} and type {input_values.dtype}: give floats (batch, "
+                "samples), as model.feature_extractor()(recordings, sampling_rate=…, return_tensors='pt') makes them."
+            )
         asked_for = output_hidden_states, output_attentions
-        return run_in_windows(self.backbone, self.config, input_values, attention_mask, *asked_for)
+        return run_in_windows(self.backbone, self.config, input_values.to(self.dtype), attention_mask, *asked_for)
 
     def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""
@@ -386,7 +394,6 @@ class EdrlMeaForAudioClassification(
                 numbers = range(start, min(start + EMBEDDING_BATCH, len(recordings)))
                 batch = [load_recording(recordings[i], rate, name=f"recording {i}") for i in numbers]
                 inputs = extract(batch, sampling_rate=rate, return_tensors="pt").to(self.device)
-                inputs["input_values"] = inputs["input_values"].to(self.dtype)
                 statistics.append(self.edrl_mea.layer_statistics(**inputs).cpu())
         return torch.cat(statistics)
 

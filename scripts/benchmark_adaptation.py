@@ -285,15 +285,16 @@ def table_of_harm(study: Study, chosen) -> list[list]:
         scores = {way: [] for way in ("plain", *ways)}
         for test, heard in study.tests().items():
             for part in draws(heard, count):
-                for way, logits in answers(heard, part, chosen[test]).items():
+                for way, logits in answers(heard, part, chosen[test], mix_of=every(heard)).items():
                     scores[way].append((uar(heard, logits), accuracy(heard, logits, every(heard))))
         rows.append([f"{count} recordings, tested on all", *harm_cells(scores)])
     return rows
 
 
-def answers(heard: Heard, part: np.ndarray, settings) -> dict[str, np.ndarray]:
-    labels = heard.model.config.labels
-    true = dict(zip(labels, np.bincount(heard.ids[part], minlength=len(labels)) / len(part), strict=True))
+def answers(heard: Heard, part: np.ndarray, settings, mix_of: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Logits by what is expected. The true mix is that of `part`, or of other rows that it was drawn from."""
+    labels, ids = heard.model.config.labels, heard.ids[part if mix_of is None else mix_of]
+    true = dict(zip(labels, np.bincount(ids, minlength=len(labels)) / len(ids), strict=True))
     ways = {"balanced": "balanced", "true mix": true, "open": None}
     return {"plain": heard.logits} | {way: heard.adapted(part, settings, mix) for way, mix in ways.items()}
 

@@ -20,8 +20,8 @@ and one line where the run could not go on.
 
 import argparse
 import csv
-import json
 import os
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +55,9 @@ from train.data.files import (  # noqa: E402
     file_hash,
     fingerprint,
     fingerprint_of_weights,
+    read_sealed,
     remove_unfinished,
+    write_sealed,
 )
 from train.data.manifests import AUDIO_COLUMNS, read_manifest  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
@@ -275,21 +277,6 @@ class ShardStore:
         return n_rows, len(failures)
 
 
-def write_sealed(path: Path, content: dict) -> None:
-    """JSON with its checksum; keys have to be text."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"checksum": fingerprint(content), "content": content}))
-
-
-def read_sealed(path: Path) -> dict | None:
-    """What [`write_sealed`] wrote; None where it is not there or damaged."""
-    try:
-        sealed = json.loads(path.read_bytes())
-        return sealed["content"] if sealed["checksum"] == fingerprint(sealed["content"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def fingerprint_of_paths(paths: list[bytes] | None) -> str | None:
     return None if paths is None else fingerprint(b"\0".join(paths))
 
@@ -458,6 +445,7 @@ def run_shards(
         multiprocessing_context="spawn" if workers and places else None,  # after inference a fork hangs in OpenMP
     )
     schema = embed.schema()
+    check_room(store.folder, len(places), schema)
     rows, failures = defaultdict(list), defaultdict(list)
     with tqdm(total=len(places), unit="rec", disable=None) as progress:
         for batch in batches(items, batch_samples):
@@ -471,6 +459,17 @@ def run_shards(
                     if failures[shard]:
                         recordings.check_source()
                     store.write(shard, rows.pop(shard), failures.pop(shard), schema)
+
+
+def check_room(folder: Path, n_rows: int, schema: pa.Schema) -> None:
+    """Raises RunError where the disk will be full before the rows are written: their vectors do not compress."""
+    sizes = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
+    needed, free = 4 * n_rows * sum(sizes), shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{folder}: {n_rows} rows take {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Make room, or "
+            "give another --output; what is embedded already is kept."
+        )
 
 
 def load_model(args, device) -> tuple[EdrlMeaForAudioClassification, list[str]]:

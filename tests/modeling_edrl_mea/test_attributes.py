@@ -8,8 +8,9 @@ import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
 from modeling_edrl_mea import AlignmentCallback, EdrlMeaConfig, EdrlMeaForAudioClassification, closed_form
-from modeling_edrl_mea.attributes import attribute_loss, fit_ratings
+from modeling_edrl_mea.attributes import attribute_loss
 from modeling_edrl_mea.embeddings import Embeddings
+from modeling_edrl_mea.rating_regression import fit_ratings
 from tests.conftest import every_arrangement, inputs_of, noise_recordings
 
 NAMES = ["arousal", "valence"]
@@ -213,7 +214,7 @@ def test_another_set_of_attributes_starts_anew(tiny_model, tmp_path):
     others = {"attribute_names": ["tension"], "attribute_ranges": None, "ignore_mismatched_sizes": True}
     loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path, **others)
     assert loaded.classifier.weight.shape[0] == 5 and loaded.classifier.bias.abs().max() == 0
-    assert loaded.config.attribute_range("tension") == (-1, 1)
+    assert loaded.config.attribute_scales == {"tension": (-1, 1)}
 
 
 # Training

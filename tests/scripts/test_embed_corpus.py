@@ -197,6 +197,14 @@ def test_impossible_numbers_are_refused_before_any_work(corpus, tmp_path, option
         embed("no model", corpus, tmp_path, *options)
 
 
+def test_a_disk_without_the_room_is_told_of_before_any_work(model_folder, corpus, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(RunError, match=r"30 rows take \d+ MB, and 0 MB are free"):
+        embed(model_folder, corpus, tmp_path / "out")
+    assert not list((tmp_path / "out" / "shards").iterdir())
+
+
 def test_new_files_are_left_for_another_output(model_folder, corpus, tmp_path, capsys):
     source = tmp_path / "corpus"
     source.mkdir()
