@@ -125,6 +125,15 @@ def test_a_cut_file_of_weights_is_refused(folder):
     refused(folder, "model.safetensors is damaged")
 
 
+def test_what_may_be_missing_is_drawn_anew_whatever_the_memory_held(folder):
+    save_file({"another": torch.zeros(2)}, folder / "model.safetensors")
+    for _ in range(4):
+        stale = [torch.full((size,), float("nan")) for size in (64, 512, 4096, 16 * 8 * 32)]
+        del stale
+        model, told = EdrlMeaForAudioClassification.from_pretrained(folder, output_loading_info=True)
+        assert told["missing_keys"] and not not_finite(model)
+
+
 def test_a_pointer_of_git_lfs_is_told_from_damage(folder):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17\n"
     (folder / "model.safetensors").write_text(pointer)
