@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from .fingerprint import WEIGHTS
-from .report import PublishError, is_inside
+from .report import PublishError, is_inside, refuse_number
 
 CONFIGURATIONS = ("config.json", "preprocessor_config.json")
 
@@ -14,7 +14,7 @@ def read_model_directory(folder: Path) -> tuple[dict[str, dict], list[Path]]:
     """(configurations by file name, paths of weights and code) of a directory that `save_pretrained` wrote.
 
     Raises:
-        PublishError: no directory, no EDRL-MEA model, weights or code missing.
+        PublishError: no directory, no EDRL-MEA model, weights or code missing, or what `from_pretrained` would refuse.
     """
     if not folder.is_dir():
         raise PublishError(f"{folder}: no such directory.")
@@ -30,7 +30,18 @@ def read_model_directory(folder: Path) -> tuple[dict[str, dict], list[Path]]:
     for file in files:
         if not is_inside(file, folder):
             raise PublishError(f"{file} is a link to outside of {folder}, or no file: copy what it stands for.")
+    _check_loads(folder)
     return configurations, files
+
+
+def _check_loads(folder: Path) -> None:
+    """Who downloads it would find out otherwise."""
+    from modeling_edrl_mea.loading import check_checkpoint  # here: it takes seconds to import
+
+    try:
+        check_checkpoint(folder, {})
+    except (ValueError, OSError) as error:
+        raise PublishError(f"Nobody could load {folder}. {error}") from error
 
 
 def _json(folder: Path, name: str) -> dict:
@@ -40,7 +51,7 @@ def _json(folder: Path, name: str) -> dict:
     try:
         if not is_inside(path, folder):
             raise ValueError("a link to outside")
-        return _with_own_code(json.loads(path.read_text(encoding="utf-8")))
+        return _with_own_code(json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_number))
     except (ValueError, AttributeError, TypeError, RecursionError, OSError) as error:
         raise PublishError(f"{path} is damaged ({error}). Save the model again.") from error
 

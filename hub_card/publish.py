@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .card import build_card, labels_of
+from .card import build_card, emotions_of
 from .machine_traces import machine_traces, without_machine_traces
 from .model_directory import read_model_directory
 from .report import PublishError, read_report
@@ -65,12 +65,12 @@ def assemble(model_dir: str | Path, report: str | Path, repo_id: str) -> Upload:
     _check_repo_id(repo_id)
     configurations, files = read_model_directory(model_dir)
     configurations = without_machine_traces(configurations)
-    found = read_report(report, model_dir, labels_of(configurations["config.json"]))
+    found = read_report(report, model_dir, emotions_of(configurations["config.json"]))
     plots = {title: f"plots/{file.name}" for title, file in found.plots.items()}
     upload: Upload = {file.name: file for file in files}
     upload |= {name: _json(content) for name, content in configurations.items()}
     upload |= {place: found.plots[title] for title, place in plots.items()}
-    upload["report.json"] = _json(found.document)
+    upload["report.json"] = _json(found.document | {"plots": plots})
     if found.training.get("config"):
         upload["training_config.yaml"] = yaml.safe_dump(found.training["config"], allow_unicode=True).encode()
     upload["README.md"] = _card(found, configurations["config.json"], repo_id, plots)
@@ -80,7 +80,7 @@ def assemble(model_dir: str | Path, report: str | Path, repo_id: str) -> Upload:
 
 def _card(found, config: dict, repo_id: str, plots: dict) -> bytes:
     try:
-        return str(build_card(found, config, repo_id, plots)).encode()
+        return build_card(found, config, repo_id, plots).encode()
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, PublishError):
             raise

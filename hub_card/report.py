@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from .machine_traces import without_machine_traces
 from .schema import SCHEMA, ReportError, validate
 
 IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")  # what PNG, JPEG and WebP files begin with
+PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
 class PublishError(ValueError):
@@ -80,7 +82,7 @@ def _load(path: Path) -> dict:
             f"{path}: no such report. scripts/benchmark_robustness.py and train/run.py write one as report.json."
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number)
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_number)
     except (ValueError, RecursionError, OSError) as error:
         raise PublishError(f"{path} is not JSON ({error}).") from error
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -97,7 +99,8 @@ def _load(path: Path) -> dict:
     return document
 
 
-def _refuse_number(name: str):
+def refuse_number(name: str):
+    """For `json.loads`, which takes NaN for a number."""
     raise ValueError(f"{name} is no number")
 
 
@@ -137,6 +140,10 @@ def _plots(document: dict, folder: Path) -> dict[str, Path]:
             raise PublishError(f"{file}: the report's plot {title!r} is missing. Keep plots beside the report.")
         if not file.read_bytes().startswith(IMAGES):
             raise PublishError(f"{file}: the report's plot {title!r} is no PNG, JPEG or WebP picture. Take it out.")
+        if not PLAIN_NAME.fullmatch(file.name):
+            raise PublishError(f"{file}: rename the report's plot {title!r}, with letters, digits, '.', '_' and '-'.")
+    if len({file.name for file in plots.values()}) < len(plots):
+        raise PublishError(f"Plots of the report have one name: {sorted(map(str, plots.values()))}. Rename them.")
     return plots
 
 

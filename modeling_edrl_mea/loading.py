@@ -57,16 +57,23 @@ def check_loaded(checkpoint: str | os.PathLike, model: torch.nn.Module, missing:
 
 @torch.no_grad()
 def not_finite(model: torch.nn.Module) -> list[str]:
-    """Names of parameters and buffers that hold NaN or infinity. One sum of each, as fast as the memory gives them;
-    only one that may have overflowed is looked at number by number."""
+    """Names of parameters and buffers that hold NaN or infinity, the scales of quantized ones among them. One sum of
+    each, as fast as the memory gives them; only one that may have overflowed is looked at number by number."""
     tensors = {
-        name: tensor
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if tensor.is_floating_point() and not tensor.is_meta and tensor.element_size() > 1  # smaller: quantized
+        name: _plain(tensor)
+        for name, tensor in (model.state_dict() | dict(model.named_buffers())).items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.is_meta
     }
     sums = [tensor.sum().float().cpu() for tensor in tensors.values()]
     suspects = [name for name, total in zip(tensors, sums, strict=True) if not total.isfinite()]
     return [name for name in suspects if not tensors[name].isfinite().all()]
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """What a quantized tensor stands for, as one that can be added up."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(tensor, "dequantize"):
+        return tensor.dequantize()
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _refuse_other_models(checkpoint, kind: str) -> None:
@@ -146,10 +153,10 @@ def _check_shapes(checkpoint, config: EdrlMeaConfig, shapes: dict[str, list[int]
             f"{checkpoint}: config.json asks for {config.n_layers - 1} layers of the backbone, and the weights have "
             f"{len(layers)}. One of the files is damaged or of another model: download or save them again."
         )
-    if layers and not any(config.n_trained_labels in shape for shape in shapes.values()):
+    if layers and not any(config.n_outputs in shape for shape in shapes.values()):
         raise ValueError(
-            f"{checkpoint}: config.json asks for {config.n_trained_labels} labels, and the weights are for others. One "
-            "of the files is damaged or of another model: download or save them again."
+            f"{checkpoint}: config.json asks for {config.n_outputs} labels, and the weights are for others. One of the "
+            "files is damaged or of another model: download or save them again."
         )
 
 

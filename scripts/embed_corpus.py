@@ -11,7 +11,8 @@ listed in OUT/failed.csv with its reason. Several processes share the shards; on
 
     datasets.load_dataset("parquet", data_files="OUT/shards/*.parquet", split="train")
 
-Columns: index (place in the listing), path, seconds, label, scores (by label), and each of `--embeddings`.
+Columns: index (place in the listing), path, seconds, speech_share, label (none where nobody speaks), scores (by label),
+and each of `--embeddings`.
 
 Ends with 0 where every recording has its row or, by `--on_bad_audio skip`, its reason; with 3 where some failed; with 1
 and one line where the run could not go on.
@@ -19,8 +20,8 @@ and one line where the run could not go on.
 
 import argparse
 import csv
-import json
 import os
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -42,14 +43,21 @@ from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
-from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording  # noqa: E402
+from modeling_edrl_mea import (  # noqa: E402
+    EdrlMeaForAudioClassification,
+    RecordingError,
+    SpeechGate,
+    load_recording,
+)
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 from train.data.files import (  # noqa: E402
     atomic_write,
     file_hash,
     fingerprint,
     fingerprint_of_weights,
+    read_sealed,
     remove_unfinished,
+    write_sealed,
 )
 from train.data.manifests import AUDIO_COLUMNS, read_manifest  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
@@ -269,21 +277,6 @@ class ShardStore:
         return n_rows, len(failures)
 
 
-def write_sealed(path: Path, content: dict) -> None:
-    """JSON with its checksum; keys have to be text."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"checksum": fingerprint(content), "content": content}))
-
-
-def read_sealed(path: Path) -> dict | None:
-    """What [`write_sealed`] wrote; None where it is not there or damaged."""
-    try:
-        sealed = json.loads(path.read_bytes())
-        return sealed["content"] if sealed["checksum"] == fingerprint(sealed["content"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def fingerprint_of_paths(paths: list[bytes] | None) -> str | None:
     return None if paths is None else fingerprint(b"\0".join(paths))
 
@@ -401,6 +394,7 @@ class Embedder:
     def __init__(self, model: EdrlMeaForAudioClassification, embeddings: list[str]):
         self.model, self.embeddings = model, embeddings
         self.extract, self.labels = model.feature_extractor(), model.config.labels
+        self.gate = SpeechGate(sampling_rate=model.config.sampling_rate)
 
     @torch.inference_mode()
     def __call__(self, batch: list[Item]) -> Iterator[dict]:
@@ -418,14 +412,16 @@ class Embedder:
                 yield {"index": item.place, "path": item.name, "reason": reason}
                 continue
             row = {"index": item.place, "path": item.name, "stamp": item.stamp, "seconds": len(item.waveform) / rate}
-            row["label"] = self.labels[int(probabilities[i].argmax())]
+            row["speech_share"] = self.gate.share(item.waveform)
+            row["label"] = self.labels[int(probabilities[i].argmax())] if row["speech_share"] else None
             row["scores"] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
             yield row | {name: rows[i] for name, rows in found.items()}
 
     def schema(self) -> pa.Schema:
         probe = next(self([Item(0, "", waveform=np.zeros(self.extract.minimum_length, np.float32))]))
         scores = pa.struct([(label, pa.float32()) for label in self.labels])
-        columns = [("index", pa.int64()), ("path", pa.string()), ("seconds", pa.float32()), ("label", pa.string())]
+        columns = [("index", pa.int64()), ("path", pa.string()), ("seconds", pa.float32())]
+        columns += [("speech_share", pa.float32()), ("label", pa.string())]
         vectors = [(name, pa.list_(pa.float32(), len(probe[name]))) for name in self.embeddings]
         return pa.schema([*columns, ("scores", scores), *vectors])
 
@@ -449,6 +445,7 @@ def run_shards(
         multiprocessing_context="spawn" if workers and places else None,  # after inference a fork hangs in OpenMP
     )
     schema = embed.schema()
+    check_room(store.folder, len(places), schema)
     rows, failures = defaultdict(list), defaultdict(list)
     with tqdm(total=len(places), unit="rec", disable=None) as progress:
         for batch in batches(items, batch_samples):
@@ -462,6 +459,17 @@ def run_shards(
                     if failures[shard]:
                         recordings.check_source()
                     store.write(shard, rows.pop(shard), failures.pop(shard), schema)
+
+
+def check_room(folder: Path, n_rows: int, schema: pa.Schema) -> None:
+    """Raises RunError where the disk will be full before the rows are written: their vectors do not compress."""
+    sizes = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
+    needed, free = 4 * n_rows * sum(sizes), shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{folder}: {n_rows} rows take {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Make room, or "
+            "give another --output; what is embedded already is kept."
+        )
 
 
 def load_model(args, device) -> tuple[EdrlMeaForAudioClassification, list[str]]:
@@ -556,6 +564,7 @@ def settings_of(args, model: EdrlMeaForAudioClassification, embeddings: list[str
         "input": os.path.abspath(args.input) if os.path.exists(args.input) else args.input,
         "data_set": None if rows is None else fingerprint_of_rows(rows, os.path.exists(args.input)),
         "embeddings": embeddings,
+        "speech_gate": SpeechGate().kind,
         "dtype": args.dtype,
         "shard_size": args.shard_size,
     }

@@ -5,6 +5,7 @@ A few cases run by default; `pytest -m slow -s tests/end_to_end/test_stops.py` t
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked_runs import WRITES, Disk, Ended, differences, in_parallel, stop_at_step, train
+from tests.support.forked_runs import Disk, Ended, differences, in_parallel, stop_at_step, train
 from tests.support.tones import write_backbone, write_corpus
 from train.data import embeddings
 
@@ -37,9 +38,9 @@ def flags(tmp_path_factory, tiny_backbone_config):
 def undisturbed(flags, tmp_path_factory):
     """(the folder of a run that nothing disturbs, what it changed on the disk, a line each)"""
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = train(flags | {"output_dir": folder / "out"}, Disk(folder / "out", record=folder / "changes"))
+    ended = train(flags | {"output_dir": folder / "out"}, Disk(folder / "out", copies=folder))
     assert ended.code == 0, ended.output
-    return folder / "out", (folder / "changes").read_text().splitlines()
+    return folder / "out", (folder / "changes.txt").read_text().splitlines()
 
 
 def ends_well(ended: Ended) -> bool:
@@ -141,17 +142,41 @@ def test_a_write_that_fails_costs_no_more_than_itself(flags, undisturbed, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["fails", "killed", "torn"])
-def test_every_write_may_fail_or_be_the_last(flags, undisturbed, tmp_path, how):
+def test_every_write_may_fail(flags, undisturbed, tmp_path):
     folder, changes = undisturbed
-    cases = [
-        (how, n, change)
-        for n, change in enumerate(changes, 1)
-        if how == "killed"
-        or (how == "torn" and change.startswith(WRITES))
-        or (how == "fails" and "remove" not in change)
-    ]
+    cases = [("fails", n, change) for n, change in enumerate(changes, 1) if "remove" not in change]
     tried(partial(failed_at_change, flags, folder, tmp_path), cases)
+
+
+def killed_at_change(flags: dict, expected: Path, folder: Path, case: str) -> str:
+    """As `failed_at_change`, from what the kill would have left."""
+    output_dir = shutil.copytree(expected.parent / case, folder / case / "out")
+    wrong = goes_on_to(expected, flags | {"output_dir": output_dir})
+    shutil.rmtree(output_dir.parent)
+    return wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "torn"])
+def test_every_write_may_be_the_last(flags, undisturbed, tmp_path, how):
+    cases = sorted(path.name for path in undisturbed[0].parent.glob(f"{how}-*"))
+    tried(partial(killed_at_change, flags, undisturbed[0], tmp_path), cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "torn"])
+def test_a_kill_leaves_what_the_copies_hold(flags, undisturbed, tmp_path, how):
+    for copy in sorted(undisturbed[0].parent.glob(f"{how}-*"))[::20]:
+        out = tmp_path / copy.name / "out"
+        out.parent.mkdir()
+        train(flags | {"output_dir": out}, Disk(out, int(copy.name.rpartition("-")[2]), how))
+        assert sizes(out) == sizes(copy)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Of all files, but for those that tell times or paths; the random part of unfinished files' names is left out."""
+    names = {path: re.sub(r"\.[0-9a-f]{12}\.", ".", str(path.relative_to(folder))) for path in folder.rglob("*")}
+    return {name: path.stat().st_size * (".json" not in name) for path, name in names.items()}
 
 
 @pytest.mark.slow

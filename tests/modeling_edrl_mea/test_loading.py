@@ -7,7 +7,9 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import TorchAoConfig
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.loading import not_finite
@@ -142,3 +144,59 @@ def test_shards_are_checked_as_one_file_is(tiny_model, tmp_path):
 
 def test_what_was_offloaded_is_not_looked_at():
     assert not_finite(torch.nn.Linear(3, 3, device="meta")) == []
+
+
+# --- quantized ------------------------------------------------------------------------------------------------
+
+
+def quantized(folder):
+    torchao = pytest.importorskip("torchao.quantization")
+    settings = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    return EdrlMeaForAudioClassification.from_pretrained(folder, quantization_config=settings, device_map="cpu")
+
+
+def test_a_quantized_model_is_loaded_saved_and_loaded(folder, tmp_path):
+    model = quantized(folder)
+    whole = EdrlMeaForAudioClassification.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "quantized")
+    again = EdrlMeaForAudioClassification.from_pretrained(tmp_path / "quantized", device_map="cpu")
+    inputs = inputs_of(whole, noise_recordings(2))
+    with torch.no_grad():
+        answers = [each.eval()(**inputs).logits for each in (whole, model, again)]
+    torch.testing.assert_close(answers[1], answers[0], atol=0.1, rtol=0.1)
+    torch.testing.assert_close(answers[2], answers[1], atol=0, rtol=0)
+
+
+def test_a_scale_that_is_no_number_is_named(folder, tmp_path):
+    quantized(folder).save_pretrained(tmp_path / "quantized")
+    file = tmp_path / "quantized" / "model.safetensors"
+    with safe_open(file, "pt") as weights:
+        metadata, tensors = weights.metadata(), load_file(file)
+    scale = next(name for name in tensors if "backbone" in name and name.endswith("scale"))
+    tensors[scale].view(-1)[0] = float("nan")
+    save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match="NaN or infinite numbers in .*backbone"):
+        EdrlMeaForAudioClassification.from_pretrained(tmp_path / "quantized", device_map="cpu")
+
+
+class Packed(torch.Tensor):
+    """As quantization libraries have them: it can be turned back and little else."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), settings=None):
+        if function is torch.Tensor.sum:
+            raise NotImplementedError
+        return super().__torch_function__(function, types, arguments, settings or {})
+
+    def dequantize(self):
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize(("number", "named"), [(1.0, []), (float("nan"), ["weight"])])
+def test_quantized_numbers_are_looked_at_as_what_they_stand_for(number, named):
+    layer = torch.nn.Linear(4, 4, bias=False)
+    layer.weight = torch.nn.Parameter(torch.full((4, 4), number).as_subclass(Packed), requires_grad=False)
+    assert not_finite(layer) == named
+    eight_bits = torch.nn.Linear(4, 4, bias=False).requires_grad_(False)
+    eight_bits.weight.data = torch.full((4, 4), number).to(torch.float8_e4m3fn)
+    assert not_finite(eight_bits) == named

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jsonschema  # noqa: F401 (else every run would import it)
 import safetensors.torch
+import sklearn.linear_model  # noqa: F401
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
+from modeling_edrl_mea import closed_form
 from train import run
 from train.trainer import EdrlMeaTrainer
 
@@ -59,7 +63,9 @@ def _train(argv: list[str], log: Path, hinder: Callable | None) -> None:
     for stream in (1, 2):
         os.dup2(sys.stdout.fileno(), stream)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")  # drawing would take most of the time
+    # Drawing, and choosing among four, would take most of the time.
+    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")
+    closed_form.INVERSE_REGULARIZATION = closed_form.INVERSE_REGULARIZATION[:2]
     gc.freeze()  # else every collection goes through all that the parent holds
     if hinder is not None:
         hinder()
@@ -96,11 +102,11 @@ class Disk:
         last: number of the change, from 1, that no longer happens; 0: all do.
         how: "fails": it does not happen, as if the disk were full; "killed": the process is, before it; "torn": the
             process is, when a half of the file is written.
-        record: file for a line a change.
+        copies: folder for `changes.txt`, a line a change, and for what each kill would leave: `killed-N`, `torn-N`.
     """
 
-    def __init__(self, folder: Path, last: int = 0, how: str = "killed", record: Path | None = None):
-        self.folder, self.last, self.how, self.record, self.n = str(folder), last, how, record, 0
+    def __init__(self, folder: Path, last: int = 0, how: str = "killed", copies: Path | None = None):
+        self.folder, self.last, self.how, self.copies, self.n = str(folder), last, how, copies, 0
 
     def __call__(self) -> None:
         sys.addaudithook(self._audit)
@@ -128,9 +134,8 @@ class Disk:
         if isinstance(path, int) or not os.path.abspath(os.fsdecode(path)).startswith(self.folder):
             return False
         self.n += 1
-        if self.record:
-            line = f"{what} {os.path.relpath(os.fsdecode(path), self.folder)}\n".encode()
-            os.write(self._record_file(), line)
+        if self.copies:
+            self._keep(what, os.path.relpath(os.fsdecode(path), self.folder))
         if not self.last or self.n < self.last:
             return False
         if self.how == "killed" or (self.how == "torn" and what not in WRITES):
@@ -139,10 +144,11 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(path))
         return self.how == "torn"
 
-    def _record_file(self) -> int:
-        if isinstance(self.record, Path):
-            self.record = os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        return self.record
+    def _keep(self, what: str, name: str) -> None:
+        with open(self.copies / "changes.txt", "a") as changes:
+            changes.write(f"{what} {name}\n")
+        if os.path.isdir(self.folder):
+            shutil.copytree(self.folder, self.copies / f"killed-{self.n}")
 
     def _written(self, write: Callable, path_of: Callable, *args, **kwargs):
         path = path_of(*args, **kwargs)
@@ -155,10 +161,19 @@ class Disk:
                 raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534") from None
             raise
         result = write(*args, **kwargs)
+        if self.copies:
+            self._keep_torn(path)
         if torn:
-            os.truncate(path, os.path.getsize(path) // 2)
+            if os.path.isfile(path):
+                os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         return result
+
+    def _keep_torn(self, path) -> None:
+        if os.path.isfile(path) and str(path).startswith(self.folder):
+            copy = shutil.copytree(self.folder, self.copies / f"torn-{self.n}")
+            file = copy / os.path.relpath(path, self.folder)
+            os.truncate(file, file.stat().st_size // 2)
 
 
 def differences(folder: Path, expected: Path) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,7 @@ class EmbeddingCache:
         errors: list[str] = []
         chunks = [slice(i * CHUNK, min((i + 1) * CHUNK, len(audio))) for i in missing]
         total = sum(rows.stop - rows.start for rows in chunks)
+        self._check_room(total, title)
         with tqdm(desc=title, total=total, unit="rec", disable=rank or not missing) as bar:
             for i, rows in zip(missing, chunks, strict=True):
                 self._embed_chunk(paths[i], audio[rows], keys[rows], condition, errors)
@@ -97,6 +99,16 @@ class EmbeddingCache:
         if errors:
             raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:{listed(errors)}")
         return paths
+
+    def _check_room(self, n_recordings: int, title: str) -> None:
+        """Raises CacheError where the disk will be full before they are embedded."""
+        config, free = self.model.config, shutil.disk_usage(self.folder).free
+        needed = 4 * n_recordings * config.n_layers * config.statistics_size
+        if needed > free:
+            raise CacheError(
+                f"{self.folder}: the {title} takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Make "
+                "room, or give another folder as --embedding_cache."
+            )
 
     def joined(self, chunks: list[Path]) -> torch.Tensor:
         """The chunks as one tensor; beyond HELD_IN_MEMORY it lies in a file, of which the system keeps what fits."""

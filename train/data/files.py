@@ -57,6 +57,21 @@ def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = N
     path.write_bytes(save(tensors, metadata))
 
 
+def write_sealed(path: Path, content: dict) -> None:
+    """JSON with its checksum; keys have to be text."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"checksum": fingerprint(content), "content": content}))
+
+
+def read_sealed(path: Path) -> dict | None:
+    """What [`write_sealed`] wrote; None where it is not there or damaged."""
+    try:
+        sealed = json.loads(path.read_bytes())
+        return sealed["content"] if sealed["checksum"] == fingerprint(sealed["content"]) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def remove_unfinished(folder: str | Path, name: str = "*") -> None:
     """Remove what killed writers of files of this name left in a folder (not below it) that no other process is writing
     to; nobody else's files end like that."""
@@ -92,6 +107,9 @@ def checksum(path: Path, content: Iterable) -> bytes:
     return value.to_bytes(4, "little")
 
 
+NOT_LEARNED = ("corpus", "language", "text", "split")  # columns that no model learns from
+
+
 def content_hash(recording) -> bytes:
     """SHA-256 of a recording's file; RecordingError where there is none."""
     if isinstance(recording, dict):
@@ -108,10 +126,12 @@ def _file_hash(path: str, size: int, modified: int) -> bytes:
 
 
 def fingerprint_of_data(dataset) -> str:
-    """16 hexadecimal digits of the recordings' content, labels and speakers, in their order."""
+    """16 hexadecimal digits of the recordings' content, labels, ratings and speakers, in their order."""
     digest = hashlib.sha256()
-    for recording, label, speaker in zip(dataset["audio"], dataset["label"], dataset["speaker"], strict=True):
-        digest.update(content_hash(recording) + f"{label} {speaker}\n".encode())
+    told = [name for name in dataset.column_names if name not in ("audio", "label", "speaker", *NOT_LEARNED)]
+    columns = (dataset[name] for name in ("audio", "label", "speaker", *told))
+    for recording, *known in zip(*columns, strict=True):
+        digest.update(content_hash(recording) + f"{' '.join(map(str, known))}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -80,7 +80,8 @@ def _cut(source: str, start: float, end: float | None) -> str:
         raise RecordingError(f"{source}: a segment from {start} to {end} s; its end must lie after its start.")
     name = f"{Path(source).stem}_{start:.3f}-{'end' if end is None else f'{end:.3f}'}.flac"
     path = recordings_folder() / "segments" / content_hash(source).hex()[:32] / name
-    if path.exists():
+    seal = path.with_name(f"{name}.sha256")
+    if path.exists() and seal.exists() and seal.read_bytes() == content_hash(path):
         return str(path)
     samples, rate, subtype, seconds = _part(source, start, end)
     if end is not None and end > seconds + TOLERANCE and abs(end - start - seconds) <= TOLERANCE:
@@ -90,6 +91,8 @@ def _cut(source: str, start: float, end: float | None) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         soundfile.write(temporary, samples, rate, format="FLAC", subtype=subtype)
+    with atomic_write(seal) as temporary:
+        temporary.write_bytes(content_hash(path))
     return str(path)
 
 

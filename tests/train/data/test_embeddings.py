@@ -45,6 +45,16 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], capture_output=True)
 
 
+def test_the_progress_bar_counts_recordings(tmp_path, audio, tiny_model, small_chunks, capsys):
+    cache = EmbeddingCache(tiny_model("linear"), tmp_path)
+    cache.embed(audio[:6])
+    assert "6/6" in capsys.readouterr().err
+    cache.embed(audio[:10])  # of which one chunk of four is there already
+    assert "6/6" in capsys.readouterr().err
+    cache.embed(audio[:10])
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "longer"])
 def test_a_chunk_damaged_anywhere_is_computed_again(tmp_path, audio, tiny_model, damage):
     cache = EmbeddingCache(tiny_model("linear"), tmp_path)
@@ -118,7 +128,17 @@ def test_a_read_only_cache_serves_what_it_holds_and_says_what_it_lacks(audio, ti
         EmbeddingCache(tiny_model("linear", max_window_seconds=10.0), folder)
 
 
-def test_on_a_full_disk_what_is_cached_is_kept_and_room_is_all_it_needs(audio, tiny_model, small_chunks, small_disk):
+def test_a_disk_without_the_room_is_told_of_before_any_work(audio, tiny_model, small_disk, monkeypatch):
+    cache = EmbeddingCache(tiny_model("linear"), small_disk("size=12k"))
+    monkeypatch.setattr(cache, "_embed_chunk", lambda *_: pytest.fail("some work was done"))
+    with pytest.raises(CacheError, match=r"the test speech takes \d+ MB, and \d+ MB are free. Make room"):
+        cache.embed(audio, title="test speech")
+
+
+def test_on_a_full_disk_what_is_cached_is_kept_and_room_is_all_it_needs(
+    audio, tiny_model, small_chunks, small_disk, monkeypatch
+):
+    monkeypatch.setattr(EmbeddingCache, "_check_room", lambda *_: None)  # another program fills it meanwhile
     folder = small_disk("size=12k")
     cache = EmbeddingCache(tiny_model("linear"), folder)
     with pytest.raises(CacheError, match="No space left.*Make room"):

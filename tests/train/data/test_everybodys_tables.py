@@ -1,6 +1,7 @@
 """Tables, folders and labels as people have them: read as they meant them, or refused, and what was done is said."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -183,6 +184,22 @@ def test_recordings_that_are_cut_already_are_not_cut_again(tmp_path):
     ramp(tmp_path / "part.wav", seconds=3)
     row = {"file": "part.wav", "start": "120", "end": "123", "emotion": "fear"}
     assert load(write_table(tmp_path / "a.csv", [row]))["audio"][0] == str(tmp_path / "part.wav")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-9] + b"!" + content[-8:], lambda content: content[:99], None]
+)
+@pytest.mark.parametrize("suffix", ["", ".sha256"])
+def test_a_damaged_segment_is_cut_again(suffix, damage, tmp_path):
+    ramp(tmp_path / "long.wav")
+    row = {"file": "long.wav", "start": "2", "end": "4", "emotion": "fear"}
+    (path,) = load(write_table(tmp_path / "a.csv", [row]))["audio"]
+    whole, file = Path(path).read_bytes(), Path(path + suffix)
+    content = file.read_bytes()
+    file.unlink()
+    if damage:
+        file.write_bytes(damage(content))
+    assert load(tmp_path / "a.csv")["audio"][:] == [path] and Path(path).read_bytes() == whole
 
 
 def test_segments_that_cannot_be_are_named_or_left_out(tmp_path):

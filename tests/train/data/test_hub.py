@@ -117,6 +117,38 @@ def test_the_same_recordings_are_used_where_the_hub_no_longer_answers(shards, mo
         load("somebody/else")
 
 
+def flipped(content: bytes) -> bytes:
+    return content[:60] + bytes([content[60] ^ 1]) + content[61:]
+
+
+@pytest.mark.parametrize("kind", ["*.json", "*.wav"])
+@pytest.mark.parametrize("damage", [flipped, lambda content: bytes(len(content)), lambda content: content[:70], None])
+def test_what_is_damaged_in_the_cache_is_read_again(shards, cache, kind, damage):
+    before = load(shards)
+    whole = {Path(path): Path(path).read_bytes() for path in before["audio"]}
+    file = sorted(cache.rglob(kind))[-1]
+    content = file.read_bytes()
+    file.unlink()
+    if damage:
+        file.write_bytes(damage(content))
+    assert load(shards)[:] == before[:]
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
+@pytest.mark.parametrize("kind", ["*.json", "*.wav"])
+def test_what_is_damaged_in_the_cache_is_not_used_where_the_hub_no_longer_answers(shards, cache, monkeypatch, kind):
+    load(shards)
+    for file in cache.rglob(kind):
+        file.write_bytes(flipped(file.read_bytes()))
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub_recordings, "load_dataset_builder", offline)
+    with pytest.raises(CorpusError, match="no network"):
+        load(shards)
+
+
 def test_rows_without_label_or_recording_are_named(tmp_path):
     names = ClassLabel(names=["anger", "sadness"])
     unlabeled = [row | {"emotion": label} for row, label in zip(rows_of("x x"), (0, -1), strict=True)]
