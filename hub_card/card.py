@@ -16,6 +16,7 @@ from .wording import (
     condition_and_setting,
     condition_name,
     figures_explained,
+    number,
     percent,
     setting_name,
 )
@@ -30,6 +31,7 @@ EXAMPLES = [
 TAGS = ["speech-emotion-recognition", "emotion-recognition", "edrl-mea", "noise-robustness", "speech"]
 ENCODERS = {"wavlm": "WavLM", "whisper": "Whisper", "wav2vec2": "wav2vec 2.0", "hubert": "HuBERT"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+ATTRIBUTE_METRICS = {"ccc": ("ccc", "CCC"), "pearson": ("pearsonr", "Pearson"), "rmse": ("rmse", "RMSE")}
 METRICS = {  # name in the report: (Hub's identifier, name on the page); UAR is what scikit-learn calls macro recall
     "uar": ("recall", "UAR"),
     "wa": ("accuracy", "WA"),
@@ -57,13 +59,14 @@ def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | No
     Raises:
         PublishError: metadata that huggingface_hub refuses.
     """
-    labels = labels_of(config)
+    labels, attributes = emotions_of(config), config.get("attribute_names") or []
     metadata = card_metadata(report, config, repo_id)
     page = _template().render(
         metadata=AsIs(metadata.to_yaml()),
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
         labels=labels,
+        attributes={name: (config.get("attribute_ranges") or {}).get(name, [-1, 1]) for name in attributes},
         config=config,
         report=report.document,
         model=report.model,
@@ -76,6 +79,7 @@ def build_card(report: ModelReport, config: dict, repo_id: str, plots: dict | No
         encoder=ENCODERS.get(encoder_type(config), encoder_type(config)),
         licence=metadata.license,
         plain=[row for row in report.results if row["protocol"] != "corruption"],
+        rated=[row for row in report.results if row.get("attributes")],
         corrupted=by_condition(report.results),
         comparisons=report.comparisons,
         corruption_errors=report.corruption_errors,
@@ -96,7 +100,13 @@ def _template() -> jinja2.Template:
         keep_trailing_newline=True,
         finalize=as_plain_text,  # whatever a label or a title holds, it is text in its place
     )
-    environment.filters |= {"percent": percent, "setting": setting_name, "condition": condition_name, "code": as_code}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "setting": setting_name,
+        "condition": condition_name,
+        "code": as_code,
+    }
     return environment.get_template(TEMPLATE.name)
 
 
@@ -123,6 +133,11 @@ def labels_of(config: dict) -> list[str]:
     return labels
 
 
+def emotions_of(config: dict) -> list[str]:
+    """Emotions in id order; none of a model that rates attributes alone."""
+    return [] if config.get("problem_type") == "regression" else labels_of(config)
+
+
 def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardData:
     corpora = report.corpora
     licence = strictest(inherited_licences(report, config))
@@ -135,11 +150,27 @@ def card_metadata(report: ModelReport, config: dict, repo_id: str) -> ModelCardD
         pipeline_tag="audio-classification",
         base_model=base_model(report, config),
         datasets=[corpus["name"] for corpus in corpora] or None,
-        metrics=["recall", "accuracy", "f1"],
+        metrics=metrics_of(config),
         tags=[*TAGS, encoder_type(config)],
         widget=EXAMPLES,
         eval_results=eval_results(report, repo_id),
     )
+
+
+def metrics_of(config: dict) -> list[str]:
+    """The Hub's identifiers of what the model is measured by."""
+    found = ["recall", "accuracy", "f1"] if emotions_of(config) else []
+    return found + [metric for metric, _ in ATTRIBUTE_METRICS.values() if config.get("attribute_names")]
+
+
+def figures_of(row: dict) -> list[tuple[str, str, dict]]:
+    """(the Hub's identifier, name on the page, interval) of each figure that a result knows."""
+    found = [(*METRICS[name], interval) for name, interval in row["metrics"].items() if name in METRICS]
+    for attribute, figures in row.get("attributes", {}).items():
+        found += [
+            (metric, f"{title}, {attribute}", figures[name]) for name, (metric, title) in ATTRIBUTE_METRICS.items()
+        ]
+    return [figure for figure in found if figure[2]["value"] is not None]
 
 
 def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
@@ -149,10 +180,7 @@ def eval_results(report: ModelReport, repo_id: str) -> list[EvalResult]:
     found = []
     for row in report.results:
         condition = "-".join(str(part) for part in (row["condition"], row["level"]) if part is not None)
-        for name, interval in row["metrics"].items():
-            if interval["value"] is None or name not in METRICS:
-                continue
-            identifier, title = METRICS[name]
+        for identifier, title, interval in figures_of(row):
             bounds = {"low": interval["low"], "high": interval["high"], "interval": "95%, speakers resampled"}
             found.append(
                 EvalResult(

@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .card import build_card, labels_of
+from .card import build_card, emotions_of
 from .machine_traces import machine_traces, without_machine_traces
 from .model_directory import read_model_directory
 from .report import PublishError, read_report
@@ -65,7 +65,7 @@ def assemble(model_dir: str | Path, report: str | Path, repo_id: str) -> Upload:
     _check_repo_id(repo_id)
     configurations, files = read_model_directory(model_dir)
     configurations = without_machine_traces(configurations)
-    found = read_report(report, model_dir, labels_of(configurations["config.json"]))
+    found = read_report(report, model_dir, emotions_of(configurations["config.json"]))
     plots = {title: f"plots/{file.name}" for title, file in found.plots.items()}
     upload: Upload = {file.name: file for file in files}
     upload |= {name: _json(content) for name, content in configurations.items()}

@@ -41,12 +41,24 @@ DIFFERENCE = {"type": ["number", "null"], "minimum": -1, "maximum": 1}
 INTERVAL = _object({"value": PROPORTION, "low": PROPORTION, "high": PROPORTION})
 DIFFERENCE_INTERVAL = _object({"value": DIFFERENCE, "low": DIFFERENCE, "high": DIFFERENCE})
 
+NUMBER = {"type": ["number", "null"]}
+ATTRIBUTE = _object(
+    {
+        "ccc": DIFFERENCE_INTERVAL,
+        "pearson": DIFFERENCE_INTERVAL,
+        "rmse": _object({"value": NUMBER, "low": NUMBER, "high": NUMBER}, None, "on the scale"),
+        "n_recordings": COUNT,
+        "n_speakers": COUNT,
+        "scale": _list({"type": "number"}, "the ends of it"),
+    }
+)
+
 MODEL = _object(
     {
         "name": _text("what the other entries call it"),
         "fingerprint": _maybe("string", "hub_card.fingerprint of its folder; null for a recipe"),
         "source": _text("folder, Hub id, or a recipe's file"),
-        "labels": _list(_text(), "emotions in the order of confusion matrices"),
+        "labels": _list(_text(), "emotions in the order of confusion matrices; none: it rates attributes alone"),
         "parameters": _maybe("integer", "of backbone and heads"),
         "calibration": {
             "oneOf": [
@@ -104,12 +116,17 @@ RESULT = _object(
         "metrics": _object(
             {"uar": INTERVAL, "wa": INTERVAL, "macro_f1": INTERVAL},
             {"ece": INTERVAL, "ece_calibrated": INTERVAL},
-            "ece: expected calibration error, 15 bins; ece_calibrated: at a temperature fitted on other speakers",
+            "null where no recording has an emotion; ece: expected calibration error, 15 bins; ece_calibrated: at a "
+            "temperature fitted on other speakers",
         ),
         "recall": _mapping(PROPORTION, "by emotion; null where the test has none"),
         "confusion": _list(_list(COUNT), "recordings; rows are references, columns predictions"),
     },
-    {"folds": _maybe("object", "how many, from where, and how many speakers given folds share")},
+    {
+        "folds": _maybe("object", "how many, from where, and how many speakers given folds share"),
+        "n_labeled": {**COUNT, "description": "recordings that have an emotion, where not all do"},
+        "attributes": _mapping(ATTRIBUTE, "by attribute that is rated"),
+    },
 )
 
 CORRUPTION_ERROR = _object(
@@ -196,7 +213,7 @@ def validate(report: dict) -> None:
         size = len(labels[row["model"]])
         if len(row["confusion"]) != size or any(len(line) != size for line in row["confusion"]):
             raise ReportError(f"report field results[{place}].confusion: must be {size} × {size}, one row a label")
-        if sum(map(sum, row["confusion"])) != row["n_recordings"]:
+        if sum(map(sum, row["confusion"])) != row.get("n_labeled", row["n_recordings"]):
             raise ReportError(f"report field results[{place}].confusion: does not add up to n_recordings")
 
 

@@ -49,14 +49,31 @@ def setting_name(row: dict) -> str:
     return ", ".join(parts) or f"level {row['level']}"
 
 
+def number(interval: dict) -> str:
+    """ "0.61 (0.55–0.70)"; a dash for what the report does not know."""
+    value, low, high = (
+        None if interval.get(key) is None else f"{interval[key]:.2f}".replace("-", "−")
+        for key in ("value", "low", "high")
+    )
+    return value or "–" if low is None else f"{value} ({low}–{high})"
+
+
 def figures_explained(results: list[dict]) -> str:
     """What the columns of results mean, and a caution where intervals rest on few speakers."""
-    explained = (
-        "All in %. UAR: recall of each emotion, averaged over the emotions, so that rare ones count as much as "
-        "frequent ones. WA: share of recordings whose emotion is recognized. Macro-F1: F1 averaged over the emotions. "
-        "ECE: expected calibration error, how far the probability of the predicted emotion is from how often it is "
-        "right. In brackets: 95% intervals from resampling the speakers tested on, where there were two or more."
-    )
+    explained = ""
+    if any(row["metrics"]["uar"]["value"] is not None for row in results):
+        explained = (
+            "All in %. UAR: recall of each emotion, averaged over the emotions, so that rare ones count as much as "
+            "frequent ones. WA: share of recordings whose emotion is recognized. Macro-F1: F1 averaged over the "
+            "emotions. ECE: expected calibration error, how far the probability of the predicted emotion is from how "
+            "often it is right. "
+        )
+    if any(row.get("attributes") for row in results):
+        explained += (
+            "Of attributes, CCC: concordance correlation coefficient, Pearson's correlation less what predictions lie "
+            "off or spread otherwise than ratings. RMSE: root of the mean squared error, on the attribute's scale. "
+        )
+    explained += "In brackets: 95% intervals from resampling the speakers tested on, where there were two or more."
     few = sorted({row["n_speakers"] for row in results if 2 <= row["n_speakers"] < FEW_SPEAKERS})
     if few:
         speakers = " or ".join(map(str, few))

@@ -9,7 +9,9 @@ from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
 from .multiblock_pls import MultiblockPLS
 from .online_adaptation import Adapter
+from .prediction import Prediction
 from .recordings import RecordingError, load_recording
+from .speech_gate import SpeechGate
 from .timeline import Segment, Timeline
 from .timeline_stream import TimelineStream
 
@@ -36,8 +38,10 @@ __all__ = [
     "EdrlMeaOutput",
     "EmbeddingAlignment",
     "MultiblockPLS",
+    "Prediction",
     "RecordingError",
     "Segment",
+    "SpeechGate",
     "Timeline",
     "TimelineStream",
     "load_recording",

@@ -275,6 +275,8 @@ class AdaptationMixin:
             ValueError: before anything is embedded, where `expected`, `speakers` or `labels` do not fit; no usable
                 recording. RecordingError: one that cannot be read.
         """
+        if self.config.is_regression:
+            raise ValueError("adapt corrects how often emotions are predicted, and this model rates attributes alone.")
         recordings = _as_list(recordings)
         labels = _labels_of(recordings, labels)
         speakers = _speakers_of(recordings, speakers)

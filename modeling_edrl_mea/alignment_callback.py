@@ -42,15 +42,28 @@ class AlignmentCallback(TrainerCallback):
 def embed_dataloader(model, dataloader) -> Embeddings:
     """One pass of the backbone, in evaluation mode, over batches of waveforms."""
     model.eval()
-    statistics, labels = [], []
+    parts = []
     for batch in dataloader:
         batch = {name: tensor.to(model.device) for name, tensor in batch.items() if hasattr(tensor, "to")}
-        statistics.append(model.edrl_mea.layer_statistics(batch["input_values"], batch.get("attention_mask")).cpu())
-        labels.append(as_ids(batch["labels"], model.config.num_labels).cpu())
-    statistics, labels = torch.cat(statistics), torch.cat(labels)
+        statistics = model.edrl_mea.layer_statistics(batch["input_values"], batch.get("attention_mask"))
+        parts.append([part.cpu() for part in (statistics, *what_is_known(model.config, batch, len(statistics)))])
     if dist.is_initialized():  # each process had its share of the batches
         shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, (statistics, labels))
-        statistics, labels = (torch.cat(parts) for parts in zip(*shares, strict=True))
-    statistics, labels = statistics[labels != IGNORED], labels[labels != IGNORED]
-    return Embeddings(statistics, labels, [""] * len(labels), torch.arange(len(labels)))
+        dist.all_gather_object(shares, parts)
+        parts = [part for share in shares for part in share]
+    statistics, labels, attributes = (torch.cat(part) for part in zip(*parts, strict=True))
+    known = (labels != IGNORED) | attributes.isfinite().any(1)
+    statistics, labels, attributes = (part[known] for part in (statistics, labels, attributes))
+    rows = torch.arange(len(labels))
+    return Embeddings(statistics, labels, [""] * len(labels), rows, attributes=attributes)
+
+
+def what_is_known(config, batch: dict, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of the emotions (n,), -100 where there is none, and ratings (n, A), NaN where missing."""
+    ids, ratings = torch.full((n,), IGNORED), torch.full((n, config.n_attributes), torch.nan)
+    labels, attributes = batch.get("labels"), batch.get("attributes")
+    if config.is_regression:
+        attributes = labels if attributes is None else attributes
+    elif labels is not None:
+        ids = as_ids(labels, config.num_labels)
+    return ids, ratings if attributes is None else attributes.float()

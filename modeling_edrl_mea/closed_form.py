@@ -1,12 +1,14 @@
 """The closed-form steps of training: standardization, MEA, and the classifier on aligned embeddings."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from .attributes import fit_ratings, split_targets
 from .discriminant import fit_discriminant
 from .embeddings import ROWS, Embeddings
 from .labels import as_targets
@@ -57,10 +59,25 @@ def alignment_inputs(
     if metric is not None:
         u, clean = metric.apply(u), metric.apply(clean)
     disentangled = heads.disentanglement(u) if config.arrangement == "edrl_mea" else None
-    labels = as_targets(data.labels[rows], config.n_trained_labels)[0].to(u)
+    labels = known_outputs(config, data, rows).to(u)
     targets = {"own_speech": u, "clean_original": clean, "labels": labels}
     y = torch.cat([targets[target] for target in config.alignment_target], dim=-1)
     return heads.alignment_blocks(u, disentangled), y
+
+
+def known_outputs(config, data: Embeddings, rows: Tensor) -> Tensor:
+    """(n, C + A): shares of the emotions, and ratings between -1 and 1, in the middle where missing."""
+    parts = [as_targets(data.targets[rows], config.n_emotions)[0]] if config.n_emotions else []
+    if config.n_attributes:
+        parts.append(ratings_of(config, data)[rows].nan_to_num())
+    return torch.cat(parts, 1)
+
+
+def ratings_of(config, data: Embeddings) -> Tensor:
+    """(N, A) between -1 and 1; NaN where missing."""
+    if data.attributes is None:
+        raise ValueError(f"The model rates {config.attribute_names}, and the training data has no attributes.")
+    return split_targets(config, None, data.attributes)[1]
 
 
 def train_classifier(model, data: Embeddings) -> float:
@@ -83,16 +100,48 @@ def start_disentanglement(model, data: Embeddings) -> float:
 
 
 def fit_classifier(model, data: Embeddings) -> tuple[Tensor, Tensor, float]:
-    """Weights (C, features), biases (C,), and what regularizes them: C of the logistic regression or the ridge of the
-    discriminant, chosen by cross-validation whose folds share no speaker."""
-    features, n_classes = classifier_features(model, data), model.config.n_trained_labels
-    if model.config.classifier == "discriminant":
+    """Weights (C + A, features), biases (C + A,), and what regularizes the emotions', or the attributes' where there
+    are none: C of the logistic regression, or the ridge, chosen by cross-validation whose folds share no speaker."""
+    features, config, found = classifier_features(model, data), model.config, []
+    if config.n_emotions:
+        found.append(fit_emotions(features, data, config))
+    if config.n_attributes:
+        rated = fit_ratings(features, ratings_of(config, data), data.speakers, config.attribute_loss)
+        found.append((rated.weight.float(), rated.bias.float(), rated.ridge))
+    weights, biases, chosen = zip(*found, strict=True)
+    return torch.cat(weights), torch.cat(biases), chosen[0]
+
+
+def fit_emotions(features: np.ndarray, data: Embeddings, config) -> tuple[Tensor, Tensor, float]:
+    """(weights (C, features), biases (C,), regularization) by the recordings that have a label."""
+    features, data = labeled(features, data, config.n_emotions)
+    if config.classifier == "discriminant":
         folds = speaker_folds(features, data.labels.numpy(), data.speakers)
         folds += corpus_folds(data.corpora)
-        found = fit_discriminant(features, data.labels, data.sample_weights, n_classes, folds)
+        found = fit_discriminant(features, data.labels, data.sample_weights, config.n_emotions, folds)
         return found.weight.float(), found.bias.float(), found.ridge
     regression = fit_regression(features, data)
-    return *weights_of(regression, n_classes), regression.C
+    return *weights_of(regression, config.n_emotions), regression.C
+
+
+@dataclass
+class Labeled:
+    """What is known of rows of features: emotion (n,), weight (n,), speaker and corpus."""
+
+    labels: Tensor
+    sample_weights: Tensor
+    speakers: list[str]
+    corpora: list[str]
+
+
+def labeled(features: np.ndarray, data: Embeddings, n_emotions: int) -> tuple[np.ndarray, Labeled]:
+    """Each recording that has a label; one with soft labels once for each emotion, weighed by its share."""
+    shares, _ = as_targets(data.targets, n_emotions)
+    rows, labels = shares.nonzero(as_tuple=True)
+    about = ([part[row] for row in rows.tolist()] if part else [] for part in (data.speakers, data.corpora))
+    weights = data.sample_weights[rows] * shares[rows, labels]
+    whole = len(rows) == len(features) and bool((rows == torch.arange(len(rows))).all())
+    return features if whole else features[rows.numpy()], Labeled(labels, weights, *about)
 
 
 def corpus_folds(corpora: Sequence[str]) -> list:
@@ -103,7 +152,7 @@ def corpus_folds(corpora: Sequence[str]) -> list:
     return [(np.flatnonzero(names != name), np.flatnonzero(names == name)) for name in dict.fromkeys(corpora)]
 
 
-def fit_regression(features: np.ndarray, data: Embeddings):
+def fit_regression(features: np.ndarray, data: Labeled):
     """scikit-learn's `LogisticRegression`, its C chosen by folds of speakers where there are several."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV

@@ -33,9 +33,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(act=act)
         return sub
 
-    predict = command("predict", _predict, "Every emotion of each recording with its probability.")
+    predict = command("predict", _predict, "Each recording's emotions with their probabilities, if anybody speaks.")
     predict.add_argument("recordings", nargs="+", help="audio files or folders of them")
     predict.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    predict.add_argument("--coverage", type=float, help="as 0.9: also the emotions that hold the right one so often")
 
     embed = command("embed", _embed, "Embeddings and scores of recordings in one Parquet file.")
     embed.add_argument("recordings", nargs="+", help="audio files or folders of them")
@@ -85,26 +86,21 @@ def _files(sources: Sequence[str]) -> list[Path]:
     return files
 
 
-def _outputs(model, files: Sequence[Path], failed: list[Path]) -> Iterator[tuple]:
-    """(file, waveform, output of the model, scores by label) of each recording. One that cannot be read is named and
-    added to `failed`: the others are still worth the work."""
-    import torch
+def _predictions(model, files: Sequence[Path], failed: list[Path], coverage: float | None = None) -> Iterator[tuple]:
+    """(file, prediction, output of the model) of each recording. One that cannot be read is named and added to
+    `failed`: the others are still worth the work."""
+    from .prediction import Listener
 
-    from .recordings import load_recording
-
-    extract = model.feature_extractor()
+    hear = Listener(model, coverage)
     for file in files:
         try:
-            waveform = load_recording(file)
+            waveform = hear.load(file)
         except RecordingError as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(file)
             continue
-        inputs = extract([waveform], sampling_rate=extract.sampling_rate, return_tensors="pt")
-        with torch.inference_mode():
-            output = model(**inputs)
-        probabilities = output.logits[0].float().softmax(-1).tolist()
-        yield file, waveform, output, dict(zip(model.config.labels, probabilities, strict=True))
+        output = hear.forward([waveform])
+        yield file, hear.told([waveform], output)[0], output
 
 
 def _refuse_failed(failed: list[Path], files: Sequence[Path]) -> None:
@@ -112,23 +108,24 @@ def _refuse_failed(failed: list[Path], files: Sequence[Path]) -> None:
         raise SystemExit(f"error: {len(failed)} of {len(files)} recordings could not be read.")
 
 
-def _likeliest(waveform, scores: dict[str, float]) -> str | None:
-    """The predicted label; None in silence."""
-    from .recordings import is_silent
-
-    return None if is_silent(waveform) else max(scores, key=scores.get)
-
-
 def _predict(arguments) -> None:
     files, failed = _files(arguments.recordings), []
     width = max(len(str(file)) for file in files)
-    for file, waveform, _, scores in _outputs(_model(arguments.model), files, failed):
-        scores = dict(sorted(scores.items(), key=lambda pair: -pair[1]))
+    for file, prediction, _ in _predictions(_model(arguments.model), files, failed, arguments.coverage):
         if arguments.json:
-            print(json.dumps({"path": str(file), "label": _likeliest(waveform, scores), "scores": scores}))
+            print(json.dumps({"path": str(file), **prediction.to_dict()}))
         else:
-            print(f"{file!s:<{width}}  " + "  ".join(f"{label} {score:.2f}" for label, score in scores.items()))
+            print(f"{file!s:<{width}}  {_in_words(prediction, arguments.coverage)}")
     _refuse_failed(failed, files)
+
+
+def _in_words(prediction, coverage: float | None) -> str:
+    if not prediction.speech_share:
+        return "no speech"
+    scores = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
+    numbers = [f"{name} {value:.2f}" for name, value in (*scores, *(prediction.attributes or {}).items())]
+    covering = [] if coverage is None else [f"[{coverage:.0%}: {', '.join(prediction.emotions)}]"]
+    return "  ".join(numbers + covering)
 
 
 def _embed(arguments) -> None:
@@ -140,8 +137,9 @@ def _embed(arguments) -> None:
     except ImportError as error:
         raise ImportError("embed writes Parquet: pip install pyarrow") from error
     files, failed, rows = _files(arguments.recordings), [], []
-    for file, waveform, found, scores in _outputs(_model(arguments.model), files, failed):
-        row = {"path": str(file), "label": _likeliest(waveform, scores), "scores": scores}
+    for file, prediction, found in _predictions(_model(arguments.model), files, failed):
+        row = {"path": str(file), "label": prediction.emotion, "scores": prediction.scores}
+        row["speech_share"] = prediction.speech_share
         embeddings = {name: found[name] for name in EMBEDDINGS if found.get(name) is not None}
         rows.append(row | {name: values[0].float().tolist() for name, values in embeddings.items()})
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,9 @@ PAPER_FAITHFUL = {
 }
 
 
+PROBLEM_TYPES = (None, "single_label_classification", "regression")
+BESIDE_PREDICTIONS = ("losses", "speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
+BESIDE_PREDICTIONS += ("hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {
@@ -92,6 +95,8 @@ class EdrlMeaConfig(PreTrainedConfig):
             regularized linear discriminant, in closed form.
         temperature: what the weights of the last classifier were divided by (`set_temperature`), so that it is as
             sure as it is right; 1: not calibrated.
+        coverage_thresholds: least probability of a label in the set that `predict` gives, by coverage ("0.9"), found by
+            training on recordings that the model did not learn from; None: none were found.
         n_components: k, the width of the aligned embedding; as many as a small corpus has directions.
         alignment_target: Y of MEA, any of own_speech, clean_original and labels, side by side; what labels would
             add, the classifier learns from them directly.
@@ -100,20 +105,17 @@ class EdrlMeaConfig(PreTrainedConfig):
             EDRL's blocks are aligned.
         standardize_components: give every component of the aligned embedding unit variance; otherwise they have it
             on average, so that what is regularized after MEA trusts the first components most.
+        attribute_names: what is rated on a scale beside the emotion (arousal, valence), in the order of the output's
+            `attributes`; None: nothing. With `problem_type="regression"` nothing but `id2label`, which then names them.
+        attribute_ranges: {"arousal": [1, 7]}, the ends of each scale, in whose middle and unit the model learns; one
+            that is left out goes from -1 to 1. Predictions may lie beyond.
+        attribute_loss: ccc is one less the concordance correlation coefficient, by which attributes are judged, and
+            which needs batches of some dozens; mse is the mean squared error, each scale going from -1 to 1.
+        attribute_weight: of that loss, beside the classification's.
     """
 
     model_type = "edrl_mea"
     sub_configs = {"backbone_config": AutoConfig}
-    keys_to_ignore_at_inference = [
-        "losses",
-        "speech_embedding",
-        "intra_class_embeddings",
-        "shared_embedding",
-        "aligned_embedding",
-        "hidden_states",
-        "attentions",
-    ]
-
     backbone_config: PreTrainedConfig | dict | None = None
     normalize_waveform: bool = False
     sampling_rate: int = 16_000
@@ -145,11 +147,17 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     classifier: Literal["regression", "discriminant"] = "regression"
     temperature: float = 1.0
+    coverage_thresholds: dict[str, float] | None = None
 
     n_components: int = 128
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
     noise_shrinkage: float = 10.0
     standardize_components: bool = False
+
+    attribute_names: list[str] | tuple[str, ...] | None = None
+    attribute_ranges: dict | None = None
+    attribute_loss: Literal["ccc", "mse"] = "ccc"
+    attribute_weight: float = 1.0
 
     def __post_init__(self, **kwargs):
         _drop_retired(kwargs)
@@ -163,6 +171,8 @@ class EdrlMeaConfig(PreTrainedConfig):
         _check_choice("backbone_config.model_type", self.backbone_config.model_type, BACKBONE_TYPES)
         if self.id2label is None and self.label2id:
             self.id2label = {i: label for label, i in self.label2id.items()}
+        if self.is_regression and self.id2label is None and self.attribute_names:
+            self.id2label = dict(enumerate(self.attribute_names))
         if self.id2label is not None and not isinstance(self.id2label, Mapping):
             raise ValueError(f"id2label={self.id2label!r} must map ids to names: {{0: 'anger', 1: ...}}.")
         super().__post_init__(**kwargs)
@@ -187,11 +197,23 @@ class EdrlMeaConfig(PreTrainedConfig):
         added = list(self.added_labels)
         self.added_labels = added if added and self.labels[-len(added) :] == added else []
         self._check_choices()
+        self._settle_attributes()
         self._check_numbers()
         self._check_windows()
 
+    def _settle_attributes(self):
+        names = self.labels if self.is_regression else list(self.attribute_names or ())
+        self.attribute_names = names or None
+        if len(set(names)) < len(names):
+            raise ValueError(f"attribute_names={names} names an attribute more than once.")
+        for name, ends in (self.attribute_ranges or {}).items():
+            if name not in names:
+                raise ValueError(f"attribute_ranges names {name!r}, and the attributes are {names}: give theirs.")
+            if not (isinstance(ends, (list, tuple)) and len(ends) == 2 and ends[0] < ends[1]):
+                raise ValueError(f"attribute_ranges of {name}: {ends!r} must be the ends of its scale, as [1, 7].")
+
     def _check_labels(self):
-        if self.num_labels < 2:
+        if self.num_labels < 2 and not self.is_regression:
             raise ValueError(f"id2label={self.id2label}: a classifier needs at least two emotions.")
         if sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(
@@ -201,7 +223,7 @@ class EdrlMeaConfig(PreTrainedConfig):
         names = list(self.id2label.values())
         repeated = sorted(str(name) for name, count in Counter(names).items() if count > 1)
         if repeated:
-            raise ValueError(f"id2label names {repeated} more than once; give each emotion one id.")
+            raise ValueError(f"id2label names {repeated} more than once; give each of them one id.")
 
     def _check_numbers(self):
         for name in COUNTS:
@@ -222,18 +244,20 @@ class EdrlMeaConfig(PreTrainedConfig):
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if self.uses_disentanglement and not any(getattr(self, name) for name in weights):
+        idle = () if self.n_attributes else ("attribute_weight",)
+        if self.uses_disentanglement and not any(getattr(self, name) for name in weights if name not in idle):
             raise ValueError(f"Nothing to train EDRL by: {', '.join(weights)} are all 0.")
         if not 0 <= self.disentanglement_dropout < 1:
             raise ValueError(f"disentanglement_dropout={self.disentanglement_dropout} must be in [0, 1).")
 
     def _check_choices(self):
-        if self.problem_type not in (None, "single_label_classification"):  # transformers would go by it in silence
+        if self.problem_type not in PROBLEM_TYPES:  # transformers would go by it in silence
             raise ValueError(
-                f"problem_type={self.problem_type!r}: this model gives every recording one emotion. Leave problem_type "
-                "out, and turn several labels or numbers into one emotion, or into shares that add up to 1."
+                f"problem_type={self.problem_type!r}: this model gives every recording one emotion, ratings of "
+                'attributes (problem_type="regression") or both (attribute_names). Turn several emotions into one, or '
+                "into shares that add up to 1."
             )
-        for name in ("layer_combination", "arrangement", "classifier"):
+        for name in ("layer_combination", "arrangement", "classifier", "attribute_loss"):
             _check_choice(name, getattr(self, name), get_args(type(self).__annotations__[name]))
         for target in self.alignment_target:
             _check_choice("alignment_target", target, get_args(AlignmentTarget))
@@ -263,6 +287,11 @@ class EdrlMeaConfig(PreTrainedConfig):
             ) from None
 
     @property
+    def keys_to_ignore_at_inference(self) -> list[str]:
+        """What `Trainer` does not take for predictions; attributes alone are the logits."""
+        return [*BESIDE_PREDICTIONS, *["attributes"] * self.is_regression]
+
+    @property
     def labels(self) -> list[str]:
         """Emotion names in the order of the logits."""
         return [self.id2label[i] for i in range(self.num_labels)]
@@ -273,11 +302,57 @@ class EdrlMeaConfig(PreTrainedConfig):
         return self.num_labels - len(self.added_labels)
 
     @property
+    def is_regression(self) -> bool:
+        """Whether the labels are attributes, and there is no emotion."""
+        return self.problem_type == "regression"
+
+    @property
+    def n_attributes(self) -> int:
+        """A, the width of the output's `attributes`."""
+        return len(self.attribute_names or ())
+
+    @property
+    def n_emotions(self) -> int:
+        """C, the emotions that training knew."""
+        return 0 if self.is_regression else self.n_trained_labels
+
+    @property
+    def n_outputs(self) -> int:
+        """What the last linear layer gives, logits of emotions before ratings of attributes; so many encoders has EDRL
+        beside the shared one."""
+        return self.n_emotions + self.n_attributes
+
+    @property
+    def output_names(self) -> list[str]:
+        return [*self.labels[: self.n_emotions], *(self.attribute_names or ())]
+
+    @property
+    def attribute_scales(self) -> dict[str, tuple[float, float]]:
+        """The ends of each attribute's scale."""
+        given = self.attribute_ranges or {}
+        return {name: tuple(map(float, given.get(name, (-1, 1)))) for name in self.attribute_names or ()}
+
+    @property
     def label_embedding_size(self) -> int:
         """Width of what weights for labels are learned on: MEA's and EDRL's embeddings, or u where there are none."""
         aligned = self.n_components * self.uses_alignment
-        disentangled = (self.n_trained_labels + 1) * self.block_size * self.uses_disentanglement
+        disentangled = (self.n_outputs + 1) * self.block_size * self.uses_disentanglement
         return aligned + disentangled or self.speech_embedding_size
+
+    def coverage_threshold(self, coverage: float) -> float:
+        """Of the least coverage known that is as high. ValueError where there is none."""
+        if not self.coverage_thresholds:
+            raise ValueError(
+                f"coverage={coverage}: this model has no coverage_thresholds. Train it by train/run.py, or "
+                "calibrate it by scripts/benchmark_rejection.py."
+            )
+        if self.added_labels:
+            raise ValueError(f"coverage={coverage}: none is known since `adapt` added the labels {self.added_labels}.")
+        enough = [known for known in self.coverage_thresholds if 0 < coverage <= float(known)]
+        if not enough:
+            known = ", ".join(self.coverage_thresholds)
+            raise ValueError(f"coverage={coverage}: this model knows {known}; give one of them, or less.")
+        return self.coverage_thresholds[min(enough, key=float)]
 
     @property
     def uses_disentanglement(self) -> bool:
@@ -321,13 +396,13 @@ class EdrlMeaConfig(PreTrainedConfig):
         """Widths of MEA's X-blocks: z₀, z₁…z_C, or u alone."""
         if self.arrangement != "edrl_mea":
             return [self.speech_embedding_size]
-        return [self.block_size] * (self.n_trained_labels + 1)
+        return [self.block_size] * (self.n_outputs + 1)
 
     @property
     def block_names(self) -> list[str]:
         if self.arrangement != "edrl_mea":
             return ["speech"]
-        return ["shared", *self.labels[: self.n_trained_labels]]
+        return ["shared", *self.output_names]
 
     @property
     def alignment_uses_labels(self) -> bool:
@@ -337,7 +412,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     @property
     def alignment_target_size(self) -> int:
         """Width of MEA's Y."""
-        sizes = {"labels": self.n_trained_labels}
+        sizes = {"labels": self.n_outputs}
         return sum(sizes.get(target, self.speech_embedding_size) for target in self.alignment_target)
 
 

@@ -16,9 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 SMALLEST_SHARE = 1e-3  # of an expected emotion: a share of nothing would take a bias without bound
-# Logits are sharpened by this before their mean is compared with a mix; it is then close to the share of answers that
-# are each class, which unlike the mean probability does not depend on how sure the model is.
-SHARPNESS = 4.0
+SHARPNESS = 4.0  # of logits before their mean is compared with an uneven mix
 LARGEST_STEP = 3.0  # of one Newton step, in units of the logits
 N_STEPS = 50  # three to six are usual
 TOLERANCE = 1e-8  # of the mean prediction
@@ -77,6 +75,15 @@ def log_sum_exp(logits: np.ndarray) -> np.ndarray:
     return largest + np.log(np.exp(logits - largest[..., None]).sum(-1))
 
 
+def sharpness(mix: np.ndarray) -> float:
+    """What logits are multiplied by before their mean prediction is compared with a mix.
+
+    Sharp ones are close to answers, of which a mix is made: of a model that is never sure no mean probability reaches
+    90%. An even mix is met by the mean probability as well, which varies less over a few recordings.
+    """
+    return 1.0 if np.ptp(mix) < 1e-6 else SHARPNESS
+
+
 def class_biases(
     logits: np.ndarray,
     mix: np.ndarray,
@@ -102,12 +109,13 @@ def class_biases(
     mix = mix / mix.sum()
     weights = np.ones(len(logits)) if weights is None else weights
     wanted = np.broadcast_to(mix, logits.shape) if targets is None else targets
-    rows = np.vstack([SHARPNESS * logits, np.log(mix) - SHARPNESS * center])
+    sharp = sharpness(mix)
+    rows = np.vstack([sharp * logits, np.log(mix) - sharp * center])
     if start is not None:
-        start = SHARPNESS * (center + (start - center) / max(strength, 1e-3))
+        start = sharp * (center + (start - center) / max(strength, 1e-3))
     ones = np.ones((len(rows), 1))
     (biases,) = _newton(rows, np.vstack([wanted, mix]), np.append(weights, prior), ones, np.zeros(1), start)
-    biases = center + strength * (biases / SHARPNESS - center)
+    biases = center + strength * (biases / sharp - center)
     return biases - biases.mean()
 
 

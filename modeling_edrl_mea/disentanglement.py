@@ -1,24 +1,28 @@
 """EDRL: an encoder for each emotion beside one that they share, and the losses that keep them apart.
 
 After arXiv 2510.09072, of which the abstract names the two kinds of encoder; layers and losses are our reconstruction.
+An attribute that is rated on a scale has an encoder too, as if it were one emotion more: C counts both where it is a
+size, and what is an emotion's alone says so.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .attributes import attribute_loss
 from .global_batch import GlobalBatch
-from .labels import as_targets
+from .labels import IGNORED, as_targets
 
 
 @dataclass
 class Disentanglement:
     intra_class_embeddings: torch.Tensor  # (B, C, d)
     shared_embedding: torch.Tensor  # (B, d)
-    logits: torch.Tensor  # (B, C), of EDRL's own classifier
+    logits: torch.Tensor  # (B, C), of EDRL's own classifier; of attributes, which come last, ratings between -1 and 1
     losses: dict[str, torch.Tensor] | None = None  # already weighted; their sum is stage 1's loss
 
     @property
@@ -45,7 +49,8 @@ class EmotionDisentanglement(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        n_classes, size, block = config.n_trained_labels, config.disentanglement_input_size, config.block_size
+        n_classes, size, block = config.n_outputs, config.disentanglement_input_size, config.block_size
+        self.kinds, self.attribute_loss = (config.n_emotions, config.n_attributes), config.attribute_loss
         self.mixup_alpha, self.noise = config.mixup_alpha, config.embedding_noise
         self.loss_weights = {name: getattr(config, f"{name}_weight") for name in LOSSES}
         self.dropout = nn.Dropout(config.disentanglement_dropout)
@@ -55,19 +60,24 @@ class EmotionDisentanglement(nn.Module):
         self.decoder = ClassWiseLinear(n_classes, 2 * block, size)
         self.classifier = nn.Linear((n_classes + 1) * block, n_classes)
 
-    def forward(self, u: torch.Tensor, labels: torch.Tensor | None = None, sample_weights: torch.Tensor | None = None):
-        """`labels` as [`as_targets`] takes them; `sample_weights` (B,), of mean 1 over the training data."""
+    def forward(
+        self,
+        u: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        sample_weights: torch.Tensor | None = None,
+        ratings: torch.Tensor | None = None,
+    ):
+        """`labels` as [`as_targets`] takes them; `sample_weights` (B,), of mean 1 over the training data; `ratings` as
+        [`split_targets`] gives them."""
         u = u.to(self.intra_output.weight.dtype)  # the classifier's may be quantized
-        if labels is None:
+        if labels is None and ratings is None:
             return self._disentangle(u)
-        targets, sample_weights = (
-            part.to(u) for part in as_targets(labels, self.classifier.out_features, sample_weights)
-        )
+        targets = Targets.of(u, labels, ratings, sample_weights, self.kinds)
         if not self.training:
-            return self._with_losses(u, u, targets, sample_weights)
+            return self._with_losses(u, u, targets)
         batch = GlobalBatch(len(u), u.device)
-        mixed, *weighting = self._mix(*(batch.gather(part) for part in (u, targets, sample_weights)))
-        whole = self._with_losses(mixed + self.noise * torch.randn_like(mixed), mixed, *weighting)
+        mixed, *targets = self._mix(*(batch.gather(part) for part in (u, *targets)))
+        whole = self._with_losses(mixed + self.noise * torch.randn_like(mixed), mixed, Targets(*targets))
         own = (batch.own(part) for part in (whole.intra_class_embeddings, whole.shared_embedding, whole.logits))
         return Disentanglement(*own, whole.losses)
 
@@ -76,10 +86,10 @@ class EmotionDisentanglement(nn.Module):
         intra, shared = self.intra_output(u), self.shared_output(u)
         return Disentanglement(intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1)))
 
-    def _with_losses(self, encoded, u, targets, sample_weights) -> Disentanglement:
+    def _with_losses(self, encoded, u, targets: "Targets") -> Disentanglement:
         """`encoded` is what the encoders get: u, or u with noise, which is not to be rebuilt."""
         result = self._disentangle(encoded)
-        result.losses = self._losses(result, u, targets, sample_weights)
+        result.losses = self._losses(result, u, targets)
         return result
 
     def forget_labels(self) -> None:
@@ -103,28 +113,65 @@ class EmotionDisentanglement(nn.Module):
         for emotion in range(n_classes):
             self.classifier.weight[emotion, (1 + emotion) * block] = 1
 
-    def _mix(self, u, targets, sample_weights):
-        """Mixup (Zhang et al. 2018) of the batch with a permutation of itself."""
-        if not self.mixup_alpha or len(u) < 2:
-            return u, targets, sample_weights
-        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((len(u), 1)).to(u)
-        other = torch.randperm(len(u), device=u.device)
-        mixed = (torch.lerp(part[other], part, share) for part in (u, targets, sample_weights[:, None]))
-        u, targets, sample_weights = mixed
-        return u, targets, sample_weights[:, 0]
+    def _mix(self, *parts: torch.Tensor):
+        """Mixup (Zhang et al. 2018) of the batch with a permutation of itself; a rating is missing where either is."""
+        n = len(parts[0])
+        if not self.mixup_alpha or n < 2:
+            return parts
+        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((n, 1)).to(parts[0])
+        other = torch.randperm(n, device=share.device)
+        return [torch.lerp(part[other], part, share) for part in parts]
 
-    def _losses(self, result: Disentanglement, u, targets, weights) -> dict[str, torch.Tensor]:
-        values = {
-            "classification": cross_entropy(result.logits, targets, weights),
-            "intra_class": cross_entropy(self.score(result.intra_class_embeddings)[..., 0], targets, weights),
-            "reconstruction": reconstruction_error(self.decoder, result, u, targets, weights),
+    def _losses(self, result: Disentanglement, u, targets: "Targets") -> dict[str, torch.Tensor]:
+        values = self._prediction_losses(result.logits, targets)
+        of_scores = self._prediction_losses(self.score(result.intra_class_embeddings)[..., 0], targets)
+        values |= {
+            "intra_class": sum(of_scores.values()),
+            "reconstruction": reconstruction_error(self.decoder, result, u, targets.owners),
             "decorrelation": squared_correlation(result.intra_class_embeddings, result.shared_embedding),
-            "shared_invariance": between_class_share(result.shared_embedding, targets),
+            "shared_invariance": told_share(result.shared_embedding, targets),
         }
         return {name: self.loss_weights[name] * value for name, value in values.items() if self.loss_weights[name]}
 
+    def _prediction_losses(self, outputs: torch.Tensor, targets: "Targets") -> dict[str, torch.Tensor]:
+        logits, ratings = outputs.split(self.kinds, 1)
+        losses = {}
+        if self.kinds[0]:
+            losses["classification"] = cross_entropy(logits, targets.shares, targets.weights[:, 0])
+        if self.kinds[1]:
+            wanted = targets.ratings, targets.rating_weights[:, 0]
+            losses["attribute"] = attribute_loss(ratings, *wanted, self.attribute_loss)
+        return losses
 
-LOSSES = ("classification", "intra_class", "reconstruction", "decorrelation", "shared_invariance")
+
+LOSSES = ("classification", "attribute", "intra_class", "reconstruction", "decorrelation", "shared_invariance")
+
+
+class Targets(NamedTuple):
+    """What a batch is trained on. Ratings beside emotions all weigh the same: the given weights balance emotions."""
+
+    shares: torch.Tensor  # (B, emotions); zero where there is no label
+    weights: torch.Tensor  # (B, 1), of the recordings in the losses of emotions
+    ratings: torch.Tensor  # (B, attributes) between -1 and 1; NaN where missing
+    rating_weights: torch.Tensor  # (B, 1)
+
+    @classmethod
+    def of(cls, u, labels, ratings, sample_weights, kinds: tuple[int, int]) -> "Targets":
+        n_emotions, n_attributes = kinds
+        if labels is None:
+            labels = torch.full((len(u),), IGNORED)
+        shares, weights = u.new_zeros(len(u), 0), u.new_ones(len(u))
+        if n_emotions:
+            shares, weights = as_targets(labels, n_emotions, sample_weights)
+        of_ratings = torch.ones_like(weights) if n_emotions or sample_weights is None else sample_weights
+        ratings = u.new_full((len(u), n_attributes), torch.nan) if ratings is None else ratings
+        return cls(*(part.to(u) for part in (shares, weights[:, None], ratings, of_ratings[:, None])))
+
+    @property
+    def owners(self) -> torch.Tensor:
+        """(B, C) how far each encoder answers for a recording: that of its emotion, and those of its ratings."""
+        rated = self.ratings.isfinite().to(self.shares) / max(1, self.ratings.shape[1])
+        return torch.cat([self.shares * self.weights, rated * self.rating_weights], 1)
 
 
 def init_linear(module: nn.Linear, init) -> None:
@@ -145,12 +192,12 @@ def cross_entropy(logits, targets, weights) -> torch.Tensor:
     return (F.cross_entropy(logits, targets.to(logits), reduction="none") * weights.to(logits)).mean()
 
 
-def reconstruction_error(decoder, result: Disentanglement, u, targets, weights) -> torch.Tensor:
+def reconstruction_error(decoder, result: Disentanglement, u, owners) -> torch.Tensor:
     """Mean squared error of the own class's decoder only, so that encoder y learns its own class's manifold."""
     shared = result.shared_embedding.unsqueeze(1).expand_as(result.intra_class_embeddings)
     rebuilt = decoder(torch.cat([result.intra_class_embeddings, shared], dim=-1))  # (B, C, S)
     errors = (rebuilt - u.unsqueeze(1)).square().mean(-1)
-    return ((errors * targets).sum(1) * weights).mean()
+    return (errors * owners).sum(1).mean()
 
 
 def squared_correlation(intra: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
@@ -159,6 +206,15 @@ def squared_correlation(intra: torch.Tensor, shared: torch.Tensor) -> torch.Tens
         return shared.new_zeros(())
     correlation = torch.einsum("bcd,be->cde", _standardized(intra), _standardized(shared)) / len(shared)
     return correlation.square().mean()
+
+
+def told_share(shared: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """How far z₀ tells emotions apart, and how far it goes with ratings, missing ones taken for their mean."""
+    told = between_class_share(shared, targets.shares)
+    if targets.ratings.shape[1]:
+        ratings = targets.ratings.where(targets.ratings.isfinite(), targets.ratings.nanmean(0).nan_to_num())
+        told = told + squared_correlation(ratings[:, :, None], shared)
+    return told
 
 
 def between_class_share(shared: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ class ExplanationMixin:
         label; with the classifier's bias they sum to its logit) and, where the logits come from the alignment,
         `component_contributions` by block, k numbers each.
         """
+        if self.config.is_regression:
+            raise ValueError("explain tells what decided for an emotion, and this model rates attributes alone.")
         rate = sampling_rate or self.config.sampling_rate
         waveform = load_recording(recording, rate)
         if is_silent(waveform):
@@ -51,7 +53,7 @@ def contributions(model, layer_statistics: torch.Tensor, label: int) -> dict[str
     if model.ends_in_disentanglement:
         weights = model.edrl_mea.disentanglement.classifier.weight[label].float().split(model.config.block_size)
         shares = [float(block[0].float() @ w) for block, w in zip(disentangled.blocks, weights, strict=True)]
-        return {"logit_contributions": dict(zip(["shared", *model.config.labels], shares, strict=False))}
+        return {"logit_contributions": dict(zip(["shared", *model.config.output_names], shares, strict=True))}
     weights = model.classifier.weight[label].float()
     if model.alignment is None:
         return {"logit_contributions": {"speech": float(u[0] @ weights)}}

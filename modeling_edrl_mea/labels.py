@@ -61,7 +61,10 @@ def _rows(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
 def _ids(labels: torch.Tensor) -> torch.Tensor:
     labels = labels.flatten()
     if labels.is_floating_point() and bool((labels != labels.round()).any()):
-        raise ValueError("labels: class ids must be whole numbers; this model classifies and does no regression.")
+        raise ValueError(
+            "labels: class ids must be whole numbers. Ratings are `attributes`, or the labels of a model with "
+            'problem_type="regression".'
+        )
     return labels.long()
 
 

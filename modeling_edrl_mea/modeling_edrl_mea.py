@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .adaptation import AdaptationMixin, OutputAdaptation
 from .alignment import EmbeddingAlignment
+from .attributes import attribute_loss, on_scale, split_targets, to_unit
 from .backbone import build_backbone, check_architecture, input_settings, load_backbone
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import Disentanglement, EmotionDisentanglement, cross_entropy, init_linear
@@ -19,6 +20,7 @@ from .explanation import ExplanationMixin
 from .feature_extraction_edrl_mea import is_silence
 from .frames import BackboneOutput
 from .labels import as_targets
+from .prediction import PredictionMixin
 from .pretrained import EdrlMeaPreTrainedModel
 from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding
@@ -35,7 +37,8 @@ class EdrlMeaOutput(ModelOutput):
     """The model's outputs for a batch; None for a part that the arrangement lacks.
 
     loss: () sum of `losses`, where labels were given.
-    logits: (B, C), in the order of `config.id2label`.
+    logits: (B, C), in the order of `config.id2label`; with `problem_type="regression"` the attributes.
+    attributes: (B, A) float32, in the order of `config.attribute_names` and on the scales of `config.attribute_ranges`.
     speech_embedding: u, (B, S). intra_class_embeddings: z₁…z_C, (B, C, d). shared_embedding: z₀, (B, d).
     aligned_embedding: t, (B, k), once the alignment is fitted.
     hidden_states, attentions: of the backbone, where asked for.
@@ -44,6 +47,7 @@ class EdrlMeaOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    attributes: torch.Tensor | None = None
     speech_embedding: torch.Tensor | None = None
     intra_class_embeddings: torch.Tensor | None = None
     shared_embedding: torch.Tensor | None = None
@@ -55,6 +59,7 @@ class EdrlMeaOutput(ModelOutput):
     @classmethod
     def of(
         cls,
+        config: EdrlMeaConfig,
         frames: BackboneOutput | None,
         u: torch.Tensor,
         disentangled: Disentanglement | None,
@@ -64,7 +69,8 @@ class EdrlMeaOutput(ModelOutput):
         if disentangled is not None:
             output.intra_class_embeddings = disentangled.intra_class_embeddings
             output.shared_embedding = disentangled.shared_embedding
-            output.logits, output.losses = disentangled.logits, disentangled.losses
+            output.logits, output.attributes = split_outputs(disentangled.logits, config)
+            output.losses = disentangled.losses
         if frames is not None:
             output.hidden_states, output.attentions = frames.hidden_states, frames.attentions
         return output
@@ -91,6 +97,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         layer_statistics: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
+        attributes: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -99,8 +106,11 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         Args:
             input_values: (B, n) waveforms; attention_mask: (B, n), 1 on each recording's own samples.
             layer_statistics: (B, L+1, S') computed earlier by [`layer_statistics`], instead of waveforms.
-            labels: as [`as_targets`] takes them; EDRL's losses are computed where they are given.
-            sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data.
+            labels: as [`as_targets`] takes them; EDRL's losses are computed where they are given, or attributes are.
+                With `problem_type="regression"` the ratings of the attributes.
+            sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data. Ratings
+                beside emotions weigh the same.
+            attributes: (B, A) ratings on the scales of the config; NaN for one that is missing.
             output_hidden_states, output_attentions: by default as the config says. Of a recording longer than a window,
                 attentions reach no further than the window that a frame is taken from.
             kwargs: `return_dict`, by default as the config says.
@@ -114,31 +124,41 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
                 _or(output_attentions, self.config.output_attentions),
             )
         u = self.speech_embedding(layer_statistics)
-        disentangled, aligned = self.disentangle_and_align(u, labels, sample_weights)
-        return EdrlMeaOutput.of(frames, u, disentangled, aligned)
+        labels, ratings = split_targets(self.config, labels, attributes)
+        disentangled, aligned = self.disentangle_and_align(u, labels, sample_weights, ratings)
+        return EdrlMeaOutput.of(self.config, frames, u, disentangled, aligned)
 
     def run_backbone(self, input_values, attention_mask=None, output_hidden_states=False, output_attentions=False):
-        """Waveforms (B, n) of any length → pooled statistics (B, L+1, S'), and the frames' part that is asked for."""
+        """Waveforms (B, n) of any length → pooled statistics (B, L+1, S'), and the frames' part that is asked for.
+
+        Raises ValueError for what is no batch of waveforms.
+        """
+        if input_values.dim() != 2 or not input_values.is_floating_point():
+            raise ValueError(
+                f"input_values of shape {tuple(input_values.shape)} and type {input_values.dtype}: give floats (batch, "
+                "samples), as model.feature_extractor()(recordings, sampling_rate=…, return_tensors='pt') makes them."
+            )
         asked_for = output_hidden_states, output_attentions
-        return run_in_windows(self.backbone, self.config, input_values, attention_mask, *asked_for)
+        return run_in_windows(self.backbone, self.config, input_values.to(self.dtype), attention_mask, *asked_for)
 
     def layer_statistics(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled statistics (B, L+1, S') of every layer of the backbone: all that the heads see of a recording."""
         return self.run_backbone(input_values, attention_mask)[0]
 
-    def disentangle_and_align(self, u, labels=None, sample_weights=None):
+    def disentangle_and_align(self, u, labels=None, sample_weights=None, ratings=None):
         """In the config's order: (disentanglement, aligned embedding), None for a part that it leaves out."""
+        targets = labels, sample_weights, ratings
         if self.config.arrangement in ("mea", "mea_edrl") and not self.alignment.is_fitted:
             logger.warning_once("The alignment is not fitted yet: every recording gets the same scores.")
         if self.config.arrangement == "mea_edrl":
-            if labels is not None and not self.alignment.is_fitted:
+            if (labels is not None or ratings is not None) and not self.alignment.is_fitted:
                 raise RuntimeError(
                     "arrangement='mea_edrl' trains EDRL on the aligned embedding, and the alignment is not fitted yet. "
                     "Train with EdrlMeaTrainer, or give the stock Trainer an AlignmentCallback."
                 )
             aligned = self.alignment([u])
-            return self.disentanglement(aligned, labels, sample_weights), aligned
-        disentangled = self.disentanglement(u, labels, sample_weights) if self.disentanglement is not None else None
+            return self.disentanglement(aligned, *targets), aligned
+        disentangled = self.disentanglement(u, *targets) if self.disentanglement is not None else None
         if self.alignment is None or not self.alignment.is_fitted:
             return disentangled, None
         return disentangled, self.alignment(self.alignment_blocks(u, disentangled))
@@ -157,8 +177,10 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         return self
 
 
-class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationMixin, EdrlMeaPreTrainedModel):
-    """Speech emotion classifier.
+class EdrlMeaForAudioClassification(
+    AdaptationMixin, PredictionMixin, TimelineMixin, ExplanationMixin, EdrlMeaPreTrainedModel
+):
+    """Classifier of emotions in speech, rater of attributes, or both.
 
     Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;
     from then on they come from the aligned embedding. [`stage`] says which.
@@ -171,7 +193,7 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
         self.edrl_mea = EdrlMeaModel(config)
         sizes = {"linear": config.speech_embedding_size, "mea": config.n_components, "edrl_mea": config.n_components}
         size = sizes.get(config.arrangement)  # the other arrangements end in EDRL and its own classifier
-        self.classifier = nn.Linear(size, config.n_trained_labels) if size else None
+        self.classifier = nn.Linear(size, config.n_outputs) if size else None
         self.output_adaptation = OutputAdaptation(config)
         self.post_init()
 
@@ -236,11 +258,12 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
         layer_statistics: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
         speakers: torch.Tensor | None = None,
+        attributes: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> EdrlMeaOutput:
-        """As [`EdrlMeaModel.forward`]; with `labels` also the loss: EDRL's terms, and the cross-entropy of the
+        """As [`EdrlMeaModel.forward`]; with `labels` or `attributes` also the loss: EDRL's terms, and those of the
         classifier that the logits come from where that is another one. The logits are corrected by what [`adapt`]
         found, the terms of training are not.
 
@@ -254,25 +277,32 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
             layer_statistics,
             labels,
             sample_weights,
+            attributes,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
         )
-        trained = self.trained_logits(output)
-        output.logits = self.output_adaptation(trained, torch.cat(self.label_embedding(output), -1), speakers)
+        trained, output.attributes = self.trained_outputs(output)
+        if not self.config.is_regression:
+            output.logits = self.output_adaptation(trained, torch.cat(self.label_embedding(output), -1), speakers)
         if input_values is not None and not self.training:
-            output.logits = self.without_voice_uniform(output.logits, input_values, attention_mask)
-        if labels is not None:
-            output.losses = self._losses(output, trained, labels, sample_weights)
+            self.hear_nothing_in_silence(output, input_values, attention_mask)
+        if self.config.is_regression:
+            output.logits = output.attributes
+        if labels is not None or attributes is not None:
+            output.losses = self._losses(output, trained, labels, sample_weights, attributes)
             output.loss = sum(output.losses.values())
         return output
 
-    def trained_logits(self, output: EdrlMeaOutput) -> torch.Tensor:
-        """Logits (B, C trained) of what [`EdrlMeaModel`] gave, before any adaptation."""
+    def trained_outputs(self, output: EdrlMeaOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits (B, C trained) and attributes (B, A) of what [`EdrlMeaModel`] gave, before any adaptation."""
         if self.ends_in_disentanglement:
-            return output.logits
+            return output.logits, output.attributes
         features = output.speech_embedding if self.alignment is None else self.aligned_or_zero(output)
-        return self.classifier(features.to(self.dtype))
+        return split_outputs(self.classifier(features.to(self.dtype)), self.config)
+
+    def trained_logits(self, output: EdrlMeaOutput) -> torch.Tensor:
+        return self.trained_outputs(output)[0]
 
     def aligned_or_zero(self, output: EdrlMeaOutput) -> torch.Tensor:
         """(B, k) aligned embedding; zero where the alignment is not fitted yet."""
@@ -285,18 +315,38 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
         silent = is_silence(input_values, attention_mask, self.config.normalize_waveform)
         return logits.masked_fill(silent[:, None], 0.0)
 
-    def _losses(self, output: EdrlMeaOutput, trained, labels, sample_weights) -> dict[str, torch.Tensor]:
-        if not self.training:
-            return {"classification": cross_entropy(output.logits, *as_targets(labels, self.config.num_labels))}
+    def hear_nothing_in_silence(self, output: EdrlMeaOutput, input_values, attention_mask) -> None:
+        """The same score for every emotion, and for every attribute the middle of its scale."""
+        if not self.config.is_regression:
+            output.logits = self.without_voice_uniform(output.logits, input_values, attention_mask)
+        if output.attributes is not None:
+            unit = to_unit(output.attributes, self.config)
+            unit = self.without_voice_uniform(unit, input_values, attention_mask)
+            output.attributes = on_scale(unit, self.config)
+
+    def _losses(self, output, trained, labels, sample_weights, attributes) -> dict[str, torch.Tensor]:
+        """In training EDRL's terms and those of what comes behind it; in evaluation those of what is predicted."""
         losses = output.losses or {}
-        if not self.ends_in_disentanglement:
-            targets = as_targets(labels, self.config.n_trained_labels, sample_weights)
-            losses["aligned_classification"] = cross_entropy(trained, *targets)
+        if self.training and self.ends_in_disentanglement:
+            return losses
+        labels, ratings = split_targets(self.config, labels, attributes)
+        prefix, logits = "aligned_", trained
+        if not self.training:
+            losses, prefix, logits, sample_weights = {}, "", output.logits, None
+        if labels is not None:
+            targets = as_targets(labels, logits.shape[1], sample_weights)
+            losses[f"{prefix}classification"] = cross_entropy(logits, *targets)
+        if ratings is not None:
+            weights = sample_weights if self.config.is_regression else None
+            predicted = to_unit(output.attributes, self.config)
+            loss = attribute_loss(predicted, ratings, weights, self.config.attribute_loss)
+            losses[f"{prefix}attribute"] = self.config.attribute_weight * loss
         return losses
 
     @torch.no_grad()
     def forget_labels(self) -> None:
         self.forget_adaptation()
+        self.config.coverage_thresholds = None
         if self.classifier is not None:
             init_linear(self.classifier, nn.init)
         super().forget_labels()
@@ -319,11 +369,12 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
     @torch.no_grad()
     def set_temperature(self, temperature: float) -> None:
         """Divide the logits of the trained model by `temperature` (Guo et al. 2017): the last classifier's weights are,
-        so whatever is made of them stays true."""
+        so whatever is made of them stays true. `config.coverage_thresholds`, of the former probabilities, go."""
         last = self.edrl_mea.disentanglement.classifier if self.ends_in_disentanglement else self.classifier
         for parameter in last.parameters():
-            parameter.mul_(self.config.temperature / temperature)
+            parameter[: self.config.n_emotions].mul_(self.config.temperature / temperature)
         self.config.temperature = float(temperature)
+        self.config.coverage_thresholds = None
 
     @property
     def is_backbone_frozen(self) -> bool:
@@ -343,9 +394,14 @@ class EdrlMeaForAudioClassification(AdaptationMixin, TimelineMixin, ExplanationM
                 numbers = range(start, min(start + EMBEDDING_BATCH, len(recordings)))
                 batch = [load_recording(recordings[i], rate, name=f"recording {i}") for i in numbers]
                 inputs = extract(batch, sampling_rate=rate, return_tensors="pt").to(self.device)
-                inputs["input_values"] = inputs["input_values"].to(self.dtype)
                 statistics.append(self.edrl_mea.layer_statistics(**inputs).cpu())
         return torch.cat(statistics)
+
+
+def split_outputs(outputs: torch.Tensor, config) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the last linear layer gave (B, C + A) → logits of emotions (B, C) and attributes on their scales (B, A)."""
+    logits, ratings = outputs.split((config.n_emotions, config.n_attributes), 1)
+    return logits, on_scale(ratings, config) if config.n_attributes else None
 
 
 def _or(given: bool | None, otherwise: bool) -> bool:

@@ -5,7 +5,8 @@ to know in their metadata: labels, sampling rate, whether waveforms are normaliz
 scripts/classify_onnx.py shows their use without torch.
 
 Inputs: input_values (batch, samples) float32, attention_mask (batch, samples) int64, 1 within each recording.
-Outputs: logits and probabilities (batch, emotions), speech_embedding, and aligned_embedding where the model has one.
+Outputs, as far as the model has them: logits and probabilities (batch, emotions), attributes (batch, attributes) on
+their scales, speech_embedding and aligned_embedding.
 
 A recording is one window here, whatever its length: up to the model's `max_window_seconds` that is what the model does;
 longer ones are for the caller to cut.
@@ -41,7 +42,7 @@ class Graph:
 
     path: Path
     mebibytes: float
-    difference: float  # the largest between its probabilities and the model's
+    difference: float  # the largest between its probabilities, or attributes alone, and the model's
 
 
 def export_to_folder(model, folder: str | Path, recordings: str | None = None) -> list[Graph]:
@@ -79,7 +80,9 @@ class WaveformClassifier(nn.Module):
         super().__init__()
         self.model = model
         has_alignment = model.alignment is not None and model.alignment.is_fitted
-        self.outputs = ["logits", "probabilities", "speech_embedding"] + ["aligned_embedding"] * has_alignment
+        self.outputs = [] if model.config.is_regression else ["logits", "probabilities"]
+        self.outputs += ["attributes"] * bool(model.config.n_attributes) + ["speech_embedding"]
+        self.outputs += ["aligned_embedding"] * has_alignment
 
     def forward(self, input_values: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         # Asking WavLM for attentions takes the plain formula, which exports; unused, they are not in the graph.
@@ -87,7 +90,7 @@ class WaveformClassifier(nn.Module):
         frames = self.model.backbone(input_values, attention_mask, output_attentions=plainly)
         statistics = frame_moments(frames.hidden_states, frames.frame_mask).statistics()
         output = self.model(layer_statistics=statistics)
-        output.logits = self.model.without_voice_uniform(output.logits, input_values, attention_mask)
+        self.model.hear_nothing_in_silence(output, input_values, attention_mask)
         output["probabilities"] = output.logits.softmax(-1)
         return tuple(output[name] for name in self.outputs)
 
@@ -123,6 +126,7 @@ def export(model, path: Path) -> None:
     extractor = model.feature_extractor()
     program.model.metadata_props.update(
         labels=json.dumps(model.config.labels),
+        attribute_names=json.dumps(model.config.attribute_names or []),
         sampling_rate=str(extractor.sampling_rate),
         do_normalize=str(int(extractor.do_normalize)),
         minimum_length=str(extractor.minimum_length),
@@ -163,13 +167,14 @@ def prepare(model, waveforms: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def largest_difference(model, path: Path, waveforms: list[np.ndarray]) -> float:
-    """Between the model's probabilities and the graph's, over recordings alone and all in one batch."""
-    run, worst = session(path), 0.0
+    """Between the model's probabilities, or attributes alone, and the graph's, over recordings alone and in a batch."""
+    run, worst, rates = session(path), 0.0, model.config.is_regression
     for batch in [*([waveform] for waveform in waveforms), waveforms]:
         inputs = prepare(model, batch)
         with torch.no_grad():
-            expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.softmax(-1)
-        (found,) = run.run(["probabilities"], inputs)
+            output = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        expected = output.attributes if rates else output.logits.softmax(-1)
+        (found,) = run.run(["attributes" if rates else "probabilities"], inputs)
         worst = max(worst, float(np.abs(found - expected.numpy()).max()))
     return worst
 

@@ -1,13 +1,15 @@
 """Linear layers and convolutions whose weights are prepared once for the CPU's matrix kernels, at inference.
 
 PyTorch hands oneDNN a plain weight matrix, which has to be rearranged in every call, and under autocast also
-cast. Here it is arranged and cast once, and GELU is applied while the result is still in the cache. With
-gradients, on other devices, under compilation, for layers other than plain `nn.Linear` and `nn.Conv1d` (LoRA,
-quantization), and where hooks or offloading wait for the call, the usual way is taken: the module is called.
+cast. Here it is arranged and cast once, layers of one input are one product, and GELU is applied while the result is
+still in the cache. With gradients, on other devices, under compilation, for layers other than plain `nn.Linear` and
+`nn.Conv1d` (LoRA, quantization), and where hooks or offloading wait for the call, the usual way is taken: the module
+is called.
 """
 
-from collections.abc import Callable
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +17,51 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.activations import GELUActivation
 
-# Module → (versions and digest of its weights, what was made of them). Kept here: packed weights cannot be copied or
-# pickled.
-_PREPARED: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
-
 WORDS = 32  # of 8 bytes, in one sum of a digest: it reads the weights as fast as the memory gives them
+
+# oneDNN compiles a kernel for every number of rows and keeps 1,024 of them: recordings of distinct lengths would
+# compile for ever. So rows are padded to a multiple; bfloat16's tiles round up anyway, float32 would lose by it.
+ROW_MULTIPLES = {torch.bfloat16: 32}
 
 
 def project(module: nn.Linear | nn.Conv1d, x: Tensor, activation: nn.Module | None = None) -> Tensor:
     """activation(module(x)), x (..., features); of a convolution the features are one window, (taps · in)."""
     dtype = compute_dtype(x)
-    if not can_pack(module, x, dtype):
-        y = F.linear(x, filters(module), module.bias) if type(module) is nn.Conv1d else module(x)
+    if not (can_prepare(module, x) and has_kernels(dtype)):
+        y = F.linear(x, filters(module, x), module.bias) if type(module) is nn.Conv1d else module(x)
         return y if activation is None else activation(y)
-    weight, bias = packed(module, dtype)
     is_gelu = isinstance(activation, nn.GELU | GELUActivation) and is_exact(activation) and not is_watched(activation)
-    name, algorithm = ("gelu", "none") if is_gelu else ("none", "")
-    y = torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, name, [], algorithm)
+    y = _multiply(x, *packed([module], dtype), is_gelu)
     return y if activation is None or is_gelu else activation(y)
 
 
-def filters(conv: nn.Conv1d) -> Tensor:
-    """Weights (out, in, taps) of a convolution as a matrix (out, taps · in)."""
+def project_all(modules: Sequence[nn.Linear], x: Tensor) -> list[Tensor]:
+    """[module(x) for each module], x (..., features), as one product."""
+    dtype = compute_dtype(x)
+    if not (has_kernels(dtype) and all(can_prepare(module, x) for module in modules)):
+        return [project(module, x) for module in modules]
+    y = _multiply(x, *packed(modules, dtype))
+    return list(y.split([module.out_features for module in modules], dim=-1))
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, with_gelu: bool = False) -> Tensor:
+    rows = x.to(weight.dtype).flatten(0, -2)
+    n_rows = len(rows)
+    excess = -n_rows % ROW_MULTIPLES.get(rows.dtype, 1)
+    rows = F.pad(rows, (0, 0, 0, excess)) if excess else rows
+    name, algorithm = ("gelu", "none") if with_gelu else ("none", "")
+    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
+    return y[:n_rows].unflatten(0, x.shape[:-1])
+
+
+def filters(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Weights (out, in, taps) of a convolution that is applied to x as a matrix (out, taps · in)."""
+    if can_prepare(conv, x):
+        return prepared([conv], "matrix", lambda: _as_matrix(conv).detach())
+    return _as_matrix(conv)
+
+
+def _as_matrix(conv: nn.Conv1d) -> Tensor:
     return conv.weight.transpose(1, 2).flatten(1)
 
 
@@ -50,7 +75,7 @@ def is_exact(activation: nn.Module) -> bool:
     return getattr(activation, "approximate", "none") == "none"
 
 
-def can_pack(module: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
+def can_prepare(module: nn.Module, x: Tensor) -> bool:
     return (
         is_plain_inference(x)
         and type(module) in (nn.Linear, nn.Conv1d)
@@ -58,7 +83,6 @@ def can_pack(module: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
         and not is_watched(module)
         and type(module.weight) in (nn.Parameter, Tensor)
         and x.numel() > 0
-        and has_kernels(dtype)
     )
 
 
@@ -76,65 +100,96 @@ def is_plain_inference(x: Tensor) -> bool:
 
 
 def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is the fastest. Up to AVX2 PyTorch's usual kernels are, and plain weights need no check."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
-    if "AVX" not in torch.backends.cpu.get_cpu_capability() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def packed(module: nn.Linear | nn.Conv1d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, ready for the kernel."""
+def packed(modules: Sequence[nn.Linear | nn.Conv1d], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases one under another, ready for the kernel."""
 
     def pack():
-        weight = filters(module) if isinstance(module, nn.Conv1d) else module.weight
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous(), None)
-        return weight, None if module.bias is None else module.bias.detach().to(dtype, copy=True)
+        weights = [_as_matrix(module) if isinstance(module, nn.Conv1d) else module.weight for module in modules]
+        weight = torch.cat([weight.detach().to(dtype) for weight in weights])
+        return torch.ops.mkldnn._reorder_linear_weight(weight, None), _joined_biases(modules, dtype)
 
-    return prepared(module, dtype, pack)
+    return prepared(modules, dtype, pack)
 
 
-def prepared(module: nn.Module, dtype: torch.dtype, prepare: Callable):
-    """What `prepare` makes of a module's weights; made again once they have changed."""
-    now = dtype, *(_version(weight) for weight in _weights(module))
-    known = _PREPARED.get(module)
-    if known is None or known[0] != now:
-        _PREPARED[module] = known = (now, _digests(module), prepare())
-    return known[2]
+def _joined_biases(modules: Sequence[nn.Linear | nn.Conv1d], dtype: torch.dtype) -> Tensor | None:
+    if all(module.bias is None for module in modules):
+        return None
+    biases = (module.weight.new_zeros(len(module.weight)) if module.bias is None else module.bias for module in modules)
+    return torch.cat([bias.detach().to(dtype) for bias in biases])
+
+
+@dataclass
+class _Prepared:
+    """What was made of some modules' weights, and what these were like then."""
+
+    made: object
+    kind: str | torch.dtype
+    modules: list[ReferenceType]  # weak: they are keys of `_PREPARED`
+    versions: list[tuple]
+    digests: list[Tensor]
+
+    def is_current(self) -> bool:
+        """Version counters miss what is written by way of `.data` or a NumPy view (pruning, merged adapters), so all
+        values are read."""
+        modules = [module() for module in self.modules]
+        if None in modules or self.versions != _versions(modules):
+            return False
+        return all(map(torch.equal, self.digests, _digests(modules)))
+
+
+# First of the modules → what was made of their weights. Kept here: packed weights cannot be copied or pickled.
+_PREPARED: WeakKeyDictionary[nn.Module, _Prepared] = WeakKeyDictionary()
+
+
+def prepared(modules: Sequence[nn.Module], kind: str | torch.dtype, prepare: Callable):
+    """What `prepare` makes of the modules' weights; made again once they have changed, or another `kind` is wanted."""
+    known = _PREPARED.get(modules[0])
+    versions = _versions(modules)
+    if known is None or (known.kind, known.versions) != (kind, versions):
+        references = [ref(module) for module in modules]
+        known = _Prepared(prepare(), kind, references, versions, list(_digests(modules)))
+        _PREPARED[modules[0]] = known
+    return known.made
 
 
 def forget_changed_weights(root: nn.Module) -> None:
-    """Drop what was made of weights below `root` whose values have changed since; once in every pass.
-
-    Version counters miss what is written by way of `.data` or a NumPy view (pruning, merged adapters), so all values
-    are read, once a backbone call.
-    """
+    """Drop what was made of weights below `root` that have changed since; once in every pass."""
     for module in root.modules():
         known = _PREPARED.get(module)
-        if known is None:
-            continue
-        is_offloaded = any(weight.is_meta for weight in _weights(module))
-        if is_offloaded or not all(map(torch.equal, known[1], _digests(module))):
-            _PREPARED.pop(module, None)
+        if known is not None and not known.is_current():
+            _PREPARED.pop(module)
 
 
-def _weights(module: nn.Module) -> list[Tensor]:
-    if isinstance(module, (nn.Linear, nn.Conv1d)):
-        return [weight for weight in (module.weight, module.bias) if weight is not None]
-    return list(module.parameters())
+def _weights(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        if isinstance(module, (nn.Linear, nn.Conv1d)):
+            yield from (weight for weight in (module.weight, module.bias) if weight is not None)
+        else:
+            yield from module.parameters()
 
 
-def _version(weight: Tensor) -> tuple:
-    return weight.dtype, weight.data_ptr(), None if weight.is_inference() else weight._version
+def _versions(modules: Sequence[nn.Module]) -> list[tuple]:
+    return [
+        (weight.dtype, weight.device, weight.data_ptr(), None if weight.is_inference() else weight._version)
+        for weight in _weights(modules)
+    ]
 
 
-def _digests(module: nn.Module) -> list[Tensor]:
+def _digests(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
     """Sums, modulo 2⁶⁴, of every `WORDS` words of the weights' bits: one changed bit changes one."""
-    digests = []
-    for weight in _weights(module):
+    for weight in _weights(modules):
         flat = weight.detach().contiguous().view(-1)
         is_aligned = flat.storage_offset() * flat.element_size() % 8 == 0  # else it cannot be looked at as words
         bits = (flat if is_aligned else flat.clone()).view(torch.uint8)
         n = len(bits) // (8 * WORDS) * 8 * WORDS
-        digests += [bits[:n].view(torch.int64).view(-1, WORDS).sum(1), bits[n:].clone()]
-    return digests
+        yield bits[:n].view(torch.int64).view(-1, WORDS).sum(1)
+        if n < len(bits):
+            yield bits[n:].clone()

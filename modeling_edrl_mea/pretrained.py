@@ -42,6 +42,14 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
         """None: speech has no vocabulary. torchao asks."""
         return None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """As in transformers; also in a replica of `DataParallel`, whose weights are no parameters."""
+        if not getattr(self, "_is_replica", False):
+            return super().dtype
+        tensors = (value for module in self.modules() for value in vars(module).values() if torch.is_tensor(value))
+        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, ClassWiseLinear):
@@ -78,7 +86,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
                 module.reset()  # all of it, where another label set emptied a part
         if kwargs.get("ignore_mismatched_sizes") and pretrained_model_name_or_path is not None:
             stored = EdrlMeaConfig.from_pretrained(pretrained_model_name_or_path, **where)
-            if stored.labels[: stored.n_trained_labels] != model.config.labels:
+            trained = stored.labels[: stored.n_trained_labels], stored.attribute_names
+            if trained != (model.config.labels, model.config.attribute_names):
                 model.forget_labels()
         return (model, report) if kwargs.get("output_loading_info") else model
 

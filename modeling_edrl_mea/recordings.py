@@ -104,9 +104,20 @@ def _decode(source, name: str) -> tuple[np.ndarray, int]:
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:  # TypeError: headerless
         decoded = _decode_by_ffmpeg(source)
         if decoded is not None:
+            _warn_if_cut(*decoded, source, name)
             return decoded
         reason = getattr(error, "error_string", error)
         raise RecordingError(f"{name}: does not decode ({str(reason).strip('. ')}). {_remedy()}") from error
+
+
+def _warn_if_cut(samples: np.ndarray, rate: int, source, name: str) -> None:
+    """FFmpeg reads a damaged file as far as it goes, and says nothing."""
+    try:
+        promised = soundfile.info(_for_soundfile(source)).duration
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError):  # a format that is FFmpeg's alone
+        return
+    if len(samples) < 0.9 * promised * rate:
+        logger.warning(f"{name}: damaged; {len(samples) / rate:.1f} of {promised:.1f} s could be read.")
 
 
 def _remedy() -> str:
@@ -119,11 +130,14 @@ def _remedy() -> str:
 
 
 def _read(source) -> tuple[np.ndarray, int]:
+    return soundfile.read(_for_soundfile(source), dtype="float32", always_2d=True)
+
+
+def _for_soundfile(source):
     if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    elif os.name == "posix":
-        source = os.fsencode(source)  # a file's name need not be text, and soundfile encodes only what is
-    return soundfile.read(source, dtype="float32", always_2d=True)
+        return io.BytesIO(source)
+    # A file's name need not be text, and soundfile encodes only what is.
+    return os.fsencode(source) if os.name == "posix" else source
 
 
 def _with_true_size(source) -> bytes:

@@ -83,7 +83,7 @@ class SpeechEmbedding(ExactBuffers):
     def combine(self, standardized: torch.Tensor) -> torch.Tensor:
         if self.concatenate:
             return standardized.flatten(1)
-        weights = self.layer_logits.float().softmax(0)
+        weights = self.layer_logits.to(standardized.dtype).softmax(0)
         return torch.einsum("l,bls->bs", weights, standardized)
 
     @property

@@ -11,29 +11,32 @@ from pathlib import Path
 import numpy as np
 
 PLOT_SIZE = (9.0, 3.2)  # inches
+NO_SPEECH = "0.92"  # gray
 
 
 @dataclass(frozen=True)
 class Segment:
     """One window of a recording: from `start` to `end` seconds, `scores` by label that sum to 1, the `label` that
-    scores highest, and the loudness `level_db`: root mean square in dB of full scale, -120 for digital silence.
+    scores highest, the loudness `level_db`: root mean square in dB of full scale, -120 for digital silence, and
+    `speech_share`: how much of it is speech, 0 to 1; `attributes` by name, where the model rates any.
 
-    `label` is None in silence, where every emotion scores the same."""
+    `label` is None where nobody speaks; the scores are then what the model makes of the noise, and in silence the same
+    for every emotion."""
 
     start: float
     end: float
     label: str | None
     scores: dict[str, float]
     level_db: float
+    speech_share: float = 1.0  # of timelines that were saved before there was a speech gate
+    attributes: dict[str, float] | None = None
 
 
 class Timeline(Sequence):
     """Segments of a recording, in order of time; they overlap where the hop is shorter than the window.
 
-    Silence (below -90 dB) has no label: None, an empty cell in CSV, no Audacity label, an empty interval in Praat, a
-    gap in the plot. Noise gets scores as any sound does, finite, the same every time, without meaning, since no model
-    here was taught what no voice sounds like; `level_db` tells what is faint: `[s for s in timeline if s.level_db >
-    -50]`.
+    A segment without speech has no label: None, an empty cell in CSV, no Audacity label, an empty interval in Praat, a
+    gap in the plot. Its scores have no meaning, since no model here was taught what no voice sounds like.
     """
 
     def __init__(self, segments: Sequence[Segment], labels: Sequence[str]):
@@ -60,11 +63,16 @@ class Timeline(Sequence):
     def probabilities(self) -> np.ndarray:
         """(segments, labels) scores."""
         rows = [[segment.scores[label] for label in self.labels] for segment in self.segments]
-        return np.array(rows).reshape(-1, len(self.labels))
+        return np.array(rows).reshape(len(self), len(self.labels))
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """In the order of the model; none where it rates none."""
+        return list(self.segments[0].attributes or ()) if self.segments else []
 
     def stretches(self) -> Iterator[tuple[float, float, str | None]]:
         """(start, end, label) without overlap or gap: every moment has the label of the window whose middle is
-        nearest, None in silence, and neighbors of the same label are one."""
+        nearest, None without speech, and neighbors of the same label are one."""
         start = None
         for i, segment in enumerate(self.segments):
             start = segment.start if start is None else start
@@ -76,7 +84,8 @@ class Timeline(Sequence):
             start = end
 
     def to_pandas(self):
-        """A `DataFrame` with a row a segment: start and end (s), label, level_db, and a column of scores a label."""
+        """A `DataFrame` with a row a segment: start and end (s), label, level_db, speech_share, and scores by
+        label."""
         try:
             import pandas
         except ImportError as error:
@@ -84,7 +93,8 @@ class Timeline(Sequence):
         return pandas.DataFrame(list(self._rows()), columns=self._columns)
 
     def to_json(self, path: str | os.PathLike | None = None) -> str:
-        """`{"labels": […], "segments": [{"start", "end", "label", "scores": {…}, "level_db"}, …]}`."""
+        """`{"labels": […], "segments": [{"start", "end", "label", "scores": {…}, "level_db",
+        "speech_share", "attributes"}, …]}`."""
         content = {"labels": self.labels, "segments": [vars(segment) for segment in self.segments]}
         return written(json.dumps(content, ensure_ascii=False, indent=1), path)
 
@@ -129,7 +139,7 @@ class Timeline(Sequence):
 
     def plot(self, axes=None):
         """Scores over time on matplotlib `axes` (a new figure's by default), under a strip of the winning labels;
-        silence is left blank.
+        where nobody speaks it is gray.
 
         Returns the axes; save by `timeline.plot().figure.savefig("timeline.png")`.
         """
@@ -141,27 +151,43 @@ class Timeline(Sequence):
             axes = plt.figure(figsize=PLOT_SIZE, layout="constrained").add_subplot()
         colors = {label: f"C{i % 10}" for i, label in enumerate(self.labels)}
         middles = [middle(segment) for segment in self.segments]
-        is_silent = np.array([segment.label is None for segment in self.segments], dtype=bool)
+        has_no_label = np.array([segment.label is None for segment in self.segments], dtype=bool)
         for label, scores in zip(self.labels, self.probabilities.T, strict=True):
-            scores = np.where(is_silent, np.nan, scores)
+            scores = np.where(has_no_label, np.nan, scores)
             axes.plot(middles, scores, ".-", color=colors[label], label=label)
         for start, end, label in self.stretches():
-            if label is not None:
+            if label is None:
+                axes.axvspan(start, end, color=NO_SPEECH, linewidth=0, zorder=0)
+            else:
                 axes.axvspan(start, end, ymin=0.94, color=colors[label], linewidth=0)
         if self.segments:
             axes.set_xlim(self.segments[0].start, self.segments[-1].end)
         axes.set(ylim=(0, 1.07), xlabel="time in s", ylabel="score")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        if self.attribute_names:
+            self._plot_attributes(axes.twinx(), middles)
+        if self.labels:
+            axes.legend(
+                loc="center left", bbox_to_anchor=(1.08, 0.7) if self.attribute_names else (1, 0.5), frameon=False
+            )
         return axes
+
+    def _plot_attributes(self, axes, middles: list[float]) -> None:
+        """Dotted, on a scale of their own at the right."""
+        for i, name in enumerate(self.attribute_names, start=len(self.labels)):
+            ratings = [s.attributes[name] if s.speech_share else np.nan for s in self.segments]
+            axes.plot(middles, ratings, ":", color=f"C{i % 10}", label=name)
+        axes.set_ylabel("rating")
+        axes.legend(loc="center left", bbox_to_anchor=(1.08, 0.2), frameon=False)
 
     @property
     def _columns(self) -> list[str]:
-        return ["start", "end", "label", "level_db", *self.labels]
+        return ["start", "end", "label", "level_db", "speech_share", *self.labels, *self.attribute_names]
 
     def _rows(self) -> Iterator[list]:
         for segment in self.segments:
             scores = [segment.scores[label] for label in self.labels]
-            yield [segment.start, segment.end, segment.label, segment.level_db, *scores]
+            about = [segment.start, segment.end, segment.label, segment.level_db, segment.speech_share]
+            yield about + scores + list((segment.attributes or {}).values())
 
 
 def middle(segment: Segment) -> float:

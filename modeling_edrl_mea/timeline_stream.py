@@ -9,6 +9,7 @@ import torch
 from .evaluation_mode import evaluating
 from .frames import samples_per_frame
 from .online_adaptation import Adapter
+from .prediction import named
 from .recordings import (
     MAX_CHANNELS,
     RecordingError,
@@ -22,6 +23,7 @@ from .recordings import (
     load_recording,
     mix,
 )
+from .speech_gate import SpeechGate
 from .timeline import Segment, Timeline
 
 try:
@@ -51,7 +53,8 @@ class TimelineStream:
         sampling_rate: Hz of the chunks; the model's own by default.
         window_s, hop_s: seconds.
         batch_size: windows classified at once; by default 1 on the CPU and 16 elsewhere.
-        adapter: an [`Adapter`] that learns from every window that is not silent, and corrects its scores.
+        adapter: an [`Adapter`] that learns from every window in which somebody speaks, and corrects its scores.
+        speech_gate: as [`SpeechGate`] takes it: windows without speech get no label. None: all that are not silent do.
 
     Raises ValueError where window or hop are no lengths: the hop must be at least a frame (20 ms in WavLM) and at most
     the window, or speech would go unheard.
@@ -65,6 +68,7 @@ class TimelineStream:
         hop_s: float = HOP_SECONDS,
         batch_size: int | None = None,
         adapter: Adapter | None = None,
+        speech_gate: str | None = "auto",
     ):
         self.model, self.rate = model, model.config.sampling_rate
         self.sampling_rate = self.rate if sampling_rate is None else sampling_rate
@@ -81,9 +85,10 @@ class TimelineStream:
         if adapter is not None and adapter.labels != model.config.labels:
             raise ValueError(f"The adapter has the labels {adapter.labels}, and the model {model.config.labels}.")
         self.adapter, self.speaker = adapter, None
+        self.gate = SpeechGate(speech_gate, self.rate)
         self.resampler = self._resampler()
         self.extract = model.feature_extractor()
-        self.timeline = Timeline([], model.config.labels)
+        self.timeline = Timeline([], [] if model.config.is_regression else model.config.labels)
         self.buffer, self.buffer_start = np.zeros(0, np.float32), 0  # what comes from sample `buffer_start` on
         self.pending: list[np.ndarray] = []  # chunks not joined to the buffer yet: they may be tiny, and many
         self.scale = 0.0  # full scale of the integers pushed so far
@@ -188,10 +193,10 @@ class TimelineStream:
             self.buffer, self.buffer_start = self.buffer[unneeded:].copy(), self.buffer_start + unneeded
         return segments
 
-    def _adapted(self, logits: torch.Tensor, cuts: list[np.ndarray]) -> torch.Tensor:
+    def _adapted(self, logits: torch.Tensor, cuts: list[np.ndarray], shares: list[float]) -> torch.Tensor:
         rows = []
-        for cut, row in zip(cuts, logits.numpy(), strict=True):
-            act = self.adapter.learn if is_usable(cut, self.rate) else self.adapter.correct
+        for cut, share, row in zip(cuts, shares, logits.numpy(), strict=True):
+            act = self.adapter.learn if share and is_usable(cut, self.rate) else self.adapter.correct
             rows.append(row if is_silent(cut) else act(row, self.speaker))
         return torch.from_numpy(np.stack(rows)).float()
 
@@ -199,13 +204,18 @@ class TimelineStream:
         cuts = [self.buffer[start - self.buffer_start :][: self.window] for start in starts]
         inputs = self.extract(cuts, sampling_rate=self.rate, return_tensors="pt").to(self.model.device)
         inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
-        logits = self.model(**inputs).logits.float().cpu()
-        probabilities = (logits if self.adapter is None else self._adapted(logits, cuts)).softmax(-1)
-        labels = self.timeline.labels
-        for start, cut, row in zip(starts, cuts, probabilities, strict=True):
-            scores = dict(zip(labels, row.tolist(), strict=True))
+        output, shares = self.model(**inputs), [self.gate.share(cut) for cut in cuts]
+        scores, attributes = [{}] * len(cuts), [None] * len(cuts)
+        if self.timeline.labels:
+            logits = output.logits.float().cpu()
+            logits = logits if self.adapter is None else self._adapted(logits, cuts, shares)
+            scores = named(self.timeline.labels, logits.softmax(-1))
+        if output.attributes is not None:
+            attributes = named(self.model.config.attribute_names, output.attributes)
+        for start, cut, share, row, ratings in zip(starts, cuts, shares, scores, attributes, strict=True):
+            label = max(row, key=row.get) if share and row else None
             span = (start / self.rate, (start + len(cut)) / self.rate)
-            yield Segment(*span, None if is_silent(cut) else labels[int(row.argmax())], scores, level_db(cut))
+            yield Segment(*span, label, row, level_db(cut), share, ratings)
 
 
 class TimelineMixin:

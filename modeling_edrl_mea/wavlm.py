@@ -25,7 +25,7 @@ from transformers.models.wavlm.modeling_wavlm import (
 
 from .feature_encoder import FeatureEncoder
 from .frames import BackboneOutput, encode_apart, own_samples, valid_frames
-from .prepared_weights import forget_changed_weights, is_plain_inference, is_watched, prepared, project
+from .prepared_weights import forget_changed_weights, is_plain_inference, is_watched, prepared, project, project_all
 
 # At inference the attention mask is made for so many query-key pairs at once (64 MB in float32), but for no fewer
 # queries than the CPU's attention needs to work in its largest blocks.
@@ -42,7 +42,7 @@ class PositionalConv(WavLMPositionalConvEmbedding):
     def forward(self, x: Tensor) -> Tensor:
         if not (is_plain_inference(x) and self.may_multiply_spectra()):
             return super().forward(x)
-        spectrum = prepared(self, torch.float32, self.spectrum)  # (frequencies, groups, in, out)
+        spectrum = prepared([self.conv], "spectrum", self.spectrum)  # (frequencies, groups, in, out)
         n_taps, n_groups = self.conv.kernel_size[0], self.conv.groups
         fft_size = self.fft_size
         x_padded = F.pad(x.float(), (0, 0, n_taps // 2, fft_size))  # to the right: zeros for the last block
@@ -90,7 +90,7 @@ class GatedAttention(WavLMAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """x (batch, frames, hidden); bias (heads, frames, frames) and key_bias (batch, 1, 1, frames), whose
         keys run backwards in time (see `Transformer.position_bias`)."""
-        query, key, value = (self.heads(project(part, x)) for part in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = map(self.heads, project_all([self.q_proj, self.k_proj, self.v_proj], x))
         key, value = key.flip(2), value.flip(2)
         gate, bias = self.gate(self.heads(x)).to(query.dtype), bias.to(query.dtype)
         if output_attentions:

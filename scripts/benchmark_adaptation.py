@@ -84,14 +84,18 @@ class Study:
         self.corpora, self.later, self.recipe, self.data, self.noise = corpora, later, recipe, data, noise
         self.models, self.heard = {}, {}
 
-    def model(self, names: frozenset):
+    def trial(self, names: frozenset):
+        """The rows of these corpora to train and to validate on."""
         from train.benchmark.protocols import plan
 
+        wanted = {name: self.corpora[name] for name in self.corpora if name in names}
+        rest = next(iter(wanted.values()))  # whatever stands for the corpus left out
+        trials, _ = plan({**wanted, "": rest}, ["leave_one_corpus_out"])
+        return next(one for one in trials if set(one.train) == names)
+
+    def model(self, names: frozenset):
         if names not in self.models:
-            wanted = {name: self.corpora[name] for name in self.corpora if name in names}
-            rest = next(name for name in self.corpora if name not in names)
-            trials, _ = plan({**wanted, rest: self.corpora[rest]}, ["leave_one_corpus_out"])
-            trial = next(one for one in trials if set(one.train) == names)
+            trial = self.trial(names)
             print(f"training on {', '.join(sorted(names))}", file=sys.stderr)
             model = self.recipe.train(trial, self.data, self.data.embeddings(trial.validation))
             self.models[names] = model.eval().requires_grad_(False)
@@ -281,15 +285,16 @@ def table_of_harm(study: Study, chosen) -> list[list]:
         scores = {way: [] for way in ("plain", *ways)}
         for test, heard in study.tests().items():
             for part in draws(heard, count):
-                for way, logits in answers(heard, part, chosen[test]).items():
+                for way, logits in answers(heard, part, chosen[test], mix_of=every(heard)).items():
                     scores[way].append((uar(heard, logits), accuracy(heard, logits, every(heard))))
         rows.append([f"{count} recordings, tested on all", *harm_cells(scores)])
     return rows
 
 
-def answers(heard: Heard, part: np.ndarray, settings) -> dict[str, np.ndarray]:
-    labels = heard.model.config.labels
-    true = dict(zip(labels, np.bincount(heard.ids[part], minlength=len(labels)) / len(part), strict=True))
+def answers(heard: Heard, part: np.ndarray, settings, mix_of: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Logits by what is expected. The true mix is that of `part`, or of other rows that it was drawn from."""
+    labels, ids = heard.model.config.labels, heard.ids[part if mix_of is None else mix_of]
+    true = dict(zip(labels, np.bincount(ids, minlength=len(labels)) / len(ids), strict=True))
     ways = {"balanced": "balanced", "true mix": true, "open": None}
     return {"plain": heard.logits} | {way: heard.adapted(part, settings, mix) for way, mix in ways.items()}
 
@@ -466,8 +471,8 @@ def read(options):
     return Study(corpora, later, recipe, data, noise)
 
 
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--corpus", action="append", required=True, help="as train/run.py's --dataset_name; four or more"
     )
@@ -478,11 +483,11 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--max_recordings", type=int, default=500, help="at most so many a corpus")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="folder of embeddings; default: OUTPUT/cache")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv=None, study: Study | None = None) -> dict:
-    options = parse(argv)
+    options = argument_parser(__doc__).parse_args(argv)
     study = study or read(options)
     options.output.mkdir(parents=True, exist_ok=True)
     chosen, sections = choose(study), {}

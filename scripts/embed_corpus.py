@@ -11,7 +11,8 @@ listed in OUT/failed.csv with its reason. Several processes share the shards; on
 
     datasets.load_dataset("parquet", data_files="OUT/shards/*.parquet", split="train")
 
-Columns: index (place in the listing), path, seconds, label, scores (by label), and each of `--embeddings`.
+Columns: index (place in the listing), path, seconds, speech_share, label (none where nobody speaks), scores (by label),
+and each of `--embeddings`.
 
 Ends with 0 where every recording has its row or, by `--on_bad_audio skip`, its reason; with 3 where some failed; with 1
 and one line where the run could not go on.
@@ -42,7 +43,12 @@ from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
-from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording  # noqa: E402
+from modeling_edrl_mea import (  # noqa: E402
+    EdrlMeaForAudioClassification,
+    RecordingError,
+    SpeechGate,
+    load_recording,
+)
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 from train.data.files import (  # noqa: E402
     atomic_write,
@@ -388,6 +394,7 @@ class Embedder:
     def __init__(self, model: EdrlMeaForAudioClassification, embeddings: list[str]):
         self.model, self.embeddings = model, embeddings
         self.extract, self.labels = model.feature_extractor(), model.config.labels
+        self.gate = SpeechGate(sampling_rate=model.config.sampling_rate)
 
     @torch.inference_mode()
     def __call__(self, batch: list[Item]) -> Iterator[dict]:
@@ -405,14 +412,16 @@ class Embedder:
                 yield {"index": item.place, "path": item.name, "reason": reason}
                 continue
             row = {"index": item.place, "path": item.name, "stamp": item.stamp, "seconds": len(item.waveform) / rate}
-            row["label"] = self.labels[int(probabilities[i].argmax())]
+            row["speech_share"] = self.gate.share(item.waveform)
+            row["label"] = self.labels[int(probabilities[i].argmax())] if row["speech_share"] else None
             row["scores"] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
             yield row | {name: rows[i] for name, rows in found.items()}
 
     def schema(self) -> pa.Schema:
         probe = next(self([Item(0, "", waveform=np.zeros(self.extract.minimum_length, np.float32))]))
         scores = pa.struct([(label, pa.float32()) for label in self.labels])
-        columns = [("index", pa.int64()), ("path", pa.string()), ("seconds", pa.float32()), ("label", pa.string())]
+        columns = [("index", pa.int64()), ("path", pa.string()), ("seconds", pa.float32())]
+        columns += [("speech_share", pa.float32()), ("label", pa.string())]
         vectors = [(name, pa.list_(pa.float32(), len(probe[name]))) for name in self.embeddings]
         return pa.schema([*columns, ("scores", scores), *vectors])
 
@@ -555,6 +564,7 @@ def settings_of(args, model: EdrlMeaForAudioClassification, embeddings: list[str
         "input": os.path.abspath(args.input) if os.path.exists(args.input) else args.input,
         "data_set": None if rows is None else fingerprint_of_rows(rows, os.path.exists(args.input)),
         "embeddings": embeddings,
+        "speech_gate": SpeechGate().kind,
         "dtype": args.dtype,
         "shard_size": args.shard_size,
     }

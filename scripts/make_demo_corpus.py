@@ -44,6 +44,8 @@ EMOTIONS = {
 UTTERANCE_JITTER = (0.06, 0.20, 0.06, 1.5, 0.6)
 SPEAKER_JITTER = (0.05, 0.10, 0.05, 2.0, 0.5)
 EXPRESSIVENESS = (0.75, 1.20)  # how much of an emotion's deviation a speaker shows
+# Arousal, from 1 to 7: how far pitch, rate (logarithms) and loudness (dB) lie above the speaker's own, in these units.
+AROUSAL = (0.4, 0.25, 6.0)
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,10 @@ def speak_one_speaker(corpus: DemoCorpus, variant: str, n_sentences: int, seed: 
     rows = []
     for place in range(n_sentences):
         for emotion, deviation in EMOTIONS.items():
-            ratios = np.log(deviation[:3]) * expressiveness + style[:3] + rng.normal(0, UTTERANCE_JITTER[:3])
-            loudness, tilt = np.array(deviation[3:]) * expressiveness + style[3:] + rng.normal(0, UTTERANCE_JITTER[3:])
+            ratios = np.log(deviation[:3]) * expressiveness + rng.normal(0, UTTERANCE_JITTER[:3])
+            loudness, tilt = np.array(deviation[3:]) * expressiveness + rng.normal(0, UTTERANCE_JITTER[3:])
+            arousal = np.clip(4 + 2.5 * np.mean(np.array([ratios[0], ratios[2], loudness]) / AROUSAL), 1, 7)
+            ratios, loudness, tilt = ratios + style[:3], loudness + style[3], tilt + style[4]
             text = corpus.sentences[place]
             speech = espeak.say(text, f"{corpus.voice}+{variant}", *np.exp(ratios))
             speech = at_level(tilted(speech, tilt), -26 + loudness)
@@ -169,6 +173,7 @@ def speak_one_speaker(corpus: DemoCorpus, variant: str, n_sentences: int, seed: 
                 {
                     "file_name": name,
                     "emotion": emotion,
+                    "arousal": f"{arousal:.2f}",
                     "speaker": variant,
                     "language": corpus.language,
                     "text": text,
@@ -258,7 +263,8 @@ training out; a model that does well here says nothing about human speech.
 | demo_room | German | small room, cheap microphone | {n_speakers} | {n_speakers * n_sentences * 4} |
 
 Emotions (anger, happiness, neutral, sadness) differ in pitch, pitch range, rate, loudness and spectral tilt,
-after Burkhardt & Sendlmeier (2000). metadata.csv: file_name, emotion, speaker, language, text.
+after Burkhardt & Sendlmeier (2000). metadata.csv: file_name, emotion, arousal (1 to 7, by pitch, rate and loudness),
+speaker, language, text.
 """
 
 

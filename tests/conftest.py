@@ -105,7 +105,8 @@ def tiny_model(tiny_backbone_config):
             heads = model.edrl_mea
             u, disentanglement = heads.speech_embedding(statistics), heads.disentanglement
             disentangled = disentanglement(u) if model.config.arrangement == "edrl_mea" else None
-            target = {"labels": torch.eye(len(model.config.labels))[labels]}
+            n_outputs = model.config.n_outputs
+            target = {"labels": torch.eye(n_outputs)[labels % n_outputs]}
             y = torch.cat([target.get(name, u) for name in model.config.alignment_target], dim=-1)
             pls = MultiblockPLS(model.config.n_components).fit(heads.alignment_blocks(u, disentangled), y)
             model.alignment.load_solution(pls)

@@ -22,6 +22,7 @@ COMPACT_BACKBONE = Path(__file__).resolve().parents[1] / "checkpoints" / "wavlm-
 NOT_FLAGS = {
     *("backbone_config", "normalize_waveform", "sampling_rate"),
     *("added_labels", "adapted_speakers", "adaptation"),  # what `adapt` of a finished model writes
+    *("attribute_names", "attribute_ranges"),  # of the data: `attributes`
 }
 
 # Settings that change nothing about the result, so that a run may go on under others.
@@ -36,6 +37,7 @@ CHOICES = {
     "on_bad_audio": ("error", "skip"),
     "on_leak": ("error", "drop"),
     "label_scheme": LABEL_SCHEMES,
+    "problem_type": ("single_label_classification", "regression"),
     "alignment_target": get_args(AlignmentTarget),
     **{name: get_args(kind) for name, kind in EdrlMeaConfig.__annotations__.items() if get_origin(kind) is Literal},
 }
@@ -50,9 +52,22 @@ class DataArguments:
     test_dataset_name: list[str] = field(
         default_factory=list, metadata={"help": "other corpora, only tested on; labels must fit"}
     )
+    attributes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "what to rate beside the emotion: arousal valence dominance, or columns of a manifest"},
+    )
+    problem_type: str = field(
+        default="single_label_classification", metadata={"help": "regression: rate the attributes alone, no emotions"}
+    )
+    soft_labels: bool = field(
+        default=False,
+        metadata={"help": "learn the shares of emotions that a table's labels or MSP-Podcast's listeners give"},
+    )
     label_scheme: str = field(
         default="native",
-        metadata={"help": "native, four_emotions, arousal or valence (table in train/data/emotions.py)"},
+        metadata={
+            "help": "native, four_emotions, or high/low arousal or valence by emotion (table in train/data/emotions.py)"
+        },
     )
     train_split_name: str | None = field(
         default=None, metadata={"help": "official split to train on; default: the one called train"}
@@ -226,6 +241,8 @@ def contradictions(model, data, config, training) -> Iterator[str]:
         yield f"max_length_seconds={data.max_length_seconds} must be above 0."
     if backbone_learns and "edrl" not in arrangement:
         yield f"arrangement={arrangement} trains nothing by gradients, so the backbone cannot learn. Keep it frozen."
+    if data.problem_type == "regression" and not data.attributes:
+        yield "problem_type=regression rates attributes: say which, as --attributes arousal valence."
     if data.rir_dir and not data.noisy_copies:
         yield "rir_dir serves noisy copies only. Give noisy_copies too."
     if data.noisy_copies < 0:

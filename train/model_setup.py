@@ -10,12 +10,19 @@ class ModelError(ValueError):
     """There is no model of this source and these settings."""
 
 
-def build_model(source: str, labels: list[str], config_args) -> EdrlMeaForAudioClassification:
+def build_model(
+    source: str, labels: list[str], config_args, ranges: dict[str, list[float]] | None = None
+) -> EdrlMeaForAudioClassification:
     """New heads around a speech encoder, or an EDRL-MEA model with these labels; the backbone is frozen. ModelError
-    where the source or the settings do not allow it."""
+    where the source or the settings do not allow it.
+
+    ranges: the ends of the scale of each attribute to rate; without labels they are all that there is.
+    """
     settings = {name: value for name, value in vars(config_args).items() if value is not None}
+    settings |= {"attribute_names": list(ranges or ()) or None, "attribute_ranges": ranges or None}
+    settings["problem_type"] = None if labels else "regression"
     try:
-        model = _model_of(source, dict(enumerate(labels)), settings)
+        model = _model_of(source, dict(enumerate(labels or ranges)), settings)
     except (ValueError, OSError, SafetensorError) as error:  # of transformers, and of the config
         raise ModelError(f"No model can be made of {source}: {' '.join(str(error).split())}") from error
     model.freeze_backbone()

@@ -41,15 +41,17 @@ from train.data.embeddings import fingerprint_of, make_folder
 from train.data.files import fingerprint_of_data, fingerprint_of_weights
 from train.data.given_splits import is_split
 from train.data.leaks import copies_in, described, heard_recordings, shared_rows, without
-from train.data.recordings import CorpusError, bad_recordings, listed
+from train.data.ratings import scales_of
+from train.data.recordings import NO_LABEL, CorpusError, bad_recordings, listed
 from train.data.splits import SplitError, assert_no_shared_speaker, by_given_splits, split_by_speaker
 from train.data.summary import as_text, collected_notes, summary_of
 from train.degradation.augmentation import Augmentation
 from train.degradation.corruptions import corruptions
 from train.evaluation.calibration import fit_temperature
-from train.evaluation.markdown import results_table
+from train.evaluation.markdown import attributes_table, results_table
 from train.evaluation.predictions import evaluate
 from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
+from train.evaluation.unseen_corpora import thresholds_of
 from train.failures import end_by_ctrl_c, explained
 from train.model_setup import build_model, freeze
 from train.run_folder import RunFolder, about_this_run
@@ -77,14 +79,14 @@ def main(argv: list[str] | None = None) -> dict:
     make_folder(cache)
     with training_args.main_process_first(), collected_notes() as notes:  # the first streams what is on the Hub
         splits = read_splits(data_args, training_args.seed)
-        labels = splits["train"].features["label"].names
+        labels, ranges = splits["train"].features["label"].names, scales_of(splits["train"])
         others = [read_other_corpus(source, data_args, labels) for source in data_args.test_dataset_name]
     splits, others, skipped = without_bad_recordings(splits, others, cache, data_args.on_bad_audio)
     splits, others = without_leaks(splits, others, data_args, notes)
     data = summary_of(splits | {other["corpus"][0]: other for other in others}, notes)
     if training_args.process_index == 0:
         print(f"\n{as_text(data)}\n", flush=True)
-    model = build_model(model_args.model_name_or_path, labels, config_args)
+    model = build_model(model_args.model_name_or_path, labels, config_args, ranges)
     freeze(model, model_args)
     command = command_line(argv)
     training = training_speech(splits["train"], data_args, training_args.seed)
@@ -98,8 +100,9 @@ def main(argv: list[str] | None = None) -> dict:
     report["duration_seconds"] = time.monotonic() - started
     report["training"] = about_training(splits, training.augmentation, arguments) | {"data": data}
     report["skipped_recordings"] = skipped
+    thresholds = coverage_thresholds(trainer, validation, report)
     if trainer.is_world_process_zero():
-        save(trainer, report)
+        save(trainer, report, thresholds)
         if push:
             push_to_hub(training_args, token)
     return report
@@ -171,6 +174,8 @@ def without_leaks(splits: dict, others: list, args, notes: list[str]) -> tuple[d
 
 def check_parts(train, validation, test) -> None:
     names = train.features["label"].names
+    if len(names) < 2:
+        raise SplitError(f"All recordings show {names[0]!r}: a classifier needs recordings of two emotions or more.")
     absent = set(range(len(names))) - set(train["label"])
     if absent or not len(validation) or not len(test):
         lacking = ", ".join(names[i] for i in sorted(absent)) or "anything: validation or test is empty"
@@ -191,6 +196,9 @@ def read_corpus(source: str, args, split: str | None = None):
         config_name=args.dataset_config_name,
         revision=args.dataset_revision,
         skip_missing=args.on_bad_audio == "skip",
+        attributes=args.attributes,
+        emotions=args.problem_type != "regression",
+        soft_labels=args.soft_labels,
     )
 
 
@@ -199,15 +207,16 @@ def read_other_corpus(source: str, args, labels: list[str]):
     other = read_corpus(source, args)
     names = other.features["label"].names
     shared = [name for name in names if name in labels]
-    if not shared:
+    if labels and not shared:
         raise CorpusError(
             f"{source} has none of the model's labels {labels}; it has {names}. Use label_scheme=four_emotions."
         )
-    other = other.filter(lambda row: names[row["label"]] in labels)
+    places = {NO_LABEL: NO_LABEL} | {names.index(name): labels.index(name) for name in shared}
+    other = other.filter(lambda row: row["label"] in places)
     if names == labels:
         return other
     features = Features({**other.features, "label": ClassLabel(names=labels)})
-    return other.map(lambda row: {"label": labels.index(names[row["label"]])}, features=features)
+    return other.map(lambda row: {"label": places[row["label"]]}, features=features)
 
 
 def without_bad_recordings(splits: dict, others: list, cache: Path, on_bad_audio: str):
@@ -299,16 +308,19 @@ def test_noise(noise_dir: str | None) -> list:
 
 def test(trainer: EdrlMeaTrainer, validation: SpeechDataset, test_set, others, args, command: str) -> dict:
     """The report on clean, noisy and other corpora's speech; its temperature is fitted on validation speakers."""
-    model, labels = trainer.model, trainer.model.config.labels
-    held_out = trainer.embed(model, validation)
-    temperature = fit_temperature(held_out.labels.numpy(), evaluate(model, held_out).probabilities, held_out.speakers)
+    model, config = trainer.model, trainer.model.config
+    labels = config.labels[: config.n_emotions]
+    temperature = None
+    if labels:
+        held_out = evaluate(model, trainer.embed(model, validation)).labeled()
+        temperature = fit_temperature(held_out.references, held_out.probabilities, held_out.speakers)
     trained_on = sorted(set(validation.dataset["corpus"]))
     cache, rows = trainer.cache(), []
 
     def row(dataset, title, corruption=None, **about):
         predictions = evaluate(model, SpeechDataset(dataset, title).embed(cache, corruption))
         about |= {"train": trained_on, "test": " + ".join(dict.fromkeys(dataset["corpus"])), "temperature": temperature}
-        rows.append(result_row(name, labels, predictions, **about))
+        rows.append(result_row(name, labels, predictions, scales=config.attribute_scales, **about))
 
     name = Path(trainer.args.output_dir).name
     row(test_set, "test speech")
@@ -342,11 +354,22 @@ def about_training(splits: dict, augmentation: Augmentation | None, arguments) -
     )
 
 
-def save(trainer: EdrlMeaTrainer, report: dict) -> None:
+def coverage_thresholds(trainer: EdrlMeaTrainer, validation: SpeechDataset, report: dict) -> dict[str, float] | None:
+    """Of the model at its temperature; None where it names no emotions. Every process calls it: they embed together."""
+    if trainer.model.config.is_regression:
+        return None
+    temperature = report["models"][0]["calibration"]["temperature"]
+    held_out = trainer.embed(trainer.model, validation)
+    return thresholds_of(trainer.model, trainer.training_embeddings(), held_out, temperature)
+
+
+def save(trainer: EdrlMeaTrainer, report: dict, thresholds: dict[str, float] | None) -> None:
     """The model directory (weights, code, feature extractor, report, plot), and the table on the screen."""
     folder = Path(trainer.args.output_dir)
     model, calibration = trainer.model, report["models"][0]["calibration"]
-    model.set_temperature(model.config.temperature * calibration["temperature"])
+    if calibration:
+        model.set_temperature(model.config.temperature * calibration["temperature"])
+    model.config.coverage_thresholds = thresholds
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     trainer.save_model(partial)
@@ -362,7 +385,8 @@ def save(trainer: EdrlMeaTrainer, report: dict) -> None:
     why = explanation_of_scores(folder)
     if why:
         print(f"\n{why}")
-    print(f"\n{results_table(report['results'], with_model=False)}\n\n{figures_explained(report['results'])}\n")
+    tables = results_table(report["results"], with_model=False), attributes_table(report["results"], with_model=False)
+    print("", *filter(None, tables), figures_explained(report["results"]), sep="\n\n", end="\n\n")
     print(f"Saved to {folder}: pipeline('audio-classification', model='{folder}')")
 
 

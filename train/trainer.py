@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections import defaultdict
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback
+from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, closed_form
@@ -20,7 +20,7 @@ from modeling_edrl_mea.labels import IGNORED, as_ids
 from train.data.dataset import SpeechDataset, WaveformCollator, epoch_loader
 from train.data.embeddings import EmbeddingCache
 from train.data.files import write_tensors
-from train.evaluation.metrics import scores
+from train.evaluation.metrics import mean_concordance, scores
 
 from .run_folder import RunFolder
 
@@ -71,7 +71,7 @@ class EdrlMeaTrainer(Trainer):
         **kwargs,
     ):
         args.remove_unused_columns = False
-        args.label_names = ["labels"]
+        args.label_names = ["labels", *["attributes"] * bool(model.config.n_attributes)]
         args.dataloader_pin_memory &= torch.cuda.is_available()  # else a warning an epoch
         self.embedding_cache = Path(embedding_cache or Path(args.output_dir) / "embeddings")
         self.backbone_learning_rate = backbone_learning_rate
@@ -80,7 +80,7 @@ class EdrlMeaTrainer(Trainer):
             train_dataset, eval_dataset = (self.embed(model, data) for data in (train_dataset, eval_dataset))
         else:
             kwargs.setdefault("data_collator", WaveformCollator(model.feature_extractor()))
-        kwargs.setdefault("compute_metrics", uar_of_predictions)
+        kwargs.setdefault("compute_metrics", partial(validation_scores, model.config))
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.folder = RunFolder(args.output_dir)
         self.best = KeepBest(patience)
@@ -229,7 +229,8 @@ class EdrlMeaTrainer(Trainer):
 
 
 class KeepBest(TrainerCallback):
-    """Early stopping on validation UAR that keeps the weights of the best epoch, in memory and in checkpoints.
+    """Early stopping that keeps the weights of the best epoch, in memory and in checkpoints: by validation UAR of the
+    emotions, CCC of the attributes, or the mean of both.
 
     The checkpoint of an epoch's last step is written after the epoch's validation, never before it: what it holds is
     then a function of seed and step, whatever it was written for.
@@ -255,9 +256,10 @@ class KeepBest(TrainerCallback):
         self.saves_later = False
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        score = (metrics or {}).get("eval_uar")
-        if score is None or not state.epoch:
+        scores = [metrics[name] for name in ("eval_uar", "eval_ccc") if name in (metrics or {})]
+        if not scores or not state.epoch:
             return
+        score = sum(scores) / len(scores)
         if score > self.score:
             self.score, self.waited, self.weights = score, 0, _on_cpu(changing_state(model))
         else:
@@ -334,6 +336,17 @@ class Interruption(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.in_stage_one = False
+
+
+def validation_scores(config, prediction) -> dict[str, float]:
+    """UAR, WA and macro-F1 of the emotions, and CCC, the mean over attributes, as far as the model has them."""
+    if not config.n_attributes:
+        return uar_of_predictions(prediction)
+    labels, ratings = prediction.label_ids
+    if config.is_regression:
+        return {"ccc": mean_concordance(ratings, prediction.predictions)}
+    logits, rated = prediction.predictions[:2]
+    return uar_of_predictions(EvalPrediction(logits, labels)) | {"ccc": mean_concordance(ratings, rated)}
 
 
 def uar_of_predictions(prediction) -> dict[str, float]:

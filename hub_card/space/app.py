@@ -48,9 +48,9 @@ def build(model, name: str) -> gr.Blocks:
     def listen(recording, snr_db, kind, own):
         waveform, rate = _checked(recording)
         before = _or_error(scores, own or model, waveform, rate)
-        decided = deciding_blocks(own or model, waveform, rate)
+        decided = _blocks_plot(*deciding_blocks(own or model, waveform, rate)) if before else None
         noisy = _noisy(waveform, rate, before, snr_db, kind, own)
-        yield before, *noisy, _blocks_plot(*decided), None
+        yield before, *noisy, decided, None
         for curve in over_time(waveform, rate, own):
             yield *(gr.skip() for _ in range(5)), curve
 

@@ -61,10 +61,9 @@ def as_mono(recording: tuple[int, np.ndarray]) -> tuple[np.ndarray, int]:
 
 
 def scores(model, waveform: np.ndarray, rate: int) -> dict[str, float]:
-    """Probability by emotion."""
-    logits = model.explain({"array": waveform, "sampling_rate": rate})["logits"]
-    exponents = np.exp(np.array(list(logits.values())) - max(logits.values()))
-    return dict(zip(logits, (exponents / exponents.sum()).tolist(), strict=True))
+    """Probability by emotion; empty where nobody speaks."""
+    heard = model.predict({"array": waveform, "sampling_rate": rate})
+    return heard.scores if heard.emotion is not None else {}
 
 
 def deciding_blocks(model, waveform: np.ndarray, rate: int) -> tuple[str, dict[str, float]]:
@@ -107,6 +106,10 @@ def _noise(waveform: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndar
 
 def verdict(before: dict[str, float], after: dict[str, float]) -> str:
     """Whether the prediction survives, in a sentence."""
+    if not before:
+        return "**Nobody speaks** in this recording, so that no emotion is named."
+    if not after:
+        return "**With noise no speech is heard**, so that no emotion is named."
     first, second = max(before, key=before.get), max(after, key=after.get)
     share, noisy_share = before[first], after[second]
     first, second = plain(first), plain(second)

@@ -96,6 +96,11 @@ def of_timeline(model, recording, tmp_path):
     return torch.tensor([segment.scores[label] for label in model.config.labels]).log()
 
 
+def of_predict(model, recording, tmp_path):
+    (found,) = model.predict(one for one in [recording])
+    return torch.tensor([found.scores[label] for label in model.config.labels]).log()
+
+
 def of_explanation(model, recording, tmp_path):
     return torch.tensor(list(model.explain(recording)["logits"].values()))
 
@@ -155,6 +160,7 @@ DOORS = {
     of_onnx: FILES,
     of_extractor: (*ROWS, *SAMPLES),
     of_timeline: ALL,
+    of_predict: ALL,
     of_explanation: ALL,
     of_embedding: ALL,
     of_training: (*FILES, "row of bytes", "row of a path"),
@@ -177,6 +183,7 @@ BROKEN_FILES = ("text", "none", "nan", "missing", "folder")
 REFUSING = {
     of_extractor: NO_FILES,
     of_timeline: (*NO_FILES, *BROKEN_FILES, "empty bytes"),
+    of_predict: (*NO_FILES, *BROKEN_FILES, "empty bytes"),
     of_explanation: (*NO_FILES, *BROKEN_FILES, "empty bytes"),
     of_embedding: (*NO_FILES, *BROKEN_FILES, "empty bytes"),
     of_adaptation: (*NO_FILES, *BROKEN_FILES, "empty bytes"),

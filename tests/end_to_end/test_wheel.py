@@ -1,10 +1,10 @@
 """What `pip install` of the built wheel gives, in a process that sees no checkout, and what the sdist does."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -47,8 +47,8 @@ print(pipeline("audio-classification", model="adapted")({"array": sounds[0], "sa
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder as site-packages, with the wheel alone in it."""
+def installed(tmp_path_factory) -> Path:
+    """The folder of commands of a fresh environment with the wheel and, of this one, the libraries alone."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -57,20 +57,34 @@ def installed(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
-    return folder / "site"
+    commands = fresh_environment(folder / "fresh")
+    subprocess.run([*pip, "--python", commands / "python", "install", "--no-deps", wheel], check=True)
+    return commands
 
 
-def run(command, installed, folder):
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+def fresh_environment(folder: Path) -> Path:
+    """Its folder of commands. It sees this environment's libraries, but nothing installed here as a link (.pth)."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    commands = folder / ("Scripts" if os.name == "nt" else "bin")
+    (site_packages(commands) / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    return commands
+
+
+def site_packages(commands: Path) -> Path:
+    ask = [commands / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
+
+
+def run(command, folder):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
 
 
 def test_the_wheel_brings_one_name_and_no_solver_of_others(installed):
-    names = {path.name for path in installed.iterdir() if path.suffix not in (".dist-info", "")} | {
-        path.name for path in installed.iterdir() if path.is_dir() and not path.name.endswith(".dist-info")
-    }
-    assert names - {"bin", "__pycache__"} == {"modeling_edrl_mea"}
+    found = {path.name for path in site_packages(installed).iterdir() if not path.name.endswith((".dist-info", ".pth"))}
+    assert found == {"modeling_edrl_mea"}
 
 
 def test_an_installed_package_adapts_fine_tunes_and_times_beside_a_users_own_train_py(
@@ -78,22 +92,32 @@ def test_an_installed_package_adapts_fine_tunes_and_times_beside_a_users_own_tra
 ):
     (tmp_path / "train.py").write_text("MINE = True")
     (tmp_path / "use.py").write_text(USE)
-    printed = run([sys.executable, "use.py", model_folder, str(installed)], installed, tmp_path)
+    printed = run([installed / "python", "use.py", model_folder, site_packages(installed)], tmp_path)
     assert "windows" in printed and "score" in printed
 
 
-def test_the_console_command_adapts_predicts_embeds_and_exports(installed, model_folder, tmp_path):
+@pytest.fixture
+def calls(tmp_path):
     (tmp_path / "calls").mkdir()
     for number in range(3):
         noise = np.random.default_rng(number).standard_normal(16_000) / 10
         soundfile.write(tmp_path / "calls" / f"{number}.wav", noise, 16_000)
-    command = [installed / "bin" / "edrl-mea"]
-    adapted = run([*command, "adapt", model_folder, "calls", "--output", "adapted"], installed, tmp_path)
+
+
+def test_the_console_command_predicts(installed, model_folder, calls, tmp_path):
+    assert "anger" in run([installed / "edrl-mea", "predict", model_folder, "calls"], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_console_command_adapts_times_embeds_and_exports(installed, model_folder, calls, tmp_path):
+    command = installed / "edrl-mea"
+    adapted = run([command, "adapt", model_folder, "calls", "--output", "adapted"], tmp_path)
     assert "Adapted to 3 recordings" in adapted
-    assert "anger" in run([*command, "predict", "adapted", "calls"], installed, tmp_path)
-    assert "3 recordings" in run([*command, "embed", "adapted", "calls", "--output", "e.parquet"], installed, tmp_path)
-    if importlib.util.find_spec("onnxscript"):
-        assert "model_int8.onnx" in run([*command, "export", "adapted", "--output", "graphs"], installed, tmp_path)
+    assert "anger" in run([command, "predict", "adapted", "calls"], tmp_path)
+    assert "start,end,label" in run([command, "timeline", "adapted", "calls/0.wav"], tmp_path)
+    assert "3 recordings" in run([command, "embed", "adapted", "calls", "--output", "e.parquet"], tmp_path)
+    pytest.importorskip("onnxscript")
+    assert "model_int8.onnx" in run([command, "export", "adapted", "--output", "graphs"], tmp_path)
 
 
 # Of each room one test file, none of which needs the network, a model download or minutes.
@@ -121,8 +145,6 @@ def test_the_source_distribution_runs_its_own_tests(tmp_path):
     with tarfile.open(archive) as packed:
         packed.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    environment = os.environ | {"PYTHONPATH": str(unpacked)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS_OF_THE_SDIST]
-    done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert "passed" in done.stdout
+    python = fresh_environment(tmp_path / "fresh") / "python"
+    printed = run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS_OF_THE_SDIST], unpacked)
+    assert "passed" in printed

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -11,7 +12,8 @@ from hub_card.licences import strictest
 from hub_card.publish import assemble
 from hub_card.report import read_report
 from tests.conftest import EMOTIONS
-from tests.support.published_models import saved_model, write_model_report
+from tests.support.published_models import answers, saved_model, write_model_report
+from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
 
 LABELS = list(EMOTIONS.values())
 # Numbers that say what things are, not how good: the paper's id, the width of intervals, the Act's article, levels, d
@@ -71,6 +73,31 @@ def test_every_result_of_this_model_is_in_the_metadata_with_interval_condition_a
         assert value == measured["value"]
         assert interval is None or (interval["low"], interval["high"]) == (measured["low"], measured["high"])
     assert all("scripts/benchmark_robustness.py" in found.source_name for found in card.data.eval_results)
+
+
+@pytest.mark.parametrize("kind", ["both", "alone"])
+def test_attributes_stand_in_metadata_and_page_on_their_scale(tiny_model, tmp_path, kind):
+    settings = {"attribute_names": ["arousal"], "attribute_ranges": {"arousal": [1, 7]}}
+    if kind == "alone":
+        settings |= {"problem_type": "regression", "id2label": {0: "arousal"}}
+    model_dir = saved_model(tiny_model("mea", **settings), tmp_path / "model")
+    labels = LABELS if kind == "both" else []
+    found = answers(LABELS, 0.8, 1)
+    if kind == "alone":
+        found.references, found.probabilities = np.full(60, -100), np.zeros((60, 0))
+    found.ratings = np.random.default_rng(0).uniform(1, 7, (60, 1))
+    found.attributes = found.ratings + 0.5
+    row = result_row("rater", labels, found, test="demo", train=["demo"], scales={"arousal": (1, 7)})
+    entry = model_entry("rater", labels, source="model", folder=model_dir, temperature=1.2 if labels else None)
+    training = training_entry([], "native", config={"model_name_or_path": "microsoft/wavlm-base-plus"})
+    write_report(new_report("a command", seed=0, models=[entry], results=[row], training=training), tmp_path)
+    card = ModelCard(assemble(model_dir, tmp_path / "report.json", "org/rater")["README.md"].decode())
+    told = {figure.metric_name: figure.metric_value for figure in card.data.eval_results}
+    assert told["RMSE, arousal"] == pytest.approx(0.5) and told["Pearson, arousal"] == pytest.approx(1)
+    assert 0.9 < told["CCC, arousal"] < 0.99
+    assert ("UAR" in told) == (kind == "both") and "ccc" in card.data.metrics
+    assert "rates arousal of a recording of speech" in card.text and "arousal from 1 to 7" in card.text
+    assert "| arousal | 60 | 0." in card.text and ("UAR" in card.text) == (kind == "both")
 
 
 def test_another_models_results_are_not_this_models(card):

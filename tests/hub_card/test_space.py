@@ -18,6 +18,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from tests.conftest import EMOTIONS, noise_recordings
+from tests.support.voice import vowels
 
 SPACE = Path(__file__).resolve().parents[2] / "hub_card" / "space"
 
@@ -41,7 +42,7 @@ def model(tiny_model):
 
 @pytest.fixture(scope="module")
 def speech():
-    return noise_recordings(1, seconds=1.0, seed=5)[0]
+    return vowels(1.0)
 
 
 # --- what it computes -----------------------------------------------------------------------------------
@@ -98,6 +99,14 @@ def test_the_verdict_says_whether_the_prediction_holds():
     assert "changes:** anger (80%) becomes neutral (70%)" in hearing.verdict(before, {"anger": 0.3, "neutral": 0.7})
 
 
+def test_no_emotion_is_named_where_nobody_speaks(functions, model, tmp_path):
+    noise = (0.1 * np.random.default_rng(0).standard_normal(32_000)).astype(np.float32)
+    soundfile.write(tmp_path / "noise.wav", noise, 16_000)
+    shown, noisy, _, verdict, blocks, _ = next(functions["listen"](str(tmp_path / "noise.wav"), 10, "pink", None))
+    assert shown == noisy == {} and blocks is None and "Nobody speaks" in verdict
+    assert "no speech is heard" in hearing.verdict({"anger": 1.0}, {})
+
+
 def test_labels_are_text_in_the_verdict(model):
     label = "</b><img src=x onerror=alert(1)> [x](javascript:y) **`|&lt;"
     shown = markdown.render(hearing.verdict({label: 1.0}, {label: 1.0}))
@@ -141,7 +150,7 @@ def test_an_upload_that_is_no_recording_is_told_on_the_page(functions, tmp_path,
 
 def test_the_curve_of_a_long_recording_grows(functions, tmp_path, monkeypatch):
     monkeypatch.setitem(functions["listen"].__globals__, "SHOWN_SECONDS", 4)
-    soundfile.write(tmp_path / "speech.wav", noise_recordings(1, 6.0, seed=5)[0][: 6 * 16_000], 16_000)
+    soundfile.write(tmp_path / "speech.wav", vowels(6.0), 16_000)
     answers = list(functions["listen"](str(tmp_path / "speech.wav"), 10, "pink", None))
     assert len(answers) == 3 and answers[0][-1] is None  # the scores at once, then the curve
     assert [answer[-1].axes[0].get_title("left") for answer in answers[1:]] == ["Over time, so far", "Over time"]
@@ -211,7 +220,7 @@ def browser_page():
 
 @pytest.mark.slow  # starts the demo and a browser
 def test_a_recording_is_uploaded_and_predicted_clean_and_in_noise(page_address, browser_page, model, tmp_path):
-    recording = noise_recordings(1, seconds=6.0, seed=5)[0]
+    recording = vowels(6.0)
     soundfile.write(tmp_path / "speech.wav", recording, 16_000)
     page = browser_page
     page.goto(page_address)

@@ -13,14 +13,14 @@ from transformers import pipeline
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording, onnx_export
 from modeling_edrl_mea.command_line import main
+from tests.support.voice import vowels
 
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
-    generator = np.random.default_rng(0)
     for number in range(3):
-        soundfile.write(folder / f"{number}.wav", 0.1 * generator.standard_normal(8000 * (number + 1)), 8000)
+        soundfile.write(folder / f"{number}.wav", vowels(number + 1, 110 + 20 * number, rate=8000), 8000)
     return folder
 
 
@@ -31,14 +31,30 @@ def test_predictions_are_those_of_pipeline(model_folder, recordings, capsys):
     assert [line["path"] for line in lines] == [str(recordings / f"{number}.wav") for number in range(3)]
     for line in lines:
         expected = classify({"array": load_recording(line["path"]), "sampling_rate": 16_000})
-        assert line["label"] == expected[0]["label"]
+        assert line["emotion"] == expected[0]["label"] and line["confidence"] == pytest.approx(expected[0]["score"])
         assert line["scores"] == pytest.approx({score["label"]: score["score"] for score in expected}, abs=1e-5)
 
 
-def test_a_silent_file_has_no_label(model_folder, tmp_path, capsys):
+def test_a_file_without_speech_has_no_emotion(model_folder, tmp_path, capsys):
     soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
-    main(["predict", str(model_folder), str(tmp_path / "silent.wav"), "--json"])
-    assert json.loads(capsys.readouterr().out)["label"] is None
+    soundfile.write(tmp_path / "noise.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 8000)
+    main(["predict", str(model_folder), str(tmp_path), "--json"])
+    assert [json.loads(line)["emotion"] for line in capsys.readouterr().out.splitlines()] == [None, None]
+    main(["predict", str(model_folder), str(tmp_path)])
+    assert capsys.readouterr().out.count("no speech") == 2
+    main(["embed", str(model_folder), str(tmp_path), "--output", str(tmp_path / "embedded.parquet")])
+    assert pq.read_table(tmp_path / "embedded.parquet")["label"].to_pylist() == [None, None]
+
+
+def test_the_emotions_that_cover_the_right_one_are_told_where_the_model_knows_them(
+    tiny_model, recordings, tmp_path, capsys
+):
+    tiny_model("linear", coverage_thresholds={"0.9": 0.2}).save_pretrained(tmp_path)
+    main(["predict", str(tmp_path), str(recordings), "--coverage", "0.9"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all("[90%: " in line for line in lines)
+    with pytest.raises(SystemExit, match="this model knows 0.9"):
+        main(["predict", str(tmp_path), str(recordings), "--coverage", "0.99"])
 
 
 def test_a_broken_file_is_named_and_the_others_are_predicted(model_folder, recordings, tmp_path, capsys):

@@ -47,7 +47,7 @@ def test_a_wrong_setting_is_named(settings, named):
 
 def test_a_model_without_any_loss_is_refused():
     weights = {name: 0.0 for name in EdrlMeaConfig.__annotations__ if name.endswith("_weight")}
-    assert len(weights) == 5
+    assert len(weights) == 6
     with pytest.raises(ValueError, match="classification_weight"):
         EdrlMeaConfig(arrangement="edrl", **weights)
 

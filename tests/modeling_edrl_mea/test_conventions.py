@@ -189,6 +189,70 @@ def test_weights_may_stay_off_the_device(tiny_model, recordings):
         torch.testing.assert_close(offloaded(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+def replica_of(model):
+    """What `DataParallel` makes of a model for each GPU: its weights are tensors, and no parameters."""
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        replica._modules = {name: replicas.get(child) for name, child in module._modules.items()}
+        replica._buffers = dict(module._buffers)
+        for name, weight in module._parameters.items():
+            setattr(replica, name, None if weight is None else weight.clone())
+    return replicas[model]
+
+
+@pytest.mark.parametrize("arrangement", ["linear", "mea_edrl"])
+def test_the_replicas_of_data_parallel_say_and_learn_what_the_model_does(tiny_model, recordings, arrangement):
+    model = tiny_model(arrangement)
+    inputs, labels = inputs_of(model, recordings), torch.tensor([0, 1, 2])
+    output, of_replica = model(**inputs, labels=labels), replica_of(model)(**inputs, labels=labels)
+    torch.testing.assert_close(of_replica.logits, output.logits)
+    of_replica.loss.backward()
+    assert model.backbone.encoder.layers[0].attention.q_proj.weight.grad.any()
+
+
+@pytest.mark.parametrize("arrangement", ["linear", "edrl_mea", "mea_edrl"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_any_precision_takes_what_the_feature_extractor_gives(tiny_model, recordings, arrangement, dtype):
+    model = tiny_model(arrangement)
+    inputs = inputs_of(model, recordings)
+    expected = model(**inputs).logits.softmax(-1)
+    for training in (False, True):  # which take different ways on the CPU
+        with torch.set_grad_enabled(training):
+            found = copy.deepcopy(model).to(dtype)(**inputs).logits
+            torch.testing.assert_close(found.double().softmax(-1), expected.double(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "waveforms", [torch.zeros(8_000), torch.zeros(1, 1, 8_000), torch.zeros(1, 8_000, dtype=torch.int16)]
+)
+def test_what_is_no_batch_of_waveforms_is_refused_in_one_line(tiny_model, waveforms):
+    with pytest.raises(
+        ValueError, match=r"input_values of shape .* and type .*: give floats \(batch, samples\)"
+    ) as refused:
+        tiny_model("linear")(waveforms)
+    assert "\n" not in str(refused.value)
+
+
+def test_layers_may_lie_on_the_disk_and_none_is_split(tiny_model, tmp_path, recordings):
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import compute_module_sizes
+
+    model = tiny_model("edrl_mea")
+    model.save_pretrained(tmp_path / "model")
+    inputs, sizes = inputs_of(model, recordings), compute_module_sizes(model)
+    layers = [f"edrl_mea.backbone.encoder.layers.{place}" for place in (0, 1)]
+    room = {"cpu": sizes[""] - sizes[layers[1]], "disk": 10**9}
+    places = infer_auto_device_map(model, room, no_split_module_classes=model._no_split_modules)
+    assert "disk" in places.values() and len(set(places.values())) == 2
+    apart = tuple(f"{layer}." for layer in layers) + ("edrl_mea.disentanglement.",)
+    assert not [name for name in places if name.startswith(apart)]
+    loaded = EdrlMeaForAudioClassification.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_a_bare_backbone_is_refused_with_the_way_to_use_it(tiny_backbone_config, tmp_path):
     WavLMModel(tiny_backbone_config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="wavlm model.*from_backbone"):

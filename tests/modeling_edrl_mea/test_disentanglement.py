@@ -19,7 +19,10 @@ CLASSES, WIDTH, BLOCK = 3, 10, 4
 
 def disentanglement(**settings) -> EmotionDisentanglement:
     defaults = {f"{name}_weight": 1.0 for name in LOSSES} | {
-        "n_trained_labels": CLASSES,
+        "n_outputs": CLASSES,
+        "n_emotions": CLASSES,
+        "n_attributes": 0,
+        "attribute_loss": "ccc",
         "disentanglement_input_size": WIDTH,
         "block_size": BLOCK,
         "mixup_alpha": 0.4,
@@ -38,11 +41,19 @@ def exact(**settings) -> EmotionDisentanglement:
     return disentanglement(mixup_alpha=0.0, embedding_noise=0.0, disentanglement_dropout=0.0, **settings)
 
 
+KINDS = {"emotions": (3, 0), "attributes": (0, 3), "both": (1, 2)}  # each as many outputs as there are classes
+ABSENT = {"emotions": {"attribute"}, "attributes": {"classification"}, "both": set()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [1, 6])
-def test_every_loss_is_there_finite_and_reaches_some_weight(batch):
-    module = disentanglement()
-    result = module(torch.randn(batch, WIDTH), torch.arange(batch) % CLASSES)
-    assert set(result.losses) == set(LOSSES)
+def test_every_loss_is_there_finite_and_reaches_some_weight(batch, kind):
+    n_emotions, n_attributes = KINDS[kind]
+    module = disentanglement(n_emotions=n_emotions, n_attributes=n_attributes)
+    labels = torch.arange(batch) % n_emotions if n_emotions else None
+    ratings = torch.rand(batch, n_attributes) if n_attributes else None
+    result = module(torch.randn(batch, WIDTH), labels, None, ratings)
+    assert set(result.losses) == set(LOSSES) - ABSENT[kind]
     assert all(loss.isfinite() and loss.dim() == 0 for loss in result.losses.values())
     assert result.intra_class_embeddings.shape == (batch, CLASSES, BLOCK)
     assert result.shared_embedding.shape == (batch, BLOCK) and result.logits.shape == (batch, CLASSES)
@@ -133,7 +144,7 @@ def test_intra_class_loss_is_the_cross_entropy_of_each_encoders_own_score():
 def test_ids_and_one_hot_labels_give_the_same_losses():
     module, u, labels = exact(), torch.randn(6, WIDTH), torch.arange(6) % CLASSES
     by_id, by_row = module(u, labels).losses, module(u, torch.eye(CLASSES)[labels]).losses
-    for name in LOSSES:
+    for name in by_id:
         torch.testing.assert_close(by_id[name], by_row[name])
 
 

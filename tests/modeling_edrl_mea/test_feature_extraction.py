@@ -277,6 +277,22 @@ def test_without_ffmpeg_the_error_says_what_to_install(tmp_path, monkeypatch):
         load_recording(tmp_path / "a.m4a")
 
 
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="FFmpeg reads what libsndfile gives up")
+@pytest.mark.parametrize("form", ["path", "bytes"])
+def test_a_file_that_was_cut_short_is_read_as_far_as_it_goes_and_that_is_said(tmp_path, monkeypatch, form):
+    from modeling_edrl_mea import recordings
+
+    said = []
+    monkeypatch.setattr(recordings.logger, "warning", said.append)
+    noise = np.random.default_rng(0).standard_normal(3 * RATE) / 10
+    soundfile.write(tmp_path / "a.flac", noise, RATE)
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
+    found = load_recording(tmp_path / "a.flac" if form == "path" else content[: len(content) // 2])
+    assert 0 < len(found) < 2 * RATE
+    assert len(said) == 1 and "damaged" in said[0] and "of 3.0 s" in said[0]
+
+
 def test_a_wav_that_says_it_is_empty_is_read_to_its_end(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(), RATE)
     content = (tmp_path / "a.wav").read_bytes()

@@ -67,7 +67,7 @@ def test_labels_that_mean_nothing_are_refused(labels, named):
         as_targets(labels, 4)
 
 
-@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("kind", ["multi_label_classification", "token_classification"])
 def test_other_problem_types_are_refused_and_not_taken_for_classification(kind):
     with pytest.raises(ValueError, match=f"problem_type='{kind}'"):
         EdrlMeaConfig(problem_type=kind)

@@ -61,6 +61,21 @@ def test_every_output_of_the_graph_is_the_models(model, exported, recordings):
         np.testing.assert_allclose(values, output[name].numpy(), atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", ["alone", "beside emotions"])
+def test_the_graph_rates_attributes(tiny_model, tmp_path, recordings, kind):
+    settings = {"attribute_names": ["arousal", "valence"], "attribute_ranges": {"arousal": [1, 7]}}
+    if kind == "alone":
+        settings |= {"problem_type": "regression", "id2label": {0: "arousal", 1: "valence"}}
+    model = tiny_model("mea_edrl", **settings)
+    onnx_export.export(model, tmp_path / "model.onnx")
+    assert onnx_export.largest_difference(model, tmp_path / "model.onnx", recordings) < 1e-4
+    inputs = onnx_export.prepare(model, [*recordings, np.zeros(8_000, np.float32)])
+    (found,) = onnx_export.session(tmp_path / "model.onnx").run(["attributes"], inputs)
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).attributes
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
 def test_the_int8_variant_is_smaller_and_close(model, exported, recordings, tmp_path):
     onnx_export.quantize(exported, tmp_path / "int8.onnx")
     assert (tmp_path / "int8.onnx").read_bytes().count(b"MatMulInteger") > 0

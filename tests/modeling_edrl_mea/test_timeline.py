@@ -37,7 +37,7 @@ def test_json_gives_the_timeline_back(timeline, tmp_path):
 
 def test_csv_and_pandas_hold_the_same_table(timeline):
     frame = timeline.to_pandas()
-    assert list(frame.columns) == ["start", "end", "label", "level_db", *LABELS]
+    assert list(frame.columns) == ["start", "end", "label", "level_db", "speech_share", *LABELS]
     np.testing.assert_allclose(frame[LABELS].to_numpy(), timeline.probabilities)
     pandas.testing.assert_frame_equal(pandas.read_csv(io.StringIO(timeline.to_csv())), frame)
 
@@ -105,5 +105,6 @@ def test_no_form_names_an_emotion_in_silence():
     assert timeline.to_pandas()["label"].isna().tolist() == [False, True, True, False]
     axes = timeline.plot()
     assert all(np.isnan(line.get_ydata()[1:3]).all() for line in axes.lines)
-    assert len(axes.patches) == 2
+    strips = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+    assert strips == [(0, 2), (2, 6), (6, 8)] and axes.patches[1].get_height() == 1  # gray from bottom to top
     matplotlib.pyplot.close(axes.figure)

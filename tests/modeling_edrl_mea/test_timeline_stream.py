@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from modeling_edrl_mea import RecordingError
 from modeling_edrl_mea.online_adaptation import Adapter
 from tests.conftest import EMOTIONS, noise_recordings
+from tests.support.voice import vowels
 
 RATE = 16_000
-WINDOWS = {"window_s": 0.5, "hop_s": 0.2}
+WINDOWS = {"window_s": 0.5, "hop_s": 0.2, "speech_gate": None}  # noise stands for speech here
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,37 @@ def test_a_window_of_silence_has_no_emotion_and_one_of_faint_sound_has(
     faint = 1e-3 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)  # -60 dB
     sound = np.concatenate([recording[:RATE], np.full(RATE, 0.1, np.float32), faint])
     adapter = Adapter(model.config.labels, prior=0.1) if adapted else None
-    timeline = model.predict_timeline(sound, RATE, window_s=1, hop_s=1, adapter=adapter)
+    timeline = model.predict_timeline(sound, RATE, window_s=1, hop_s=1, adapter=adapter, speech_gate=None)
     assert [segment.label is None for segment in timeline] == [False, True, False]
     assert set(timeline[1].scores.values()) == {1 / len(EMOTIONS)}
     assert max(timeline[2].scores.values()) > 1 / len(EMOTIONS)
+
+
+@pytest.mark.parametrize("gate", ["auto", "energy"])
+def test_windows_without_speech_have_no_emotion_and_teach_an_adapter_nothing(tiny_model, gate):
+    model = tiny_model("linear")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    sound = np.concatenate([vowels(1.0), noise, vowels(1.0, 140)])
+    windows = {"window_s": 1, "hop_s": 1}
+    timeline = model.predict_timeline(sound, RATE, speech_gate=gate, **windows)
+    assert [segment.label is None for segment in timeline] == [False, True, False]
+    assert [segment.speech_share > 0 for segment in timeline] == [True, False, True]
+    ungated = model.predict_timeline(sound, RATE, speech_gate=None, **windows)
+    assert [segment.scores for segment in timeline] == [segment.scores for segment in ungated]
+    adapter = Adapter(model.config.labels)
+    model.predict_timeline(sound, RATE, speech_gate=gate, adapter=adapter, **windows)
+    assert len(adapter.logits) == 2
+
+
+def test_attributes_are_told_over_time_beside_the_emotion_or_alone(tiny_model, recording):
+    both = tiny_model("linear", attribute_names=["arousal"])
+    alone = tiny_model("linear", problem_type="regression", id2label={0: "arousal"})
+    for model in (both, alone):
+        timeline = model.predict_timeline(recording, RATE, **WINDOWS)
+        cut = recording[: RATE // 2]
+        expected = model(**model.feature_extractor()([cut], sampling_rate=RATE, return_tensors="pt")).attributes[0, 0]
+        assert timeline[0].attributes == {"arousal": pytest.approx(float(expected.detach()), abs=1e-5)}
+        assert (timeline[0].label is None) == (model is alone) == (timeline[0].scores == {})
+        assert list(timeline.to_pandas().columns[5:]) == [*([] if model is alone else EMOTIONS.values()), "arousal"]
+        assert type(timeline).from_json(timeline.to_json()) == timeline
+        timeline.plot().figure.clear()

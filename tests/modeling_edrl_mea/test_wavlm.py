@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import WavLMConfig, WavLMForCTC, WavLMModel
 
+from modeling_edrl_mea import prepared_weights
 from modeling_edrl_mea.frames import receptive_field, samples_per_frame
 from modeling_edrl_mea.wavlm import LengthAwareWavLM
 
@@ -174,28 +175,52 @@ def test_half_precision_trains(backbone):
     assert all(p.grad is None or p.grad.isfinite().all() for p in backbone.parameters())
 
 
-def test_changed_weights_are_never_stale(backbone):
-    """Packed weights follow every way in which weights change, `.data` included."""
+@pytest.fixture(params=["usual kernels", "packed", "packed, rows padded"])
+def kernels(request, monkeypatch):
+    """What a processor's kernels ask for: the machine of the tests may have any of them."""
+    if request.param != "usual kernels":
+        if "AVX" not in torch.backends.cpu.get_cpu_capability():
+            pytest.skip("oneDNN packs weights on x86 alone")
+        monkeypatch.setattr(prepared_weights, "has_kernels", lambda dtype: dtype == torch.float32)
+    if request.param == "packed, rows padded":
+        monkeypatch.setattr(prepared_weights, "ROW_MULTIPLES", {torch.float32: 32})
+
+
+def test_kernels_change_no_hidden_state(stock, backbone, kernels):
+    waveforms = 0.2 * torch.randn(3, 6000)
+    with torch.inference_mode():
+        together = backbone(waveforms).hidden_states
+        assert_close(together, stock_hidden_states(stock, waveforms))
+        for row, waveform in enumerate(waveforms):
+            assert_close([layer[row] for layer in together], [h[0] for h in backbone(waveform[None]).hidden_states])
+
+
+def test_changed_weights_are_never_stale(backbone, kernels):
+    """Prepared weights follow every way in which weights change, `.data` included."""
     waveforms = torch.randn(1, 6000)
-    weight = backbone.encoder.layers[0].feed_forward.intermediate_dense.weight
-    other = torch.randn_like(weight)
+    attention, feed_forward = backbone.encoder.layers[0].attention, backbone.encoder.layers[0].feed_forward
+    conv = backbone.feature_extractor.conv_layers[-1].conv
     with torch.no_grad():
-        for change in (
-            lambda: weight.mul_(1.5),
-            lambda: weight.data.mul_(1.5),
-            lambda: weight.data.copy_(other),
-        ):
-            before = backbone(waveforms).hidden_states[1]
-            change()
-            after = backbone(waveforms).hidden_states[1]
-            assert not torch.allclose(before, after)
-    assert_close([after], [backbone(waveforms).hidden_states[1]])
+        for weight in (feed_forward.intermediate_dense.weight, attention.v_proj.weight, conv.weight):
+            other = torch.randn_like(weight)
+            for change in (
+                lambda w=weight: w.mul_(1.5),
+                lambda w=weight: w.data.mul_(1.5),
+                lambda w=weight, o=other: w.data.copy_(o),
+            ):
+                before = backbone(waveforms).hidden_states[1]
+                change()
+                after = backbone(waveforms).hidden_states[1]
+                assert not torch.allclose(before, after)
+        assert_close([after], [copy.deepcopy(backbone)(waveforms).hidden_states[1]])
 
 
-def test_one_weight_changed_behind_the_version_counter_is_heard(backbone):
+def test_one_weight_changed_behind_the_version_counter_is_heard(backbone, kernels):
     waveforms = torch.randn(1, 6000)
     layers = [
-        module for module in backbone.encoder.modules() if type(module) is torch.nn.Linear and module.out_features > 8
+        module
+        for module in backbone.modules()
+        if type(module) in (torch.nn.Linear, torch.nn.Conv1d) and len(module.weight) > 8
     ]
     with torch.no_grad():
         for number, layer in enumerate(layers):
@@ -204,6 +229,15 @@ def test_one_weight_changed_behind_the_version_counter_is_heard(backbone):
             row, column = number % values.shape[0], (7 * number + 3) % values.shape[1]
             values[row, column] += 1.0
             assert not torch.equal(before, backbone(waveforms).hidden_states[-1]), number
+
+
+def test_replaced_layers_are_heard(backbone, kernels):
+    waveforms = torch.randn(1, 6000)
+    attention = backbone.encoder.layers[0].attention
+    with torch.no_grad():
+        before = backbone(waveforms).hidden_states[1]
+        attention.k_proj = copy.deepcopy(attention.q_proj)
+        assert not torch.allclose(before, backbone(waveforms).hidden_states[1])
 
 
 def test_gradient_checkpointing_changes_no_gradient(config):

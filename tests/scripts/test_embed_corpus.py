@@ -24,6 +24,7 @@ from datasets import Audio, Dataset, load_dataset
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 from tests.conftest import noise_recordings
+from tests.support.voice import vowels
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -42,12 +43,14 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """30 recordings of 0.1 to 0.9 s in two folders."""
+    """30 recordings of 0.1 to 0.9 s in two folders: a synthetic voice in the second one, noise in the first."""
     folder = tmp_path_factory.mktemp("corpus")
     for i in range(30):
         path = folder / f"speaker {i % 2}" / f"{i:02d}.wav"
         path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, noise_recordings(1, 0.1 + 0.8 * (7 * i % 30) / 30, seed=i)[0], 16_000, subtype="FLOAT")
+        seconds = 0.1 + 0.8 * (7 * i % 30) / 30
+        sound = vowels(seconds, 110 + i) if i % 2 else noise_recordings(1, seconds, seed=i)[0]
+        soundfile.write(path, sound, 16_000, subtype="FLOAT")
     return folder
 
 
@@ -75,12 +78,14 @@ def embedded(model_folder, corpus, tmp_path_factory):
 def test_each_row_is_what_the_model_says_of_the_recording_alone(model_folder, corpus, embedded):
     model = EdrlMeaForAudioClassification.from_pretrained(model_folder).eval()
     assert {row["path"] for row in embedded} == {str(p.relative_to(corpus)) for p in corpus.rglob("*.wav")}
+    assert any(row["label"] for row in embedded[15:]) and not any(row["label"] for row in embedded[:15])
     for row in embedded[::5]:
         waveform, _ = soundfile.read(corpus / row["path"], dtype="float32")
         with torch.no_grad():
             output = model(torch.from_numpy(waveform)[None])
         assert list(row["scores"].values()) == pytest.approx(output.logits.softmax(-1)[0].tolist(), abs=1e-5)
-        assert row["label"] == model.config.labels[int(output.logits.argmax())]
+        likeliest = model.config.labels[int(output.logits.argmax())]
+        assert row["label"] == (likeliest if row["speech_share"] else None)
         assert row["speech_embedding"] == pytest.approx(output.speech_embedding[0].tolist(), abs=1e-4)
         assert row["aligned_embedding"] == pytest.approx(output.aligned_embedding[0].tolist(), abs=1e-4)
         assert row["seconds"] == pytest.approx(len(waveform) / 16_000)

@@ -85,7 +85,7 @@ def make_iemocap(root: Path) -> Path:
     for folder in ("EmoEvaluation", "transcriptions"):
         (dialog / folder).mkdir(parents=True)
     lines = [
-        f"[6.2901 - 8.2357]\t{turn}\t{emotion}\t[2.5, 2.5, 2.5]\nC-E1:\tNeutral;\t()\n"
+        f"[6.2901 - 8.2357]\t{turn}\t{emotion}\t[2.5, 3.0000, 3.5]\nC-E1:\tNeutral;\t()\nC-F1:\tNeutral;\t()\n"
         for turn, emotion in turns.items()
     ]
     (dialog / "EmoEvaluation" / "Ses01F_impro01.txt").write_text("% [START_TIME - END_TIME] …\n\n" + "\n".join(lines))
@@ -98,11 +98,11 @@ def make_iemocap(root: Path) -> Path:
 
 def make_msp_podcast(root: Path) -> Path:
     rows = [
-        ("MSP-PODCAST_0001_0008.wav", "N", "127", "Train"),
-        ("MSP-PODCAST_0001_0019.wav", "X", "127", "Train"),
-        ("MSP-PODCAST_0002_0033.wav", "H", "Unknown", "Test1"),
+        ("MSP-PODCAST_0001_0008.wav", "N", "2.2", "4.0", "3.6", "127", "Train"),
+        ("MSP-PODCAST_0001_0019.wav", "X", "5.8", "2.4", "5.5", "127", "Train"),
+        ("MSP-PODCAST_0002_0033.wav", "H", "4.6", "5.2", "4.8", "Unknown", "Test1"),
     ]
-    columns = ("FileName", "EmoClass", "SpkrID", "Split_Set")
+    columns = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Split_Set")
     write_table(root / "Labels" / "labels_consensus.csv", [dict(zip(columns, row, strict=True)) for row in rows])
     return touch(root, *(f"Audios/{name}" for name, *_ in rows))
 

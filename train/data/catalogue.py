@@ -5,6 +5,7 @@ To add a corpus, declare it there: its pattern of file names, or a reader of its
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ class Corpus:
     `emotion`, `speaker` and optionally `text`; or `read`, called with the corpus's folder, and returning utterances
     whose emotions are the corpus's own codes and whose splits are its official ones. `labels` maps those
     codes to emotion names, None meaning that the recording has no usable label. `licence` is the Hub's
-    identifier ("other": its own terms, or on request; see the home page).
+    identifier ("other": its own terms, or on request; see the home page). `scale`: the ends of the one that its
+    attributes are rated on. `read_shares` gives the shares of emotions among the listeners by the audio file's stem.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Corpus:
     read: Callable[[Path], list[Utterance]] | None = None
     marker: str | None = None  # a file or folder (glob) that tells a corpus with a `read` by its layout
     splits: tuple[str, ...] = ()
+    scale: tuple[float, float] | None = None
+    read_shares: Callable[[Path], dict[str, dict[str, float]]] | None = None
     session: str | None = None  # matches the start of speakers' names that those share who were recorded together
 
     def text(self, code: str | None) -> str | None:
@@ -75,35 +79,56 @@ def _complain_of_missing(name: str, folder: Path, found: list, missing: list[str
 def _read_iemocap(folder: Path) -> list[Utterance]:
     """Session*/dialog/EmoEvaluation/*.txt: "[start - end] TAB turn TAB emotion TAB [V, A, D]" per turn."""
     audio = _by_stem(path for path in find_audio(folder) if "sentences" in path.parts)
-    turn = re.compile(r"^\[[\d. -]+\]\t(Ses\d\d\w+_([FM])\d+)\t(\w+)\t", re.MULTILINE)
+    turn = re.compile(r"^\[[\d. -]+\]\t(Ses\d\d\w+_([FM])\d+)\t(\w+)\t(?:\[([\d., ]+)\])?", re.MULTILINE)
     spoken = re.compile(r"^(Ses\d\d\w+) \[[\d. -]+\]: ?(.*)$", re.MULTILINE)
     found, missing = [], []
     for table in sorted(folder.glob("Session*/dialog/EmoEvaluation/Ses*.txt")):
         transcript = table.parents[1] / "transcriptions" / table.name
         texts = dict(spoken.findall(transcript.read_text(errors="replace"))) if transcript.is_file() else {}
-        for name, gender, emotion in turn.findall(table.read_text(errors="replace")):
+        for name, gender, emotion, ratings in turn.findall(table.read_text(errors="replace")):
             if name not in audio:
                 missing.append(name)
                 continue
             # The file's first F/M says who wore the markers, the one before the number says who speaks.
-            found.append(Utterance(str(audio[name]), emotion, f"{name[:5]}{gender}", None, texts.get(name)))
+            values = map(float, ratings.split(",")) if ratings else ()
+            rated = dict(zip(("valence", "arousal", "dominance"), values, strict=False))
+            about = {"text": texts.get(name), "ratings": rated}
+            found.append(Utterance(str(audio[name]), emotion, f"{name[:5]}{gender}", **about))
     _complain_of_missing("iemocap", folder, found, missing)
     return found
 
 
 def _read_msp_podcast(folder: Path) -> list[Utterance]:
-    """Labels/labels_consensus.csv (FileName, EmoClass, SpkrID, Split_Set) and the audio anywhere below."""
+    """Labels/labels_consensus.csv (FileName, EmoClass, EmoAct, EmoVal, EmoDom, SpkrID, Split_Set) and the audio
+    anywhere below."""
+    columns = {"arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom"}
     rows = read_table(folder / "Labels" / "labels_consensus.csv")
     audio = _by_stem(find_audio(folder))
     stems = [Path(row["FileName"]).stem for row in rows]
     # Its "Unknown" speakers stay one group: they may be anybody, so they must not fall on both sides.
     found = [
-        Utterance(str(audio[stem]), row["EmoClass"], row["SpkrID"], split=row["Split_Set"])
+        Utterance(
+            str(audio[stem]),
+            row["EmoClass"],
+            row["SpkrID"],
+            split=row["Split_Set"],
+            ratings={name: float(row[column]) for name, column in columns.items() if row.get(column)},
+        )
         for stem, row in zip(stems, rows, strict=True)
         if stem in audio
     ]
     _complain_of_missing("msppodcast", folder, found, [stem for stem in stems if stem not in audio])
     return found
+
+
+def _shares_of_msp_podcast(folder: Path) -> dict[str, dict[str, float]]:
+    """Labels/labels_detailed.csv: a row a listener, with EmoClass_Major, or (releases 1.8 to 1.11) EmoDetail "WORKER;
+    Neutral; …"."""
+    votes: dict[str, Counter] = {}
+    for row in read_table(folder / "Labels" / "labels_detailed.csv"):
+        word = row.get("EmoClass_Major") or (row.get("EmoDetail") or ";").split(";")[1]
+        votes.setdefault(Path(row["FileName"]).stem, Counter())[word.strip()] += 1
+    return votes
 
 
 def _read_meld(folder: Path) -> list[Utterance]:
@@ -316,6 +341,7 @@ _DECLARATIONS = (
         language="en",
         read=_read_iemocap,
         marker="Session*/dialog/EmoEvaluation",
+        scale=(1, 5),
         session=r"Ses\d\d",  # two people who talk with one another
         labels={
             "ang": "anger",
@@ -340,6 +366,8 @@ _DECLARATIONS = (
         read=_read_msp_podcast,
         marker="Labels/labels_consensus.csv",
         splits=("Train", "Development", "Test1", "Test2", "Test3"),
+        scale=(1, 7),
+        read_shares=_shares_of_msp_podcast,
         labels={
             "A": "anger",
             "C": "contempt",

@@ -5,11 +5,13 @@ folders, a manifest) are read by manifests.py, Hub datasets by hub.py; emotions.
 as which class.
 """
 
+import json
 import logging
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from .emotions import SCHEMES, LabelError, canonical_emotion, check_scheme, labe
 from .given_splits import is_split
 from .hub import is_streamed, read_hub
 from .manifests import METADATA_FILES, label_depth, read_generic, tables_of
-from .recordings import UNKNOWN_SPEAKER, CorpusError, Utterance, first_files, listed, speaker_key
+from .recordings import NO_LABEL, UNKNOWN_SPEAKER, CorpusError, Utterance, first_files, listed, speaker_key
 from .segments import cut_segments
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,9 @@ def load_corpus(
     config_name: str | None = None,
     revision: str | None = None,
     skip_missing: bool = False,
+    attributes: Sequence[str] = (),
+    emotions: bool = True,
+    soft_labels: bool = False,
 ) -> Dataset:
     """Reads a corpus into columns audio, label (ClassLabel), speaker, corpus, language, text, split.
 
@@ -61,7 +66,11 @@ def load_corpus(
     split: an official split alone (of MELD, MSP-Podcast, a Hub dataset, a table's column, or a sub-folder).
     min_class_size: fewest recordings a class may have; one alone is in training or in a test, not in both.
     config_name, revision: of a Hub dataset.
-    skip_missing: leave out, with a warning, recordings that a table lists and that are not there.
+    skip_missing: leave out, with a warning, rows without a recording and recordings that are not there.
+    attributes: what is rated (arousal …), a column more each, NaN where a recording is not. One that is rated is kept
+        without an emotion too; its label is then -1.
+    emotions: False: all labels are -1.
+    soft_labels: a column more, shares: of emotions, as JSON, where a table's labels or the corpus' listeners give them.
 
     Raises CorpusError (nothing there, no labels, columns or files missing, a class too small) and LabelError
     (scheme or emotion unknown), both ValueError.
@@ -71,17 +80,23 @@ def load_corpus(
     declaration = _declaration_of(source, corpus)
     if declaration is not None:
         name = declaration.name
-        utterances = _read_declared(declaration, Path(source))
+        utterances = _read_declared(declaration, Path(source), attributes, soft_labels)
     else:
         name = corpus or re.sub(r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1])
         columns = (audio_column, label_column, speaker_column)
         if is_streamed(source):
-            utterances = read_hub(source, *columns, split, config_name, revision)
+            wanted = {"attributes": attributes, "emotions": emotions, "skip_missing": skip_missing}
+            utterances = read_hub(source, *columns, split, config_name, revision, **wanted)
         else:
-            utterances = read_generic(source, *columns, skip_missing)
+            utterances = read_generic(source, *columns, skip_missing, attributes, emotions)
+    if not emotions:
+        utterances = [replace(utterance, emotion=None, shares=None) for utterance in utterances]
     utterances = _of_split(utterances, split, source)
     utterances = _without_repeats(cut_segments(utterances, name, skip_missing), name)
-    return _as_dataset(utterances, name, source, label_scheme, min_class_size)
+    dataset = _as_dataset(utterances, name, source, label_scheme if emotions else None, min_class_size, attributes)
+    if soft_labels:
+        dataset = _with_shares(dataset, utterances, label_scheme)
+    return dataset
 
 
 def _of_split(utterances: list[Utterance], split: str | None, source: str) -> list[Utterance]:
@@ -174,7 +189,7 @@ def _path_with_root(folder: Path, path: Path) -> Path:
     return folder.resolve().name / path.relative_to(folder)
 
 
-def _read_declared(declared: Corpus, folder: Path) -> list[Utterance]:
+def _read_declared(declared: Corpus, folder: Path, attributes: Sequence[str], soft_labels: bool) -> list[Utterance]:
     if declared.read is not None:
         if not folder.is_dir():
             raise CorpusError(f"folder {str(folder)!r} does not exist; give the path the corpus was unpacked to")
@@ -187,14 +202,12 @@ def _read_declared(declared: Corpus, folder: Path) -> list[Utterance]:
         raise LabelError(
             f"{declared.name} in {str(folder)!r} has unknown labels {strange}; known: {list(declared.labels)}"
         )
-    unlabeled = sum(codes[utterance.emotion.lower()] is None for utterance in found)
-    if unlabeled:
-        logger.info("%s: %d recordings without an agreed emotion left out", declared.name, unlabeled)
-    return [
-        replace(u, emotion=codes[u.emotion.lower()], language=u.language or declared.language)
-        for u in found
-        if codes[u.emotion.lower()] is not None
-    ]
+    found = [replace(u, emotion=codes[u.emotion.lower()], language=u.language or declared.language) for u in found]
+    kept = [u for u in found if u.emotion is not None or u.ratings.keys() & set(attributes)]
+    if len(kept) < len(found):
+        logger.info("%s: %d recordings without an agreed emotion left out", declared.name, len(found) - len(kept))
+    shares = declared.read_shares(folder) if soft_labels and declared.read_shares else {}
+    return [replace(u, shares=shares.get(Path(u.audio).stem)) for u in kept]
 
 
 def _read_file_names(declared: Corpus, folder: Path) -> list[Utterance]:
@@ -221,37 +234,82 @@ def _read_file_names(declared: Corpus, folder: Path) -> list[Utterance]:
     return utterances
 
 
-def _as_dataset(utterances: list[Utterance], name: str, source: str, label_scheme: str, min_class_size: int) -> Dataset:
-    labels = [label_under_scheme(utterance.emotion, label_scheme) for utterance in utterances]
-    _say_what_words_became(utterances, labels, name)
-    dropped = Counter(u.emotion for u, label in zip(utterances, labels, strict=True) if label is None)
-    if dropped:
-        logger.info("%s: %d recordings outside %s dropped: %s", name, dropped.total(), label_scheme, dict(dropped))
-    kept = [(u, label) for u, label in zip(utterances, labels, strict=True) if label is not None]
-    if not kept:
-        raise CorpusError(f"{name} ({source}) has no recording under {label_scheme!r}; it has {dict(dropped)}")
+def _as_dataset(
+    utterances: list[Utterance],
+    name: str,
+    source: str,
+    label_scheme: str | None,
+    min_class_size: int,
+    attributes: Sequence[str],
+) -> Dataset:
+    """label_scheme: None where no emotions are wanted."""
+    kept = _kept(utterances, name, source, label_scheme, attributes)
     _check_class_sizes(kept, name, min_class_size)
-    names = list(SCHEMES.get(label_scheme, sorted({label for _, label in kept})))
+    names = list(SCHEMES.get(label_scheme, sorted({label for _, label in kept if label})))
     text = Value("string")
     features = Features(
         audio=text, label=ClassLabel(names=names), speaker=text, corpus=text, language=text, text=text, split=text
     )
+    features |= {attribute: Value("float32") for attribute in attributes}
     utterances = [utterance for utterance, _ in kept]
     _check_names(utterances, name)
     columns = {
         "audio": [u.audio for u in utterances],
-        "label": [label for _, label in kept],
+        "label": [names.index(label) if label else NO_LABEL for _, label in kept],
         "speaker": _speakers(utterances, name),
         "corpus": [name] * len(utterances),
         "language": [u.language for u in utterances],
         "text": [u.text for u in utterances],
         "split": [u.split for u in utterances],
+        **{attribute: [u.ratings.get(attribute, math.nan) for u in utterances] for attribute in attributes},
     }
-    return Dataset.from_dict(columns, features=features)
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _kept(utterances: list[Utterance], name: str, source: str, label_scheme, attributes) -> list[tuple]:
+    """(utterance, class or None) of those that have a class or a rating. Raises CorpusError where none has."""
+    labels = [u.emotion and label_under_scheme(u.emotion, label_scheme) for u in utterances]
+    _say_what_words_became(utterances, labels, name)
+    kept, dropped = [], Counter()
+    for utterance, label in zip(utterances, labels, strict=True):
+        if label or utterance.ratings.keys() & set(attributes):
+            kept.append((utterance, label))
+        else:
+            dropped[utterance.emotion] += 1
+    what = f"under {label_scheme!r}" if label_scheme else f"with a rating of {', '.join(attributes)}"
+    if not kept:
+        raise CorpusError(f"{name} ({source}) has no recording {what}; it has {dict(dropped)}")
+    n_unrated = dropped.pop(None, 0)
+    if n_unrated:
+        logger.info("%s: %d recordings without a rating left out", name, n_unrated)
+    if dropped:
+        logger.info("%s: %d recordings outside %s dropped: %s", name, dropped.total(), label_scheme, dict(dropped))
+    return kept
+
+
+def _with_shares(dataset: Dataset, utterances: list[Utterance], label_scheme: str) -> Dataset:
+    """The dataset with a column of shares of its classes, as JSON; None where nobody says or none of them has any."""
+    names, of_file = dataset.features["label"].names, {u.audio: u.shares for u in utterances}
+    column = []
+    for audio, label in zip(dataset["audio"], dataset["label"], strict=True):
+        shares = Counter()
+        for word, share in (of_file[audio] or {}).items() if label != NO_LABEL else ():
+            known = label_scheme == "native" or canonical_emotion(word)
+            shares[label_under_scheme(word, label_scheme) if known else None] += share
+        shares = {name: shares[name] for name in names if shares[name] > 0}
+        total = sum(shares.values())
+        column.append(json.dumps({name: share / total for name, share in shares.items()}) if total else None)
+    logger.info("%s: %d of %d recordings have shares of emotions", dataset["corpus"][0], *_counts(column))
+    return dataset.add_column("shares", column, feature=Value("string"))
+
+
+def _counts(column: list) -> tuple[int, int]:
+    return len(column) - column.count(None), len(column)
 
 
 def _say_what_words_became(utterances: list[Utterance], labels: list[str | None], name: str) -> None:
-    if all(label is None or label.lstrip("-").isdigit() for label in labels):
+    known = [label for label in labels if label]
+    if known and all(label.lstrip("-").isdigit() for label in known):
         logger.info("%s: emotions are numbers, and no table says their names: the model will answer in numbers", name)
     became = Counter((u.emotion, label) for u, label in zip(utterances, labels, strict=True) if label)
     changed = [f"{word} → {label} ({n})" for (word, label), n in became.items() if word != label]
@@ -274,13 +332,13 @@ def _is_no_text(name: str) -> bool:
 
 
 def _check_class_sizes(kept: list[tuple[Utterance, str]], name: str, min_class_size: int) -> None:
-    sizes = Counter(label for _, label in kept)
+    sizes = Counter(label for _, label in kept if label)
     for label, size in sizes.items():
         if size < min_class_size:
             only = next(u.audio for u, other in kept if other == label)
             raise CorpusError(
                 f"class {label!r} of {name} has {size} recording{'s' * (size > 1)} ({only}), fewer than "
-                f"{min_class_size}; add recordings, leave the class out, or set min_class_size={size}"
+                f"{min_class_size}: add recordings, or take that class out"
             )
 
 
@@ -305,7 +363,7 @@ def _speakers(utterances: list[Utterance], name: str) -> list[str]:
 
 def _relabel(dataset: Dataset, union: ClassLabel) -> Dataset:
     ids = [union.str2int(label) for label in dataset.features["label"].names]
-    column = [ids[label] for label in dataset["label"]]
+    column = [NO_LABEL if label == NO_LABEL else ids[label] for label in dataset["label"]]
     return (
         dataset.remove_columns("label").add_column("label", column, feature=union).select_columns(dataset.column_names)
     )

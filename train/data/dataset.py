@@ -3,6 +3,7 @@ not."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from modeling_edrl_mea.embeddings import Embeddings, balanced_weights
+from modeling_edrl_mea.labels import IGNORED
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .embeddings import EmbeddingCache
-from .recordings import CorpusError, recording_names
+from .ratings import attributes_of
+from .recordings import NO_LABEL, CorpusError, recording_names
 
 if TYPE_CHECKING:
     from train.degradation.augmentation import Augmentation
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class SpeechDataset(torch.utils.data.Dataset):
-    """The recordings of `dataset` (columns audio, label, speaker, corpus), then `n_copies` augmented copies of all.
+    """The recordings of `dataset` (columns audio, label, speaker, corpus, shares and ratings where there are any), then
+    `n_copies` augmented copies of all.
 
     As a dataset it gives waveforms, for stage 1: cut to a random stretch of `max_length_seconds`, and with other noise
     in every epoch. What is random is a function of seed, epoch and row, so that a resumed run sees what it would have.
@@ -46,7 +50,13 @@ class SpeechDataset(torch.utils.data.Dataset):
         # What noise is drawn from: the same for a recording whatever else there is.
         names = zip(self.dataset["corpus"], recording_names(self.audio), strict=True)
         self.names = [f"{corpus}/{name}" for corpus, name in names]
-        self.labels = torch.tensor(self.dataset["label"]).repeat(1 + self.n_copies)
+        labels = torch.tensor(self.dataset["label"])
+        labels = labels.masked_fill(labels == NO_LABEL, IGNORED)
+        self.shares, self.attributes = shares_of(self.dataset, labels), ratings_of(self.dataset)
+        for name in ("shares", "attributes"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name).repeat(1 + self.n_copies, 1))
+        self.labels = labels.repeat(1 + self.n_copies)
         self.corpora = list(self.dataset["corpus"]) * (1 + self.n_copies)
         self.sample_weights = balanced_weights(self.labels, self.corpora)
 
@@ -72,11 +82,12 @@ class SpeechDataset(torch.utils.data.Dataset):
         waveform = load_recording(self.audio[original])
         if copy:
             waveform = self.augmentation(waveform, f"{self.names[original]}#{copy - 1}@{self.epoch}")
-        return {
+        about = {
             "waveform": self._stretch(waveform, row),
-            "labels": self.labels[row],
+            "labels": (self.labels if self.shares is None else self.shares)[row],
             "sample_weights": self.sample_weights[row],
         }
+        return about if self.attributes is None else about | {"attributes": self.attributes[row]}
 
     def _stretch(self, waveform: np.ndarray, row: int) -> np.ndarray:
         limit = self._limit
@@ -95,7 +106,8 @@ class SpeechDataset(torch.utils.data.Dataset):
             chunks += self.chunks(cache, copy=copy, title=f"noisy copy {copy + 1} of {self.n_copies}")
         repeats = 1 + self.n_copies
         speakers, originals = list(self.dataset["speaker"]) * repeats, torch.arange(len(self.audio)).repeat(repeats)
-        return Embeddings(cache.joined(chunks), self.labels, speakers, originals, self.corpora)
+        known = self.labels, speakers, originals, self.corpora, self.shares, self.attributes
+        return Embeddings(cache.joined(chunks), *known)
 
     def chunks(self, cache: EmbeddingCache, condition=None, copy: int | None = None, title: str = "") -> list[Path]:
         """Files of the cache with the recordings' statistics: as recorded, in a condition, or of one noisy copy."""
@@ -103,6 +115,25 @@ class SpeechDataset(torch.utils.data.Dataset):
             return cache.chunks(self.audio, condition, title=title or self.title)
         keys = [f"{name}#{copy}" for name in self.names]
         return cache.chunks(self.audio, self.augmentation, keys, title or self.title)
+
+
+def shares_of(dataset: Mapping, labels: torch.Tensor) -> torch.Tensor | None:
+    """(N, C) soft labels of a dataset that has shares, -100 where there is no label; None where it has none."""
+    if "shares" not in getattr(dataset, "column_names", ()):
+        return None
+    names = dataset.features["label"].names
+    rows = torch.nn.functional.one_hot(labels.clamp_min(0), len(names)).float()
+    for row, shares in enumerate(dataset["shares"]):
+        if shares is not None:
+            found = json.loads(shares)
+            rows[row] = torch.tensor([found.get(name, 0.0) for name in names])
+    return rows.masked_fill((labels == IGNORED)[:, None], IGNORED)
+
+
+def ratings_of(dataset: Mapping) -> torch.Tensor | None:
+    """(N, A) ratings of the dataset's attributes; None where it has none."""
+    names = attributes_of(dataset)
+    return torch.tensor([list(dataset[name]) for name in names]).T.contiguous() if names else None
 
 
 @dataclass
@@ -115,7 +146,8 @@ class WaveformCollator:
         batch = self.feature_extractor(
             [row["waveform"] for row in rows], sampling_rate=SAMPLING_RATE, return_tensors="pt"
         )
-        return dict(batch) | {name: torch.stack([row[name] for row in rows]) for name in ("labels", "sample_weights")}
+        known = [name for name in rows[0] if name != "waveform"]
+        return dict(batch) | {name: torch.stack([row[name] for row in rows]) for name in known}
 
 
 # --- batches ---

@@ -218,7 +218,7 @@ def canonical_emotion(word: str) -> str | None:
     """The emotion a word stands for ("Angry", "Wut", "01_anger" → "anger"), or None where the word is not in the
     table."""
     key = _key(word)
-    return _CANONICAL.get(key) or _CANONICAL.get(key.strip(" .()0123456789"))
+    return _CANONICAL.get(key) or _CANONICAL.get(key.strip(" .,;:!?()[]0123456789"))
 
 
 def nearest_emotion(word: str) -> str | None:

@@ -107,6 +107,9 @@ def checksum(path: Path, content: Iterable) -> bytes:
     return value.to_bytes(4, "little")
 
 
+NOT_LEARNED = ("corpus", "language", "text", "split")  # columns that no model learns from
+
+
 def content_hash(recording) -> bytes:
     """SHA-256 of a recording's file; RecordingError where there is none."""
     if isinstance(recording, dict):
@@ -123,10 +126,12 @@ def _file_hash(path: str, size: int, modified: int) -> bytes:
 
 
 def fingerprint_of_data(dataset) -> str:
-    """16 hexadecimal digits of the recordings' content, labels and speakers, in their order."""
+    """16 hexadecimal digits of the recordings' content, labels, ratings and speakers, in their order."""
     digest = hashlib.sha256()
-    for recording, label, speaker in zip(dataset["audio"], dataset["label"], dataset["speaker"], strict=True):
-        digest.update(content_hash(recording) + f"{label} {speaker}\n".encode())
+    told = [name for name in dataset.column_names if name not in ("audio", "label", "speaker", *NOT_LEARNED)]
+    columns = (dataset[name] for name in ("audio", "label", "speaker", *told))
+    for recording, *known in zip(*columns, strict=True):
+        digest.update(content_hash(recording) + f"{' '.join(map(str, known))}\n".encode())
     return digest.hexdigest()[:16]
 
 

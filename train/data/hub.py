@@ -7,21 +7,25 @@ prepares lies there twice, as downloaded and as Arrow), and all that reads recor
 need no disk, and download the whole dataset once for each of them.
 """
 
+import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import fsspec
+import soundfile
 from datasets import Audio, DatasetDict, load_dataset_builder, load_from_disk
 
-from modeling_edrl_mea.recordings import RecordingError, find_audio
+from modeling_edrl_mea.recordings import SAMPLING_RATE, RecordingError, find_audio, load_recording
 
 from .audformat import HEADER
 from .files import atomic_write, content_hash, fingerprint, read_sealed, write_sealed
 from .given_splits import is_split
-from .manifests import emotion_of, find_columns, find_times, text_of, times_of
+from .manifests import emotion_of, find_columns, find_times, shares_of, text_of, times_of
+from .ratings import find_ratings, ratings_of
 from .recordings import CorpusError, Utterance, recordings_folder
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,9 @@ def read_hub(
     split: str | None = None,
     config_name: str | None = None,
     revision: str | None = None,
+    attributes: Sequence[str] = (),
+    emotions: bool = True,
+    skip_missing: bool = False,
 ) -> list[Utterance]:
     """A Hub dataset's utterances, their audio in files below `datasets`' own cache (HF_DATASETS_CACHE/recordings).
 
@@ -71,22 +78,23 @@ def read_hub(
         CorpusError: it cannot be loaded, or lacks a column, a label or a recording.
     """
     columns, folder = (audio_column, label_column, speaker_column), recordings_folder() / re.sub(r"\W+", "_", source)
-    asked = json.dumps([split, config_name, revision, *columns])
+    wanted = Wanted(columns, tuple(attributes), emotions, skip_missing)
+    asked = json.dumps([split, config_name, revision, *columns, *attributes, emotions, skip_missing])
     try:
         version, open_parts = _opened(source, config_name, revision)
         index = folder / f"index-{fingerprint(version + asked, 32)}.json"  # whose name changes with the dataset
         rows = _rows(index)
         if rows is None:
-            _stream(open_parts, source, split, columns, folder, index, asked)
+            _stream(open_parts, source, split, wanted, folder, index, asked)
             rows = _rows(index)
     except CorpusError:
         raise
     except Exception as error:  # network, no such repository, no such split, full disk: one message serves
         rows = _earlier_rows(folder, asked) if isinstance(error, ConnectionError) else None
         if rows is None:
-            raise CorpusError(
-                f"{source!r} is no folder or file here, and loading it from the Hub failed: {error}"
-            ) from error
+            is_here = Path(source).exists()
+            what = "cannot be read" if is_here else "is no folder or file here, and loading it from the Hub failed"
+            raise CorpusError(f"{source!r} {what}: {' '.join(str(error).split())}") from error
         logger.warning("The Hub does not answer (%s): %s is used as it was when last read.", error, source)
     return [Utterance(str(folder / name), *about) for name, *about in rows]
 
@@ -133,7 +141,9 @@ def _opened(source: str, config_name: str | None, revision: str | None) -> tuple
     return builder.cache_dir, builder.as_streaming_dataset
 
 
-def _stream(open_parts, source: str, split: str | None, columns: tuple, folder: Path, index: Path, asked: str) -> None:
+def _stream(
+    open_parts, source: str, split: str | None, wanted: "Wanted", folder: Path, index: Path, asked: str
+) -> None:
     """One pass over the dataset: its recordings into files of `folder`, all else into `index`, written last."""
     parts = open_parts()
     chosen = [name for name in parts if split is None or is_split(name, split)]
@@ -141,28 +151,49 @@ def _stream(open_parts, source: str, split: str | None, columns: tuple, folder: 
         raise CorpusError(f"split {split!r} of {source!r}: its splits are {', '.join(parts)}")
     rows = []
     for name in chosen:
-        rows += _read_part(parts[name], name, source, columns, folder, first=len(rows))
+        rows += _read_part(parts[name], name, source, wanted, folder, first=len(rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(index, {"asked": asked, "rows": rows})
 
 
-def _read_part(part, split: str, source: str, columns: tuple, folder: Path, first: int) -> Iterable[list]:
-    names = part.column_names or list(next(iter(part)))
-    audio, label, *others = find_columns(names, columns, source)
-    times = find_times(names)
-    classes = _classes((part.features or {}).get(label))
-    wanted = [column for column in (audio, label, *others, *times) if column]
-    # Not decoded, for which datasets needs torchcodec and FFmpeg's libraries.
-    part = part.select_columns(wanted).cast_column(audio, Audio(decode=False))
+@dataclass
+class Wanted:
+    """What is read of a dataset's rows: columns of audio, label and speaker, what is rated, whether emotions, and
+    whether rows without a recording are left out."""
+
+    columns: tuple
+    attributes: tuple[str, ...]
+    emotions: bool
+    skip_missing: bool
+
+
+def _read_part(part, split: str, source: str, wanted: Wanted, folder: Path, first: int) -> Iterable[list]:
+    """Rows of what `Utterance` takes, in its order."""
+    names, features, n_missing = part.column_names or list(next(iter(part))), part.features or {}, 0
+    audio, label, *others = find_columns(names, wanted.columns, source, wanted.emotions)
+    times, rated = find_times(names), find_ratings(names, wanted.attributes)
+    classes = _classes(features.get(label))
+    part = part.select_columns([column for column in (audio, label, *others, *times, *rated.values()) if column])
+    if isinstance(features.get(audio), Audio):  # not decoded: for that, datasets needs torchcodec and FFmpeg
+        part = part.cast_column(audio, Audio(decode=False))
     for number, row in enumerate(part, start=first):
         where = f"row {number} of {source!r}"
-        if row[label] in (None, "", []) or (classes and row[label] == -1):
+        value, ratings = row.get(label), ratings_of(row, rated, where)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        is_missing = value in (None, "", []) or (classes and value == -1)
+        if wanted.emotions and is_missing and not ratings:
             raise CorpusError(f"{where} has no {label}; choose a labeled split")
-        value = row[label][0] if isinstance(row[label], list) and len(row[label]) == 1 else row[label]
-        emotion = classes[value] if classes and isinstance(value, int) else emotion_of(value, where)
-        name = _write_recording(row[audio], folder, where)
+        if wanted.skip_missing and not _holds_something(row[audio]):
+            n_missing += 1
+            continue
+        emotion = None
+        if not is_missing:
+            emotion = classes[value] if classes and isinstance(value, int) else emotion_of(value, where)
+        name = _write_recording(*_encoded(row[audio], source, where), folder)
         about = (text_of(row, column) for column in others)
-        yield [name, emotion, *about, split, *times_of(row, times, where)]
+        yield [name, emotion, *about, split, *times_of(row, times, where), ratings, shares_of(value)]
+    if n_missing:
+        logger.warning("%s: %d rows without a recording left out", source, n_missing)
 
 
 def _classes(feature) -> list[str] | None:
@@ -170,16 +201,44 @@ def _classes(feature) -> list[str] | None:
     return getattr(getattr(feature, "feature", feature), "names", None)
 
 
-def _write_recording(recording: dict | None, folder: Path, what: str) -> str:
-    """Its file's place in the folder: HASH/NAME, where it need not be written again."""
+def _holds_something(recording) -> bool:
+    return any(recording.values()) if isinstance(recording, Mapping) else bool(recording)
+
+
+def _encoded(recording, source: str, where: str) -> tuple[bytes, str]:
+    """(a file's content, its name) of what an audio column holds: a file's bytes or path, or samples with their rate.
+
+    Paths are relative to the dataset's own folder, or else to where the command runs.
+    """
+    if isinstance(recording, (str, bytes)):
+        recording = {"path" if isinstance(recording, str) else "bytes": recording}
+    if recording and not isinstance(recording, Mapping):
+        raise CorpusError(f"{where} has samples without a rate; store files, or {{'array': …, 'sampling_rate': …}}")
     recording = recording or {}
     content, path = recording.get("bytes"), recording.get("path")
+    if content is None and recording.get("array"):
+        return _as_wav(load_recording(recording, name=where)), f"{PurePosixPath(path or 'recording').stem}.wav"
     if content is None and not path:
-        raise CorpusError(f"{what} has no recording; choose another split, or name another audio_column")
+        raise CorpusError(
+            f"{where} has no recording; choose another split, name another audio_column, or leave such rows out by "
+            "--on_bad_audio skip"
+        )
     if content is None:
-        with fsspec.open(path, "rb") as file:
+        beside = (Path(source) if Path(source).is_dir() else Path(source).parent) / path
+        with fsspec.open(str(beside) if beside.is_file() else path, "rb") as file:
             content = file.read()
-    name = re.sub(r"[^\w.-]", "_", PurePosixPath(path or "").name)[-100:]
+    return content, path or ""
+
+
+def _as_wav(waveform) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLING_RATE, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def _write_recording(content: bytes, path: str, folder: Path) -> str:
+    """Its file's place in the folder: HASH/NAME, where it need not be written again."""
+    name = re.sub(r"[^\w.-]", "_", PurePosixPath(path).name)[-100:]
     place = f"{fingerprint(content, 32)}/{name if name.strip('.') else 'recording'}"
     if not _is_whole(folder / place):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from .catalogue import CORPORA
 from .files import content_hash
-from .recordings import UNKNOWN_SPEAKER, CorpusError, speaker_key
+from .recordings import NO_LABEL, UNKNOWN_SPEAKER, CorpusError, speaker_key
 
 LISTED = 5  # examples in one message
 HEARD = 8  # recordings of each speaker by which a model's report knows the speaker again
@@ -77,7 +77,7 @@ def copies_in(dataset: Dataset, name: str) -> list[list[int]]:
     copies = [same for same in rows.values() if len(same) > 1]
     labels, names = dataset["label"], dataset.features["label"].names
     for same in copies:
-        emotions = list(dict.fromkeys(names[labels[row]] for row in same))
+        emotions = list(dict.fromkeys(names[labels[row]] for row in same if labels[row] != NO_LABEL))
         if len(emotions) > 1:
             files = " and ".join(dict.fromkeys(str(dataset[row]["audio"]) for row in same))
             raise CorpusError(

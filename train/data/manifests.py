@@ -1,19 +1,27 @@
 """Anybody's recordings: class folders, metadata.csv, a CSV, TSV, JSON or JSONL manifest, an audformat database."""
 
+import ast
+import contextlib
 import csv
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
 
 from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, find_audio
 
 from .audformat import HEADER, read_database
 from .emotions import canonical_emotion
 from .given_splits import role_of_split
-from .recordings import CorpusError, Utterance, first_files, read_table
+from .ratings import find_ratings, ratings_of
+from .recordings import CorpusError, Utterance, column_key, first_files, is_nothing, read_table
 from .segments import seconds_of
 
 logger = logging.getLogger(__name__)
@@ -44,10 +52,9 @@ START_COLUMNS = ("start", "start_time", "start_s", "begin", "onset", "offset")
 END_COLUMNS = ("end", "end_time", "end_s", "stop")
 DURATION_COLUMNS = ("duration", "duration_s", "dur")  # counts with a start and without an end
 SPLIT_COLUMNS = ("split", "split_set", "subset", "partition", "set")
-METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json")
-TABLES = (".csv", ".tsv", ".json", ".jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.parquet")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
-NOTHING = ("", "nan", "none", "null", "<na>", "n/a")  # what tables write where nothing is known
 
 
 def read_generic(
@@ -56,25 +63,29 @@ def read_generic(
     label_column: str | None = None,
     speaker_column: str | None = None,
     skip_missing: bool = False,
+    attributes: Sequence[str] = (),
+    emotions: bool = True,
 ) -> list[Utterance]:
     """The utterances of class folders, of a folder with metadata, of a manifest file, or of an audformat database.
 
     Paths in a manifest are relative to its folder. Columns not named are found by their usual names. A folder may have
-    a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it.
+    a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it. Of a table the ratings of
+    `attributes` are read too, and no emotions where these are not wanted; where
+    they are, a row needs one of both.
     Raises CorpusError for a missing source, column, label or audio file.
     """
-    columns = (audio_column, label_column, speaker_column)
+    about = (audio_column, label_column, speaker_column), attributes, emotions, skip_missing
     path = Path(source)
     if path.is_file():
-        return _as_utterances(read_manifest(path), path, columns, skip_missing)
+        return _as_utterances(read_manifest(path), path, *about)
     if not path.is_dir():
         raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
     if (path / HEADER).is_file():
-        return _as_utterances(read_database(path, label_column), path / HEADER, columns, skip_missing)
+        return _as_utterances(read_database(path, label_column), path / HEADER, *about)
     tables = tables_of(path)
     if not tables:
         return _read_class_folders(path)
-    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, columns, skip_missing, path)]
+    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, *about, path)]
     unlisted = {str(file) for file in find_audio(path)} - {os.path.normpath(u.audio) for u in found}
     if unlisted:
         logger.info("%s: %d audio files that no table lists left out", path.name, len(unlisted))
@@ -100,38 +111,53 @@ def read_manifest(path: Path) -> list[dict]:
     try:
         if suffix in (".csv", ".tsv", ".txt"):
             return read_table(path)
+        if suffix == ".parquet":
+            return pyarrow.parquet.read_table(path).to_pylist()
         lines = path.read_text(encoding="utf-8-sig")
         rows = json.loads(lines) if suffix == ".json" else [json.loads(x) for x in lines.splitlines() if x.strip()]
-    except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, json.JSONDecodeError, pyarrow.ArrowInvalid) as error:
         raise CorpusError(f"{str(path)!r} cannot be read as {suffix[1:]}: {error}") from error
+    if isinstance(rows, dict) and rows and all(isinstance(row, dict) for row in rows.values()):
+        rows = list(rows.values())  # SpeechBrain's, by utterance
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CorpusError(f"{str(path)!r} must hold a list of rows, each an object such as {{'file_name': …}}")
     return rows
 
 
-def _as_utterances(rows: list[dict], path: Path, columns: tuple, skip_missing: bool, root: Path | None = None):
+def _as_utterances(
+    rows: list[dict],
+    path: Path,
+    columns: tuple,
+    attributes: Sequence[str],
+    emotions: bool,
+    skip_missing: bool,
+    root: Path | None = None,
+):
     """The utterances that a table's rows list; `root`: the corpus's folder, where the table lies in one for a split."""
     if not rows:
         raise CorpusError(f"{str(path)!r} lists no recording")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    audio, label, speaker, language, text = find_columns(names, columns, str(path))
-    times = find_times(names)
+    audio, label, speaker, language, text = find_columns(names, columns, str(path), emotions)
+    times, rated = find_times(names), find_ratings(names, attributes)
     split = next((name for name in names if name.lower() in SPLIT_COLUMNS), None)
-    _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split})
+    _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split, *rated.values()})
     found, missing = [], []
     for number, row in enumerate(rows, start=1):
-        empty = next((column for column in (audio, label) if is_nothing(row.get(column))), None)
-        if empty:
-            raise CorpusError(f"row {number} of {str(path)!r} has no {empty}: {row}; fill it in or take the row out")
-        recording = _file_of(path.parent / str(row[audio]))
-        if not recording.is_file():
+        place = f"row {number} of {str(path)!r}"
+        told = what_is_told(row, label, rated, place)
+        has_recording = not is_nothing(row.get(audio))
+        if not has_recording and not skip_missing or emotions and not (told.emotion or told.ratings):
+            empty = label if has_recording else audio
+            raise CorpusError(f"{place} has no {empty}: {row}; fill it in or take the row out")
+        recording = _file_of(path.parent, str(row[audio])) if has_recording else None
+        if recording is None:
             missing.append(str(row[audio]))
             continue
-        about = [text_of(row, column) for column in (speaker, language, text)]
+        speaker_of, language_of, words = (text_of(row, column) for column in (speaker, language, text))
+        start, end = times_of(row, times, place)
+        about = {"speaker": speaker_of, "language": language_of, "text": words, "start": start, "end": end}
         given = text_of(row, split) or _split_of_place(recording, path, root)
-        where = times_of(row, times, f"row {number} of {str(path)!r}")
-        emotion = emotion_of(row[label], f"row {number} of {str(path)!r}")
-        found.append(Utterance(str(recording), emotion, *about, given, *where))
+        found.append(replace(told, audio=str(recording), split=given, **about))
     _complain_of_missing(missing, len(rows), path, skip_missing)
     return found
 
@@ -142,15 +168,14 @@ def _say_what_is_not_used(path: Path, names: list[str], used: set) -> None:
         logger.info("%s: columns not used: %s", path.name, ", ".join(unused))
 
 
-def _file_of(path: Path) -> Path:
-    """The path, or the audio file of that name where the table leaves the extension out, writes Windows' backslashes
-    or a space behind."""
-    if path.is_file():
-        return path
-    plain = Path(str(path).replace("\\", "/").strip())
-    if plain.is_file() or not plain.name:
-        return plain
-    return next((at for ext in AUDIO_EXTENSIONS if (at := plain.with_name(plain.name + ext)).is_file()), plain)
+def _file_of(folder: Path, name: str) -> Path | None:
+    """The audio file that a table means: relative to its folder, or else to where the command runs. The extension may
+    be left out, accents written in either of Unicode's ways, backslashes be Windows', and {data_root} SpeechBrain's."""
+    plain = re.sub(r"^(\{\w+\}|\$\{?\w+\}?)/", "", name.replace("\\", "/").strip())
+    forms = [name, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    paths = [base / form for base in (folder, Path.cwd()) for form in dict.fromkeys(forms) if form]
+    paths += [path.with_name(path.name + extension) for path in paths if path.name for extension in AUDIO_EXTENSIONS]
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _split_of_place(recording: Path, table: Path, root: Path | None) -> str | None:
@@ -166,7 +191,10 @@ def _complain_of_missing(missing: list[str], n_rows: int, path: Path, skip_missi
         return
     what = f"{len(missing)} of {n_rows} recordings in {str(path)!r} do not exist, such as {missing[0]!r}"
     if not skip_missing or len(missing) == n_rows:
-        raise CorpusError(f"{what}; paths are relative to {str(path.parent)!r}. --on_bad_audio skip leaves some out")
+        raise CorpusError(
+            f"{what}; paths are relative to {str(path.parent)!r} or to where the command runs. --on_bad_audio skip "
+            "leaves some out"
+        )
     logger.warning("%s: left out", what)
 
 
@@ -188,42 +216,69 @@ def times_of(row: Mapping, columns: tuple, where: str) -> tuple[float | None, fl
     return start, end
 
 
+def what_is_told(row: Mapping, label: str | None, rated: Mapping[str, str], where: str) -> Utterance:
+    """A row's emotion, shares and ratings, as far as it has them. Raises CorpusError."""
+    value = row.get(label) if label else None
+    emotion = None if is_nothing(value) else emotion_of(value, where)
+    return Utterance("", emotion, ratings=ratings_of(row, rated, where), shares=shares_of(value))
+
+
 def emotion_of(value, where: str) -> str:
     """One emotion of what a label column holds: a word, a list of one, or shares by emotion: the largest counts.
 
-    Raises CorpusError for several at once, and for numbers that no names belong to.
+    Raises CorpusError for several at once.
     """
-    if isinstance(value, Mapping):
-        shares = {name: float(share or 0) for name, share in value.items()}
+    value = _unpacked(value) if isinstance(value, str) else value
+    shares = shares_of(value)
+    if shares:
         return max(shares, key=shares.get)
     if isinstance(value, (list, tuple)):
         if len(value) == 1:
-            return str(value[0])
+            return _plain(value[0])
         raise CorpusError(
             f"{where} has the labels {value}: give each recording one, or shares by name, {{anger: 0.7, …}}"
         )
-    return str(value)
+    return _plain(value)
+
+
+def _unpacked(cell: str):
+    """What a cell stands for that is the text of a list or of shares, as pandas writes them: "['anger']"."""
+    cell = cell.strip()
+    if cell[:1] + cell[-1:] == "[]":
+        quoted = re.findall(r"""(['"])(.*?)\1""", cell)
+        return [word for _, word in quoted] or [word.strip() for word in cell[1:-1].split(",")]
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(cell) if cell[:1] + cell[-1:] == "{}" else cell
+    return cell
+
+
+def shares_of(value) -> dict[str, float] | None:
+    """Shares by emotion, where a label column holds such."""
+    if not isinstance(value, Mapping):
+        return None
+    return {name: float(share or 0) for name, share in value.items()}
 
 
 def text_of(row: Mapping, column: str | None) -> str | None:
     value = row.get(column) if column else None
-    return None if is_nothing(value) else str(value)
+    return None if is_nothing(value) else _plain(value)
 
 
-def is_nothing(value) -> bool:
-    """Whether a table's cell says that nothing is known: empty, or what NaN and None look like as text."""
-    return value is None or (isinstance(value, (str, float)) and str(value).strip().lower() in NOTHING)
+def _plain(value) -> str:
+    """A cell as text; 1.0, which pandas makes of 1 where other cells are empty, is 1 again."""
+    return re.sub(r"^\s*(-?\d+)\.0+\s*$", r"\1", str(value))
 
 
-def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | None, ...]:
-    """Names of the columns with audio, label, speaker, language, text; the last three may be None.
+def find_columns(names: list[str], columns: tuple, where: str, emotions: bool = True) -> tuple[str | None, ...]:
+    """Names of the columns with audio, label, speaker, language, text; the last three may be None, and the label where
+    no emotions are wanted.
 
     columns: (audio, label, speaker) as asked for, None to look for the usual names. Raises CorpusError.
     """
     audio, label, speaker = columns
     # "audio" is the default of the argument, so there it means: whichever is usual.
     audio = _pick(names, AUDIO_COLUMNS, None if audio == "audio" else audio, "audio", where)
-    label = _pick(names, LABEL_COLUMNS, label, "label", where)
+    label = _pick(names, LABEL_COLUMNS, label, "label", where) if emotions else None
     speaker = _pick(names, SPEAKER_COLUMNS, speaker, "speaker", where, required=False)
     language = _pick(names, LANGUAGE_COLUMNS, None, "language", where, required=False)
     return audio, label, speaker, language, _pick(names, TEXT_COLUMNS, None, "text", where, required=False)
@@ -232,8 +287,8 @@ def find_columns(names: list[str], columns: tuple, where: str) -> tuple[str | No
 def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str, where: str, required: bool = True):
     if wanted in names:
         return wanted
-    by_name = {} if wanted else {_column_key(name): name for name in reversed(names)}
-    for name in map(_column_key, usual):
+    by_name = {} if wanted else {column_key(name): name for name in reversed(names)}
+    for name in map(column_key, usual):
         if name in by_name:
             return by_name[name]
     if not (required or wanted):
@@ -242,11 +297,6 @@ def _pick(names: list[str], usual: Iterable[str], wanted: str | None, what: str,
     raise CorpusError(
         f"{where} has no {what} column: looked for {looked}, found {', '.join(names)}; name it by {what}_column"
     )
-
-
-def _column_key(name: str) -> str:
-    """The same for "Speaker ID", "speaker_id" and "SpeakerID"."""
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _read_class_folders(root: Path) -> list[Utterance]:
@@ -265,6 +315,12 @@ def _read_class_folders(root: Path) -> list[Utterance]:
             "folders named by emotion, or add metadata.csv with file_name, emotion and speaker"
         )
     depth = label_depth(parents)
+    names = {parts[depth] for parts in parents} if depth is not None else set()
+    if len(names) == 1 and canonical_emotion(*names) is None:
+        raise CorpusError(
+            f"all recordings in {str(root)!r} lie in {names.pop()!r}, which is no known emotion: put them into folders "
+            "named by emotion, or add metadata.csv with file_name, emotion and speaker"
+        )
     _say_which_folders_are_empty(root)
     if depth is None:
         raise CorpusError(

@@ -8,9 +8,9 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets.config
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Where nothing says who speaks, each recording counts as its own speaker under this mark; splits refuse it.
 UNKNOWN_SPEAKER = "file:"
+NO_LABEL = -1  # of a recording without an emotion, as `datasets` has it
+NOTHING = ("", "nan", "none", "null", "<na>", "n/a")  # what tables write where nothing is known
 MAX_LISTED = 20  # bad recordings named in one message
 
 
@@ -37,17 +39,30 @@ class Utterance:
     """One recording and its emotion, in any wording. `audio`: its path, or what to call it in messages.
 
     split: the one that the corpus's authors put it in, in their words. start, end: seconds, of a recording that is a
-    part of its file; see segments.py.
+    part of its file; see segments.py. ratings: of attributes, on the corpus' scale; with some, the emotion may be None.
+    shares: of emotions, among those who listened.
     """
 
     audio: str
-    emotion: str
+    emotion: str | None
     speaker: str | None = None
     language: str | None = None
     text: str | None = None
     split: str | None = None
     start: float | None = None
     end: float | None = None
+    ratings: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] | None = None
+
+
+def column_key(name: str) -> str:
+    """The same for "Speaker ID", "speaker_id" and "SpeakerID"."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def is_nothing(value) -> bool:
+    """Whether a table's cell says that nothing is known: empty, or what NaN and None look like as text."""
+    return value is None or (isinstance(value, (str, float)) and str(value).strip().lower() in NOTHING)
 
 
 def speaker_key(name: str) -> str:

@@ -1,6 +1,7 @@
 """What was read, before anything is trained on it: corpora, classes, speakers, splits, hours, and what was done."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from datasets import Dataset
 
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
+from .ratings import attributes_of
 from .recordings import UNKNOWN_SPEAKER
 
 
@@ -53,6 +55,7 @@ def _part(dataset: Dataset) -> dict:
         "hours": round(seconds / 3600, 3),
         "speakers": None if any(UNKNOWN_SPEAKER in speaker for speaker in speakers) else len(speakers),
         "classes": {name: counts[place] for place, name in enumerate(names)},
+        "rated": {name: sum(not math.isnan(rating) for rating in dataset[name]) for name in attributes_of(dataset)},
         "sampling_rates": {str(rate): n for rate, n in sorted(rates.items())},
         "mixed_to_mono": sum(n for count, n in channels.items() if count > 1),
     }
@@ -81,7 +84,8 @@ def as_text(summary: Mapping) -> str:
 
 
 def _line(name: str, part: Mapping) -> list[str]:
-    classes = ", ".join(f"{label} {count}" for label, count in part["classes"].items() if count)
+    counts = [*part["classes"].items(), *((f"rated {name}", n) for name, n in part.get("rated", {}).items())]
+    classes = ", ".join(f"{label} {count}" for label, count in counts if count)
     speakers = "unknown" if part["speakers"] is None else str(part["speakers"])
     corpora = " + ".join(part["corpora"])
     return [name, corpora, str(part["recordings"]), f"{part['hours']:.2f}", speakers, classes]

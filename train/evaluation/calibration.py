@@ -1,4 +1,7 @@
-"""Temperature scaling (Guo et al. 2017): one number that makes a model as sure as it is right."""
+"""Temperature scaling (Guo et al. 2017): one number that makes a model as sure as it is right; and sets of labels that
+hold the right one as often as is asked for."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -79,3 +82,23 @@ def cross_fitted_temperatures(references, probabilities, speakers, seed: int = 0
         seen = half != part
         temperatures[~seen] = fit_temperature(references[seen], probabilities[seen], speakers[seen])
     return temperatures
+
+
+# --- sets that hold the right label ---
+
+COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+def coverage_thresholds(right_by_group: Sequence[np.ndarray]) -> dict[str, float]:
+    """By coverage, the least probability of a label in the sets that hold the right one so often, for the group of
+    recordings that needs the widest sets. Split conformal prediction (Vovk et al. 2005; the score is that of Sadinle,
+    Lei & Wasserman 2019).
+
+    `right_by_group`: probabilities (N,) of the right labels, of recordings that the model did not learn from.
+    """
+    return {f"{coverage:g}": min(_threshold(right, coverage) for right in right_by_group) for coverage in COVERAGES}
+
+
+def _threshold(right: np.ndarray, coverage: float) -> float:
+    n_missed = int((1 - coverage) * (len(right) + 1) + 1e-9)
+    return float(np.sort(right)[n_missed - 1]) if n_missed else 0.0

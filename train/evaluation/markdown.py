@@ -1,6 +1,6 @@
 """A report as Markdown tables, rates in percent."""
 
-from hub_card.wording import condition_and_setting, figures_explained, percent
+from hub_card.wording import condition_and_setting, figures_explained, number, percent
 from train.data.summary import as_text
 
 
@@ -21,7 +21,10 @@ def as_markdown(report: dict) -> str:
 
 
 def results_table(results: list[dict], with_model: bool = True) -> str:
-    """One line a result."""
+    """One line a result that has emotions; nothing where none has."""
+    results = [row for row in results if row["metrics"]["uar"]["value"] is not None]
+    if not results:
+        return ""
     head = ["model"] * with_model + ["trained on", "tested on", "condition", "recordings", "speakers"]
     head += ["UAR (95%)", "WA", "macro-F1", "ECE", "calibrated"]
     lines = []
@@ -32,6 +35,20 @@ def results_table(results: list[dict], with_model: bool = True) -> str:
         cells += [_value_alone(metrics.get(name)) for name in ("wa", "macro_f1", "ece", "ece_calibrated")]
         lines.append(cells)
     return markdown_table(head, lines)
+
+
+def attributes_table(results: list[dict], with_model: bool = True) -> str:
+    """One line a result and attribute; nothing where none is rated."""
+    head = ["model"] * with_model + ["trained on", "tested on", "condition", "attribute", "scale", "recordings"]
+    head += ["CCC (95%)", "Pearson", "RMSE"]
+    lines = []
+    for row in results:
+        for name, found in row.get("attributes", {}).items():
+            low, high = found["scale"]
+            cells = [row["model"]] * with_model + [" + ".join(row["train"]) or "?", row["test"]]
+            cells += [condition_and_setting(row), name, f"{low:g}–{high:g}", str(found["n_recordings"])]
+            lines.append(cells + [number(found[metric]) for metric in ("ccc", "pearson", "rmse")])
+    return markdown_table(head, lines) if lines else ""
 
 
 def _value_alone(entry: dict | None) -> str:
@@ -112,6 +129,7 @@ def _results(report: dict) -> str:
     parts = []
     for protocol, title in titles.items():
         rows = [row for row in report["results"] if row["protocol"] == protocol]
-        if rows:
-            parts.append(f"## {title}\n\n{results_table(rows)}")
+        tables = [table for table in (results_table(rows), attributes_table(rows)) if table]
+        if tables:
+            parts.append("\n\n".join([f"## {title}", *tables]))
     return "\n\n".join(parts)

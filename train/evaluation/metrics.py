@@ -1,8 +1,9 @@
-"""How well emotions are recognized: UAR first, then WA, macro-F1, recall per emotion, calibration.
+"""How well emotions are recognized: UAR first, then WA, macro-F1, recall per emotion, calibration. And how well
+attributes are rated: concordance (CCC) first, then Pearson's correlation and the root of the mean squared error.
 
 Every figure here is a function of counts that add up over recordings: a confusion matrix (rows are
-references), or the bins of a reliability diagram. Counts are kept per speaker, so that a bootstrap which
-resamples speakers is one matrix product, and 1000 resamples cost milliseconds.
+references), the bins of a reliability diagram, or the moments of ratings and predictions. Counts are kept per
+speaker, so that a bootstrap which resamples speakers is one matrix product, and 1000 resamples cost milliseconds.
 """
 
 import warnings
@@ -99,7 +100,64 @@ def calibration_error_of(reliability: np.ndarray) -> np.ndarray:
     return np.abs(correct - confidence).sum(-1) / np.maximum(recordings.sum(-1), 1)
 
 
+# --- ratings ---
+
+
+def moments_by_speaker(ratings, predicted, speakers) -> tuple[np.ndarray, list]:
+    """Counts `(speakers, 6)` of ratings and predictions `(n,)` of an attribute, and the speakers: recordings, sums of
+    predictions and ratings, of their squares and of their product. Ratings that are NaN are left out.
+
+    Sums are of what lies around the ratings' mean, which no figure sees and precision does. Raises ValueError where no
+    recording is rated, or lengths differ.
+    """
+    ratings, predicted = np.asarray(ratings, np.float64), np.asarray(predicted, np.float64)
+    if not ratings.shape == predicted.shape == (len(speakers),):
+        raise ValueError(f"{ratings.shape} ratings and {predicted.shape} predictions of {len(speakers)} speakers.")
+    rated = np.isfinite(ratings)
+    if not rated.any():
+        raise ValueError("No recording is rated.")
+    names, ids = _speaker_ids(np.asarray(speakers)[rated], int(rated.sum()))
+    around = ratings[rated].mean()
+    r, p = ratings[rated] - around, predicted[rated] - around
+    sums = [np.bincount(ids, values, len(names)) for values in (np.ones_like(r), p, r, p * p, r * r, p * r)]
+    return np.stack(sums, axis=-1), names
+
+
+def concordance_of(moments: np.ndarray) -> np.ndarray:
+    """Concordance correlation coefficient `(...)` (Lin 1989) of moments `(..., 6)`; 0 where nothing varies."""
+    means, variances, covariance = _central(moments)
+    spread = variances.sum(-1) + np.square(means[..., 0] - means[..., 1])
+    return 2 * covariance / np.maximum(spread, 1e-12)
+
+
+def pearson_of(moments: np.ndarray) -> np.ndarray:
+    """Pearson's correlation `(...)`; 0 where nothing varies."""
+    _, variances, covariance = _central(moments)
+    return np.clip(covariance / np.maximum(np.sqrt(np.maximum(variances, 0).prod(-1)), 1e-12), -1, 1)
+
+
+def rmse_of(moments: np.ndarray) -> np.ndarray:
+    """Root of the mean squared error `(...)`, on the scale of the ratings."""
+    n, _, _, pp, rr, pr = np.moveaxis(np.asarray(moments, float), -1, 0)
+    return np.sqrt(np.maximum(pp - 2 * pr + rr, 0) / np.maximum(n, 1))
+
+
+def mean_concordance(ratings, predicted) -> float:
+    """CCC of ratings and predictions `(n, attributes)`, averaged over the attributes that have a rating."""
+    pairs = zip(np.asarray(ratings).T, np.asarray(predicted).T, strict=True)
+    found = [moments_by_speaker(r, p, np.zeros(len(r)))[0] for r, p in pairs if np.isfinite(r).any()]
+    return float(np.mean([concordance_of(moments[0]) for moments in found])) if found else 0.0
+
+
+def _central(moments: np.ndarray):
+    """(means (..., 2) of predictions and ratings, variances (..., 2), covariance (...))."""
+    moments = np.asarray(moments, float) / np.maximum(moments[..., :1], 1)
+    means = moments[..., 1:3]
+    return means, moments[..., 3:5] - np.square(means), moments[..., 5] - means.prod(-1)
+
+
 STATISTICS = {"uar": uar_of, "wa": wa_of, "macro_f1": macro_f1_of, "ece": calibration_error_of}
+STATISTICS |= {"ccc": concordance_of, "pearson": pearson_of, "rmse": rmse_of}
 
 
 # --- figures of predictions ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.adaptation import correct, evidence_of
 from modeling_edrl_mea.correction import softmax
 from modeling_edrl_mea.embeddings import ROWS, Embeddings
+from modeling_edrl_mea.labels import IGNORED
 
 from .calibration import with_temperature
 from .metrics import confusion_by_speaker
@@ -18,12 +19,15 @@ from .metrics import confusion_by_speaker
 
 @dataclass
 class Predictions:
-    """For N recordings: class ids (N,), a model's probabilities (N, C), speakers (N,), names (N,) or None."""
+    """For N recordings: class ids (N,), -100 without an emotion, a model's probabilities (N, C), speakers (N,), names
+    (N,) or None; and ratings, NaN where missing, with the attributes that a model predicts, both (N, A) or None."""
 
     references: np.ndarray
     probabilities: np.ndarray
     speakers: np.ndarray
     names: np.ndarray | None = None  # of the recordings, to pair two models' predictions
+    ratings: np.ndarray | None = None
+    attributes: np.ndarray | None = None
 
     def __post_init__(self):
         self.references, self.probabilities = np.asarray(self.references), np.asarray(self.probabilities, np.float64)
@@ -37,8 +41,13 @@ class Predictions:
         return replace(self, probabilities=with_temperature(self.probabilities, temperature))
 
     def rows(self, rows: np.ndarray) -> "Predictions":
-        names = self.names[rows] if self.names is not None else None
-        return Predictions(self.references[rows], self.probabilities[rows], self.speakers[rows], names)
+        more = (part if part is None else part[rows] for part in (self.names, self.ratings, self.attributes))
+        return Predictions(self.references[rows], self.probabilities[rows], self.speakers[rows], *more)
+
+    def labeled(self) -> "Predictions":
+        """Those of the recordings that have an emotion."""
+        has_label = self.references != IGNORED
+        return self if has_label.all() else self.rows(has_label)
 
     @classmethod
     def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
@@ -48,8 +57,9 @@ class Predictions:
             [part.probabilities for part in parts],
             [part.speakers for part in parts],
         ]
-        names = None if any(part.names is None for part in parts) else np.concatenate([part.names for part in parts])
-        return cls(*map(np.concatenate, fields), names)
+        more = [[part.names for part in parts], [part.ratings for part in parts], [part.attributes for part in parts]]
+        joined = (None if any(one is None for one in some) else np.concatenate(some) for some in more)
+        return cls(*map(np.concatenate, fields), *joined)
 
     def confusion(self) -> tuple[np.ndarray, list]:
         """Confusion matrices (speakers, C, C), rows references, and the speakers in their order."""
@@ -57,16 +67,28 @@ class Predictions:
         return confusion_by_speaker(self.references, predictions, self.speakers, self.probabilities.shape[1])
 
 
-@torch.no_grad()
 def predict(model: EdrlMeaForAudioClassification, data: Embeddings) -> np.ndarray:
     """Probabilities (N, C)."""
+    return outputs(model, data)[0]
+
+
+@torch.no_grad()
+def outputs(model: EdrlMeaForAudioClassification, data: Embeddings) -> tuple[np.ndarray, np.ndarray | None]:
+    """(probabilities (N, C), attributes (N, A) or None); without emotions C is 0."""
     model.eval()
-    parts = [model(layer_statistics=part.to(model.device)).logits for part in data.layer_statistics.split(ROWS)]
-    return torch.cat(parts).float().softmax(-1).cpu().numpy()
+    parts = [model(layer_statistics=part.to(model.device)) for part in data.layer_statistics.split(ROWS)]
+    probabilities = torch.cat([part.logits for part in parts]).float().softmax(-1).cpu().numpy()
+    if not model.config.n_attributes:
+        return probabilities, None
+    attributes = torch.cat([part.attributes for part in parts]).cpu().numpy()
+    return probabilities[:, :0] if model.config.is_regression else probabilities, attributes
 
 
 def evaluate(model: EdrlMeaForAudioClassification, data: Embeddings) -> Predictions:
-    return Predictions(data.labels.numpy(), predict(model, data), np.array(data.speakers))
+    probabilities, attributes = outputs(model, data)
+    ratings = None if attributes is None or data.attributes is None else data.attributes.numpy()
+    more = {"ratings": ratings, "attributes": attributes}
+    return Predictions(data.labels.numpy(), probabilities, np.array(data.speakers), **more)
 
 
 # --- adaptation ---

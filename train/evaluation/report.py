@@ -31,7 +31,7 @@ from train.data.catalogue import CORPORA
 from train.data.files import atomic_write
 
 from .markdown import as_markdown
-from .metrics import bootstrap_interval, calibration_by_speaker, recalls_of
+from .metrics import bootstrap_interval, calibration_by_speaker, moments_by_speaker, recalls_of
 from .predictions import Predictions
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "write_report",
 ]
 
+ATTRIBUTE_METRICS = ("ccc", "pearson", "rmse")
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "audiomentations", "pyroomacoustics")
 
 
@@ -65,24 +66,22 @@ def result_row(
     level: int | None = None,
     setting: Mapping | None = None,
     temperature: float | np.ndarray | None = None,
+    scales: Mapping[str, Sequence[float]] | None = None,
     resamples: int = 1000,
     **more,
 ) -> dict:
     """One entry of `results`: how a model did on one corpus in one condition.
 
     `labels`: emotions in the order of the probabilities. `temperature`: one fitted on other speakers, or one for each
-    recording (N,); it gives `ece_calibrated`. Intervals resample speakers. `more` is added to the row as it is.
+    recording (N,); it gives `ece_calibrated`. `scales`: the ends of each attribute's, in the predictions' order.
+    Intervals resample speakers. `more` is added to the row as it is.
     """
-    confusion, speakers = predictions.confusion()
-    reliability, _ = calibration_by_speaker(predictions.references, predictions.probabilities, predictions.speakers)
-    metrics = {name: interval_entry(name, confusion, resamples) for name in ("uar", "wa", "macro_f1")}
-    metrics["ece"] = interval_entry("ece", reliability, resamples)
-    if temperature is not None:
-        calibrated = predictions.calibrated(temperature)
-        reliability, _ = calibration_by_speaker(calibrated.references, calibrated.probabilities, calibrated.speakers)
-        metrics["ece_calibrated"] = interval_entry("ece", reliability, resamples)
-    total = confusion.sum(0)
-    recalls = recalls_of(total)
+    labeled = predictions.labeled()
+    found = _of_emotions(labels, labeled, temperature, resamples) if len(labeled) else _of_no_emotions(labels)
+    if len(labeled) < len(predictions):
+        found["n_labeled"] = len(labeled)
+    if scales and predictions.ratings is not None:
+        found["attributes"] = attribute_entries(predictions, scales, resamples)
     return {
         "model": model,
         "protocol": protocol,
@@ -92,12 +91,47 @@ def result_row(
         "level": level,
         "setting": dict(setting) if setting else None,
         "n_recordings": len(predictions),
-        "n_speakers": len(speakers),
-        "metrics": metrics,
-        "recall": {label: _number(recall) for label, recall in zip(labels, recalls, strict=True)},
-        "confusion": total.tolist(),
+        "n_speakers": len(set(predictions.speakers.tolist())),
+        **found,
         **more,
     }
+
+
+def _of_emotions(labels: Sequence[str], predictions: Predictions, temperature, resamples: int) -> dict:
+    confusion, _ = predictions.confusion()
+    reliability, _ = calibration_by_speaker(predictions.references, predictions.probabilities, predictions.speakers)
+    metrics = {name: interval_entry(name, confusion, resamples) for name in ("uar", "wa", "macro_f1")}
+    metrics["ece"] = interval_entry("ece", reliability, resamples)
+    if temperature is not None:
+        calibrated = predictions.calibrated(temperature)
+        reliability, _ = calibration_by_speaker(calibrated.references, calibrated.probabilities, calibrated.speakers)
+        metrics["ece_calibrated"] = interval_entry("ece", reliability, resamples)
+    total = confusion.sum(0)
+    recalls = {label: _number(recall) for label, recall in zip(labels, recalls_of(total), strict=True)}
+    return {"metrics": metrics, "recall": recalls, "confusion": total.tolist()}
+
+
+def _of_no_emotions(labels: Sequence[str]) -> dict:
+    """The same where no recording has an emotion."""
+    unknown = dict.fromkeys(("value", "low", "high"))
+    return {
+        "metrics": {name: dict(unknown) for name in ("uar", "wa", "macro_f1")},
+        "recall": dict.fromkeys(labels),
+        "confusion": [[0] * len(labels) for _ in labels],
+    }
+
+
+def attribute_entries(predictions: Predictions, scales: Mapping[str, Sequence[float]], resamples: int = 1000) -> dict:
+    """By attribute that has a rating: CCC, Pearson's correlation and RMSE with their intervals, and the scale."""
+    entries, columns = {}, zip(predictions.ratings.T, predictions.attributes.T, strict=True)
+    for (name, scale), (ratings, predicted) in zip(scales.items(), columns, strict=True):
+        rated = np.isfinite(ratings)
+        if rated.any():
+            moments, speakers = moments_by_speaker(ratings, predicted, predictions.speakers)
+            found = {statistic: interval_entry(statistic, moments, resamples) for statistic in ATTRIBUTE_METRICS}
+            about = {"n_recordings": int(rated.sum()), "n_speakers": len(speakers), "scale": list(map(float, scale))}
+            entries[name] = found | about
+    return entries
 
 
 def interval_entry(statistic, counts: np.ndarray, resamples: int = 1000, strata=None) -> dict:

@@ -45,6 +45,16 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], capture_output=True)
 
 
+def test_the_progress_bar_counts_recordings(tmp_path, audio, tiny_model, small_chunks, capsys):
+    cache = EmbeddingCache(tiny_model("linear"), tmp_path)
+    cache.embed(audio[:6])
+    assert "6/6" in capsys.readouterr().err
+    cache.embed(audio[:10])  # of which one chunk of four is there already
+    assert "6/6" in capsys.readouterr().err
+    cache.embed(audio[:10])
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "longer"])
 def test_a_chunk_damaged_anywhere_is_computed_again(tmp_path, audio, tiny_model, damage):
     cache = EmbeddingCache(tiny_model("linear"), tmp_path)

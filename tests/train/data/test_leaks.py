@@ -146,6 +146,13 @@ def test_a_copy_of_the_same_speaker_is_only_said(tones, tmp_path):
     assert one_voice_a_speaker(corpus, "x", False, notes) is corpus and "1 recordings are copies" in notes[0]
 
 
+def test_one_emotion_alone_is_refused(tmp_path):
+    corpus = write_corpus(tmp_path / "angry", n_speakers=6, emotions=["anger"])
+    args = data_arguments("--dataset_name", corpus)
+    with pytest.raises(SplitError, match="All recordings show 'anger'"):
+        run.without_leaks(run.read_splits(args, 0), [], args, [])
+
+
 def test_copies_of_different_emotions_are_refused_in_training_and_benchmark(tones, tmp_path):
     corpus = copied(tones, tmp_path, c=("anger_0_0", "sadness", "tones_0"))
     with pytest.raises(CorpusError, match="anger_0_0.wav and .*c.wav are the same recording, .* anger and as sadness"):

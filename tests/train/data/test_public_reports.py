@@ -2,10 +2,14 @@
 
 import json
 import logging
+import unicodedata
 import zipfile
 from collections import Counter
+from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import soundfile
 
@@ -51,6 +55,43 @@ def rows_of_json(*rows):
         (root / "metadata.json").write_text(json.dumps(list(rows)))
 
     return build
+
+
+def in_parquet(file: str):
+    """A table of paths as pandas 3 writes one, with its categories and its floats for whole numbers."""
+
+    def build(root):
+        touch(root, "wav/0.wav", "wav/1.wav")
+        for number, path in enumerate(("wav/0.wav", "wav/1.wav")):
+            (root / path).write_bytes(bytes([number]))
+        labels = pandas.Categorical(["anger", "fear"])
+        table = pandas.DataFrame({"path": ["wav/0.wav", "wav/1.wav"], "emotion": labels, "speaker": [1.0, 2.0]})
+        (root / file).parent.mkdir(exist_ok=True)
+        table.to_parquet(root / file)
+
+    return build
+
+
+def saved(*recordings):
+    """What `datasets` saves of such an audio column."""
+
+    def build(root):
+        emotions = ["anger", "fear", "anger"][: len(recordings)]
+        columns = {"audio": list(recordings), "emotion": emotions, "speaker": ["a", "b", "c"][: len(recordings)]}
+        datasets.Dataset.from_dict(columns).save_to_disk(root)
+
+    return build
+
+
+def samples(number: int) -> dict:
+    return {"array": [0.1 * number] * 100, "sampling_rate": 16_000}
+
+
+def in_other_accents(root):
+    touch(root, unicodedata.normalize("NFD", "wütend_0.wav"), unicodedata.normalize("NFC", "Zoë_1.wav"))
+    rows = [("NFC", "wütend_0.wav", "Wut", "Zoë"), ("NFD", "Zoë_1.wav", "Ärger", "Zoë")]
+    lines = [unicodedata.normalize(form, ",".join(cells)) for form, *cells in rows]
+    (root / "metadata.csv").write_text(HEAD + "\n".join(lines), encoding="utf-8")
 
 
 def archive(root):
@@ -125,6 +166,44 @@ READ = {  # name: (how it lies there, classes with counts, speakers without the 
     "repeated rows": (csv(HEAD + "0.wav,anger,a\n" * 3 + "1.wav,fear,b\n"), {"anger": 1, "fear": 1}, {"a", "b"}),
     "labels as numbers": (csv(f"{HEAD}0.wav,0,a\n1.wav,1,b\n"), {"0": 1, "1": 1}, {"a", "b"}),
     "blank lines": (csv(f"{HEAD}\n0.wav,anger,a\n\n1.wav,fear,b\n\n"), {"anger": 1, "fear": 1}, {"a", "b"}),
+    "labels and speakers that an empty cell made floats": (
+        csv("file_name,label,speaker\n0.wav,0.0,1.0\n1.wav,1.0,2.0\n"),
+        {"0": 1, "1": 1},
+        {"1", "2"},
+    ),
+    "lists and shares as text": (
+        csv("""file_name,emotion\n0.wav,['anger']\n1.wav,"{'fear': 0.8, 'anger': 0.2}"\n"""),
+        {"anger": 1, "fear": 1},
+        None,
+    ),
+    "words with a point or a mark": (csv("path,emotion\n0.wav,Angry!\n1.wav,(fear)\n"), {"anger": 1, "fear": 1}, None),
+    "accents in either of Unicode's ways": (in_other_accents, {"anger": 2}, {"Zoë"}),
+    "folders that tell counts": (folders("Angry (127)/0.wav", "fear[3]/1.wav"), {"anger": 1, "fear": 1}, None),
+    "SpeechBrain's JSON": (
+        csv(
+            '{"u0": {"wav": "{data_root}/0.wav", "length": 1.0, "emo": "ang"}, '
+            '"u1": {"wav": "{data_root}/1.wav", "length": 1.0, "emo": "hap"}}',
+            name="metadata.json",
+        ),
+        {"anger": 1, "happiness": 1},
+        None,
+    ),
+    "EmoBox's JSONL": (
+        csv(
+            '{"key": "x-0", "dataset": "x", "wav": "0.wav", "sex": "male", "emo": "ang", "channel": 1}\n'
+            '{"key": "x-1", "dataset": "x", "wav": "1.wav", "sex": "male", "emo": "neu", "channel": 1}\n',
+            name="metadata.jsonl",
+        ),
+        {"anger": 1, "neutral": 1},
+        None,
+    ),
+    "nkululeko's table": (
+        csv("file,emotion,gender,speaker,duration\n./0.wav,anger,female,s1,0 days 00:00:01\n./1.wav,fear,male,s2,\n"),
+        {"anger": 1, "fear": 1},
+        {"s1", "s2"},
+    ),
+    "a Parquet table beside its recordings": (in_parquet("train.parquet"), {"anger": 1, "fear": 1}, {"1", "2"}),
+    "samples that datasets saved": (saved(samples(1), samples(2)), {"anger": 1, "fear": 1}, {"a", "b"}),
     "an empty class": (
         lambda root: (touch(root, "anger/0.wav", "fear/1.wav"), (root / "sadness").mkdir()),
         {"anger": 1, "fear": 1},
@@ -138,6 +217,8 @@ SAID = {
     "repeated rows": "2 rows that repeat",
     "numbered folders": "01_anger → anger",
     "a speaker who is NaN is unknown": "not who speaks",
+    "labels and speakers that an empty cell made floats": "emotions are numbers",
+    "nkululeko's table": "columns not used: gender, duration",
 }
 
 REFUSED = {
@@ -159,6 +240,18 @@ REFUSED = {
     "no audio": (folders("anger/0.txt"), "no audio in"),
     "an archive inside": (archive, "unpack its archives"),
     "JSON of columns": (csv('{"path": ["0.wav"], "emotion": ["anger"]}', name="metadata.json"), "list of rows"),
+    "two labels as a list's text": (
+        csv("path,emotion\n0.wav,\"['anger', 'fear']\"\n"),
+        "row 1 .*give each recording one",
+    ),
+    "a column for each emotion": (csv("path,anger,fear\n0.wav,1,0\n"), "no label column"),
+    "arousal and valence alone": (csv("path,arousal,valence\n0.wav,3.2,1.1\n"), "no label column.*arousal"),
+    "one folder that is no emotion": (folders("wav/0.wav", "wav/1.wav"), "lie in 'wav', which is no known emotion"),
+    "samples without a rate": (saved([0.1] * 99, [0.2] * 99), "row 0 .*samples without a rate"),
+    "a row of nothing": (saved({"bytes": b"1", "path": "0.wav"}, None), "row 1 .*no recording.*on_bad_audio skip"),
+    "no Parquet": (csv("path,emotion", name="metadata.parquet"), "cannot be read"),
+    "Kaldi's folder": (csv("u0 0.wav\n", name="wav.scp"), "have no label"),
+    "an address": (csv("path,emotion\nhttps://nowhere.invalid/0.wav,anger\n"), "do not exist, such as 'https:"),
     "half a JSON": (csv('[{"path": "0.wav"', name="metadata.json"), "cannot be read as json"),
 }
 
@@ -189,6 +282,35 @@ def test_a_source_that_is_no_corpus_is_refused_in_one_line(source, tmp_path):
         (tmp_path / source).write_bytes(b"PK")
     with pytest.raises(CorpusError, match="archive|no manifest|does not exist"):
         load(tmp_path / source)
+
+
+@pytest.mark.parametrize("where", ["beside", "where the command runs"])
+def test_paths_of_a_parquet_file_are_found(where, tmp_path, monkeypatch):
+    in_parquet("lists/a.parquet" if where != "beside" else "a.parquet")(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    dataset = load(next(tmp_path.rglob("*.parquet")))
+    assert [Path(path).read_bytes() for path in dataset["audio"]] == [b"\0", b"\1"]
+    assert list(dataset["speaker"]) == ["a_1", "a_2"]
+
+
+def test_paths_relative_to_where_the_command_runs_are_found(tmp_path, monkeypatch):
+    csv(f"{HEAD}data/0.wav,anger,a\n", "0.wav")(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert list(load("data")["audio"]) == [str(tmp_path / "data" / "0.wav")]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        saved({"bytes": b"1", "path": "0.wav"}, None, {"bytes": None, "path": None}),
+        csv(f"{HEAD}0.wav,anger,a\n,fear,b\ngone.wav,fear,b\n"),
+    ],
+    ids=["dataset", "table"],
+)
+def test_rows_without_a_recording_are_left_out_where_bad_ones_are_to_be_skipped(build, tmp_path, heard):
+    build(tmp_path / "mine")
+    assert labels_of(load(tmp_path / "mine", skip_missing=True)) == ["anger"]
+    assert "2 rows without a recording left out" in heard.text or "2 of 3 recordings" in heard.text
 
 
 def test_a_home_folder_in_a_settings_file_is_found(tmp_path, monkeypatch):

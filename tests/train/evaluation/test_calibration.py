@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from train.evaluation.calibration import (
+    coverage_thresholds,
     cross_fitted_temperatures,
     fit_temperature,
     likeliest_temperature,
@@ -81,3 +82,24 @@ def test_a_temperature_that_does_not_carry_over_to_other_speakers_is_shrunk_away
     flat, sure = with_temperature(probabilities, 2.5), with_temperature(probabilities, 0.4)
     distorted = np.where(speakers[:, None] == 0, sure, flat)
     assert fit_temperature(references, distorted, speakers) == 1.0
+
+
+@pytest.mark.parametrize("coverage", ["0.5", "0.9", "0.95"])
+def test_sets_hold_the_right_label_as_often_as_asked_and_not_much_more(calibrated, coverage):
+    references, probabilities = calibrated
+    right = probabilities[np.arange(len(references)), references]
+    threshold = coverage_thresholds([right[:2000]])[coverage]
+    assert float(coverage) - 0.02 < (right[2000:] >= threshold).mean() < float(coverage) + 0.03
+
+
+def test_the_group_that_needs_the_widest_sets_decides(calibrated):
+    references, probabilities = calibrated
+    right = probabilities[np.arange(len(references)), references]
+    hard, easy = np.sort(right)[:2000], np.sort(right)[2000:]
+    assert coverage_thresholds([easy, hard]) == coverage_thresholds([hard])
+    assert coverage_thresholds([hard])["0.9"] < coverage_thresholds([right])["0.9"]
+
+
+def test_of_few_recordings_none_may_be_missed():
+    assert coverage_thresholds([np.full(18, 0.4)])["0.95"] == 0
+    assert coverage_thresholds([np.full(19, 0.4)])["0.95"] == 0.4

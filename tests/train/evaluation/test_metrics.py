@@ -170,3 +170,35 @@ def test_two_models_on_different_speakers_are_not_compared():
     counts, _ = confusion_by_speaker([0, 1], [0, 1], ["a", "b"], 2)
     with pytest.raises(ValueError, match="same speakers"):
         metrics.paired_bootstrap_difference("uar", counts, counts[:1])
+
+
+# Ratings
+
+
+def test_figures_of_ratings_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    ratings = rng.uniform(1, 7, 300)
+    predicted = 0.5 * ratings + 3 + rng.normal(0, 0.5, 300)
+    ratings[::7] = np.nan
+    moments, speakers = metrics.moments_by_speaker(ratings, predicted, [f"s{i % 6}" for i in range(300)])
+    there = ~np.isnan(ratings)
+    r, p = ratings[there], predicted[there]
+    assert moments.shape == (len(speakers), 6) == (6, 6) and moments[:, 0].sum() == there.sum()
+    total = moments.sum(0)
+    correlation = np.corrcoef(r, p)[0, 1]
+    concordance = 2 * correlation * r.std() * p.std() / (r.var() + p.var() + (r.mean() - p.mean()) ** 2)
+    assert metrics.concordance_of(total) == pytest.approx(concordance)
+    assert metrics.pearson_of(total) == pytest.approx(correlation)
+    assert metrics.rmse_of(total) == pytest.approx(np.sqrt(np.mean((r - p) ** 2)))
+    assert metrics.mean_concordance(ratings[:, None], predicted[:, None]) == pytest.approx(concordance)
+    interval = metrics.bootstrap_interval("ccc", moments)
+    assert interval.low < interval.estimate < interval.high
+    shifted, _ = metrics.moments_by_speaker(ratings + 1e6, predicted + 1e6, [f"s{i % 6}" for i in range(300)])
+    assert metrics.concordance_of(shifted.sum(0)) == pytest.approx(concordance)
+
+
+def test_a_constant_goes_with_nothing():
+    moments, _ = metrics.moments_by_speaker([1.0, 2, 3], [2.0, 2, 2], ["a"] * 3)
+    assert metrics.concordance_of(moments[0]) == metrics.pearson_of(moments[0]) == 0
+    with pytest.raises(ValueError, match="No recording is rated"):
+        metrics.moments_by_speaker([np.nan], [1.0], ["a"])

@@ -1,0 +1,64 @@
+"""scripts/benchmark_rejection.py as a whole, on tones and a tiny backbone, and its figures."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from modeling_edrl_mea import EdrlMeaConfig
+from scripts import benchmark_rejection
+from tests.support.tones import EMOTIONS, write_backbone, write_corpus
+
+
+@pytest.mark.slow  # four trainings
+def test_every_table_and_picture_is_made_and_a_model_is_calibrated(
+    tmp_path, tiny_backbone_config, tiny_model, monkeypatch
+):
+    pytest.importorskip("silero_vad")
+    for name in "abcd":
+        write_corpus(tmp_path / name, 4, EMOTIONS)
+    (tmp_path / "noise").mkdir()
+    for number in range(4):
+        noise = 0.1 * np.random.default_rng(number).standard_normal(16_000)
+        soundfile.write(tmp_path / "noise" / f"{number}.wav", noise, 16_000)
+    backbone = write_backbone(tmp_path / "backbone", tiny_backbone_config)
+    recipe = {"model_name_or_path": str(backbone), "arrangement": "linear", "noisy_copies": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    given = [part for name in "abcd" for part in ("--corpus", f"{name}={tmp_path / name}")]
+    given += ["--noise", str(tmp_path / "noise"), "--recipe", str(tmp_path / "recipe.yaml")]
+    given += ["--output", str(tmp_path / "out")]
+    sections = benchmark_rejection.main(given)
+    gates, sets, signs = sections.values()
+    assert {"white noise", "speech: a", "0.wav"} <= {row[0] for row in gates}
+    assert [row[0] for row in sets[1:]] == ["a", "b", "c", "d", "mean"] and len(signs) == 3
+    assert all((tmp_path / "out" / name).is_file() for name in ("rejection.md", "rejection.png", "timeline.png"))
+
+    model = tiny_model("linear", id2label=dict(enumerate(EMOTIONS)))
+    model.save_pretrained(tmp_path / "model")
+    before = json.loads((tmp_path / "model" / "config.json").read_text())
+    benchmark_rejection.main([*given, "--calibrate", str(tmp_path / "model")])
+    found = EdrlMeaConfig.from_pretrained(tmp_path / "model").coverage_thresholds
+    assert 0 <= found["0.9"] <= found["0.5"] <= 1
+    after = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert before | {"coverage_thresholds": found} == after
+
+
+def test_windows_are_those_of_a_timeline(tiny_model):
+    for seconds in (0.3, 3.0, 3.2, 6.5):
+        sound = np.random.default_rng(0).standard_normal(int(seconds * 16_000)).astype(np.float32)
+        cuts = benchmark_rejection.windows(sound)
+        timeline = tiny_model("linear").predict_timeline(sound, speech_gate=None)
+        assert [len(cut) / 16_000 for cut in cuts] == pytest.approx([one.end - one.start for one in timeline])
+
+
+def test_the_risk_rises_with_the_share_that_is_answered():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.55, 0.45]])
+    found = benchmark_rejection.risk(probabilities, np.array([0, 0, 0, 1]), np.array([0.25, 0.5, 0.75, 1.0]))
+    assert found.tolist() == pytest.approx([0, 0, 100 / 3, 50])
+
+
+def test_sets_are_counted_by_what_they_hold():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+    assert benchmark_rejection.held(probabilities, np.array([0, 1, 0]), 0.35) == pytest.approx((200 / 3, 4 / 3))
