@@ -61,7 +61,7 @@ def number(interval: dict) -> str:
 def figures_explained(results: list[dict]) -> str:
     """What the columns of results mean, and a caution where intervals rest on few speakers."""
     explained = ""
-    if any(row["metrics"]["uar"]["value"] is not None for row in results):
+    if any("metrics" in row and row["metrics"]["uar"]["value"] is not None for row in results):
         explained = (
             "All in %. UAR: recall of each emotion, averaged over the emotions, so that rare ones count as much as "
             "frequent ones. WA: share of recordings whose emotion is recognized. Macro-F1: F1 averaged over the "

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from .attributes import fit_ratings, split_targets
+from .attributes import split_targets
 from .discriminant import fit_discriminant
 from .embeddings import ROWS, Embeddings
 from .labels import as_targets
 from .multiblock_pls import MultiblockPLS
+from .rating_regression import fit_ratings
 
 INVERSE_REGULARIZATION = [0.0001, 0.001, 0.01, 0.1]  # C of the logistic regression, on embeddings of unit variance
 N_FOLDS = 4

@@ -24,8 +24,8 @@ PAPER_FAITHFUL = {
 
 
 PROBLEM_TYPES = (None, "single_label_classification", "regression")
-BESIDE_PREDICTIONS = ("losses", "speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
-BESIDE_PREDICTIONS += ("hidden_states", "attentions")
+EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
+BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {

@@ -15,6 +15,7 @@ SIZES = ("num_labels", "block_size", "n_components", "standardization_clip")  # 
 HARMLESS = 1_000_000  # no one size below it makes building hang, however few the weights
 LAYER = re.compile(r"backbone\..*\blayers\.(\d+)\.")
 SHOWN = 3  # names in an error
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has for a file
 
 
 def check_checkpoint(checkpoint: str | os.PathLike, where: dict) -> None:
@@ -179,7 +180,10 @@ def _shapes(file: str) -> dict[str, list[int]]:
         with safe_open(file, "pt") as weights:
             return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}). Download or save it again.") from error
+        with open(file, "rb") as content:
+            is_pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
+        remedy = "It is a pointer of Git LFS: run `git lfs pull`." if is_pointer else "Download or save it again."
+        raise ValueError(f"{file} is damaged ({error}). {remedy}") from error
 
 
 def _check_preprocessor(checkpoint, config: EdrlMeaConfig, where: dict) -> None:

@@ -45,10 +45,10 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """As in transformers; also in a replica of `DataParallel`, whose weights are no parameters."""
-        if not getattr(self, "_is_replica", False):
-            return super().dtype
-        tensors = (value for module in self.modules() for value in vars(module).values() if torch.is_tensor(value))
-        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+        weights = self.parameters()
+        if getattr(self, "_is_replica", False):
+            weights = (value for module in self.modules() for value in vars(module).values() if torch.is_tensor(value))
+        return next(weight.dtype for weight in weights if weight.is_floating_point())
 
     @torch.no_grad()
     def _init_weights(self, module):

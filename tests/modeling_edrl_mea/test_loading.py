@@ -142,6 +142,12 @@ def test_a_cut_file_of_weights_is_refused(folder):
     refused(folder, "model.safetensors is damaged")
 
 
+def test_a_pointer_of_git_lfs_is_told_from_damage(folder):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17\n"
+    (folder / "model.safetensors").write_text(pointer)
+    refused(folder, "git lfs pull")
+
+
 @pytest.mark.parametrize("settings", [{"dtype": torch.bfloat16}, {"dtype": "auto"}, {"device_map": "cpu"}])
 def test_what_is_right_loads_in_every_way(folder, settings):
     model = EdrlMeaForAudioClassification.from_pretrained(folder, **settings).eval()
