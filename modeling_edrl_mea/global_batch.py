@@ -23,6 +23,8 @@ class GlobalBatch:
         """(n_own, …) of every process → (n, …), in the order of the processes; gradients flow back to each."""
         if own is None or len(self.sizes) == 1:
             return own
+        if not own.shape[-1]:  # no columns: nothing to send
+            return own.new_zeros(sum(self.sizes), 0)
         return _Gather.apply(own, self.sizes)
 
     def own(self, whole: torch.Tensor | None) -> torch.Tensor | None:
