@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 
 from .fingerprint import WEIGHTS
@@ -79,7 +80,7 @@ def _code(folder: Path, configurations: dict[str, dict]) -> list[Path]:
         if not module.isidentifier():
             raise PublishError(f"{folder / origin} names the module {module!r}: code must lie in the directory itself.")
         file = folder / f"{module}.py"
-        if not file.is_file():
+        if not os.path.isfile(file):  # False, too, where the name is too long for the system
             raise PublishError(
                 f"{folder} lacks {file.name}, which {origin} needs: trust_remote_code would fail. Save the model again."
             )

@@ -15,6 +15,7 @@ SIZES = ("num_labels", "block_size", "n_components", "standardization_clip")  # 
 HARMLESS = 1_000_000  # no one size below it makes building hang, however few the weights
 LAYER = re.compile(r"backbone\..*\blayers\.(\d+)\.")
 SHOWN = 3  # names in an error
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has for a file
 
 
 def check_checkpoint(checkpoint: str | os.PathLike, where: dict) -> None:
@@ -27,7 +28,7 @@ def check_checkpoint(checkpoint: str | os.PathLike, where: dict) -> None:
         ValueError: another architecture; a config that is damaged or asks for more than the weights can fill; a
             preprocessor that hears at another sampling rate.
     """
-    raw = PreTrainedConfig.get_config_dict(checkpoint, **where)[0]
+    raw = _raw_config(checkpoint, where)
     _refuse_other_models(checkpoint, raw.get("model_type", EdrlMeaConfig.model_type))
     files = _weight_files(checkpoint, where)
     if files:
@@ -76,6 +77,16 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.element_size() == 1 else tensor
 
 
+def _raw_config(checkpoint, where: dict) -> dict:
+    try:
+        raw = PreTrainedConfig.get_config_dict(checkpoint, **where)[0]
+        if isinstance(raw, dict):
+            return raw
+    except (AttributeError, TypeError, RecursionError):  # from JSON that holds no names
+        pass
+    raise ValueError(f"{checkpoint}: config.json is damaged (it holds no names). Download or save it again.")
+
+
 def _refuse_other_models(checkpoint, kind: str) -> None:
     """transformers would only warn, and fill the model with random weights."""
     if kind != EdrlMeaConfig.model_type:
@@ -105,7 +116,7 @@ def _find(checkpoint, name: str, where: dict) -> str | None:
 def _read_json(path: str) -> dict:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Download or save it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (it holds no names). Download or save it again.")
@@ -123,7 +134,8 @@ def _check_sizes(checkpoint, raw: dict, most: int) -> None:
 
 
 def _sizes(raw: dict):
-    yield "labels", len(raw.get("id2label") or ())
+    labels = raw.get("id2label")
+    yield "labels", len(labels) if isinstance(labels, (dict, list)) else 0
     backbone = raw.get("backbone_config") or {}
     for name, value in (
         *((name, raw.get(name)) for name in SIZES),
@@ -168,7 +180,10 @@ def _shapes(file: str) -> dict[str, list[int]]:
         with safe_open(file, "pt") as weights:
             return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}). Download or save it again.") from error
+        with open(file, "rb") as content:
+            is_pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
+        remedy = "It is a pointer of Git LFS: run `git lfs pull`." if is_pointer else "Download or save it again."
+        raise ValueError(f"{file} is damaged ({error}). {remedy}") from error
 
 
 def _check_preprocessor(checkpoint, config: EdrlMeaConfig, where: dict) -> None:

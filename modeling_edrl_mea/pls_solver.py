@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 LARGEST_DIRECT = 64  # up to this many rows or columns the Gram matrix is decomposed at once
-LARGEST_KRYLOV_SPACE = 120  # Lanczos vectors before a restart
-CHECK_EVERY = 5  # Lanczos steps between looks at convergence
+LARGEST_KRYLOV_SPACE = 120  # vectors before a restart
+KEPT_VECTORS = 32  # of a search where the next one, for a slightly different matrix, begins
+CHECK_EVERY = 8  # vectors between looks at convergence
+ROUNDING = 16  # epsilons in a residual that rounding alone leaves
+COMPONENTS_OF_A_DECOMPOSITION = 1 / 64  # of the narrower side: for fewer, multiplying by the matrix costs less
 
 
 def kernel_pls(
@@ -27,20 +30,19 @@ def kernel_pls(
         weights (P, K), rotations (P, K), loadings (P, K), y_loadings (q, K), sums of squares of the scores
         (K,), with K <= n_components: the search ends when the cross-products are zero to rounding.
     """
-    cross = xy_products.clone()
+    n_components = min(n_components, len(xy_products))
+    cross = _deflatable(xy_products, n_components)
     # What rounding leaves of cross-products that are used up, by numpy's convention for the rank of a matrix.
-    noise = max(cross.shape) * torch.finfo(cross.dtype).eps
-    floor = noise * float(torch.linalg.matrix_norm(cross))
+    noise = max(xy_products.shape) * torch.finfo(xy_products.dtype).eps
+    floor = noise * float(torch.linalg.matrix_norm(xy_products))
     least_score = noise * float(x_squares.max())
-    n_components = min(n_components, len(cross))
-    weights, rotations, loadings = (cross.new_zeros(n_components, len(cross)).T for _ in range(3))
-    y_loadings, score_squares = cross.new_zeros(cross.shape[1], n_components), cross.new_zeros(n_components)
-    start = None
+    weights, rotations, loadings = (xy_products.new_zeros(n_components, len(xy_products)).T for _ in range(3))
+    score_squares = xy_products.new_zeros(n_components)
     found = 0
     while found < n_components:
-        if float(torch.linalg.matrix_norm(cross)) <= floor:
+        weight = cross.dominant(floor)
+        if weight is None:
             break
-        weight, start = dominant_left_singular_vector(cross, start)
         rotation = weight.clone()
         for _ in range(2):  # the second pass restores the digits that the first one loses to cancellation
             rotation -= rotations[:, :found] @ (loadings[:, :found].T @ rotation)
@@ -48,13 +50,115 @@ def kernel_pls(
         score_square = float(rotation @ score_products)
         if score_square <= least_score:
             break
-        y_loading = cross.T @ rotation / score_square
         loading = score_products / score_square
-        cross.addr_(loading, y_loading, alpha=-score_square)
+        cross.deflate(rotation, loading, score_square)
         weights[:, found], rotations[:, found], loadings[:, found] = weight, rotation, loading
-        y_loadings[:, found], score_squares[found] = y_loading, score_square
+        score_squares[found] = score_square
         found += 1
-    return (*(m[:, :found].contiguous() for m in (weights, rotations, loadings, y_loadings)), score_squares[:found])
+    found_ones = (part[:, :found].contiguous() for part in (weights, rotations, loadings))
+    return (*found_ones, cross.all_y_loadings(), score_squares[:found])
+
+
+def _deflatable(matrix: Tensor, n_components: int) -> _Explicit | _Decomposed:
+    narrow = min(matrix.shape)
+    if narrow <= LARGEST_DIRECT or n_components < COMPONENTS_OF_A_DECOMPOSITION * narrow:
+        return _Explicit(matrix)
+    return _Decomposed(matrix, n_components)
+
+
+class _Explicit:
+    """Cross-products (P, q) that are deflated entry by entry."""
+
+    def __init__(self, matrix: Tensor):
+        self.matrix, self.y_loadings, self.start = matrix.clone(), [], None
+
+    def dominant(self, floor: float) -> Tensor | None:
+        """Dominant left singular vector (P,), its largest entry positive; None where all that is left is below
+        `floor`."""
+        if float(torch.linalg.matrix_norm(self.matrix)) <= floor:
+            return None
+        vector, self.start = dominant_left_singular_vector(self.matrix, self.start)
+        return vector
+
+    def deflate(self, rotation: Tensor, loading: Tensor, score_square: float) -> None:
+        """Take a component out."""
+        self.y_loadings.append(self.matrix.T @ rotation / score_square)
+        self.matrix.addr_(loading, self.y_loadings[-1], alpha=-score_square)
+
+    def all_y_loadings(self) -> Tensor:
+        """(q, K) of the components taken out."""
+        return torch.stack(self.y_loadings, 1) if self.y_loadings else self.matrix.new_zeros(self.matrix.shape[1], 0)
+
+
+class _Decomposed:
+    """The same as U S V' - L C': the singular value decomposition once, and a column of L and C for each component.
+
+    In the bases U and V products with vectors cost no pass over a (P, q) matrix, and the search for a dominant vector
+    needs tens of them. Loadings (P,) leave the span of U, which is then extended; loadings (q,) never leave that of V.
+    """
+
+    def __init__(self, matrix: Tensor, n_components: int):
+        left, self.values, self.right = torch.linalg.svd(matrix, full_matrices=False)  # right: (n, q)
+        n = len(self.values)
+        self.basis = matrix.new_zeros(min(n + n_components, len(matrix)), len(matrix)).T  # U, and what extends it
+        self.basis[:, :n] = left
+        self.size = n  # of the basis
+        self.loadings = matrix.new_zeros(n_components, self.basis.shape[1]).T  # L and C in the bases
+        self.y_loadings = matrix.new_zeros(n_components, n).T
+        self.found, self.start = 0, None
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """(n,) or (n, s) → (size,) or (size, s)"""
+        deflated = self.loadings[: self.size, : self.found] @ (self.y_loadings[:, : self.found].T @ vectors)
+        deflated.neg_()[: len(vectors)] += self._values_for(vectors) * vectors
+        return deflated
+
+    def transposed_times(self, vectors: Tensor) -> Tensor:
+        """(size,) or (size, s) → (n,) or (n, s)"""
+        deflated = self.y_loadings[:, : self.found] @ (self.loadings[: self.size, : self.found].T @ vectors)
+        return self._values_for(vectors) * vectors[: len(self.values)] - deflated
+
+    def _values_for(self, vectors: Tensor) -> Tensor:
+        return self.values if vectors.ndim == 1 else self.values[:, None]
+
+    def dominant(self, floor: float) -> Tensor | None:
+        """As [`_Explicit.dominant`]."""
+        start = torch.ones_like(self.values)[:, None] if self.start is None else self.start
+        self.start = _dominant_eigenvectors(lambda vectors: self.transposed_times(self.times(vectors)), start)
+        left = self.times(self.start[:, 0])
+        if float(torch.linalg.vector_norm(left)) <= floor:
+            return None
+        return _signed(self.basis[:, : self.size] @ left)
+
+    def deflate(self, rotation: Tensor, loading: Tensor, score_square: float) -> None:
+        """As [`_Explicit.deflate`]."""
+        rotation = self.basis[:, : self.size].T @ rotation
+        y_loading = self.transposed_times(rotation) / score_square
+        self._extend_basis(loading)
+        self.loadings[: self.size, self.found] = score_square * (self.basis[:, : self.size].T @ loading)
+        self.y_loadings[:, self.found] = y_loading
+        self.found += 1
+
+    def all_y_loadings(self) -> Tensor:
+        """As [`_Explicit.all_y_loadings`]."""
+        return self.right.T @ self.y_loadings[:, : self.found]
+
+    def _extend_basis(self, vector: Tensor) -> None:
+        """By what of the vector (P,) lies outside."""
+        if self.size == self.basis.shape[1]:
+            return
+        rest = _orthogonal_part(vector, self.basis[:, : self.size])
+        length = torch.linalg.vector_norm(rest)
+        if length > torch.finfo(rest.dtype).eps * torch.linalg.vector_norm(vector):
+            self.basis[:, self.size] = rest / length
+            self.size += 1
+
+
+def _orthogonal_part(vector: Tensor, basis: Tensor) -> Tensor:
+    """Of (n,) to orthonormal columns (n, s); the second pass removes what is rounding in a small rest."""
+    for _ in range(2):
+        vector = torch.addmv(vector, basis, basis.T @ vector, alpha=-1)
+    return vector
 
 
 def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -62,66 +166,63 @@ def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -
 
     Args:
         matrix: (m, n), not all zero.
-        start: where to start from, as an earlier call on a similar matrix returned it.
+        start: (min(m, n), any) where to start from, as an earlier call on a similar matrix returned it.
 
     Returns:
-        (m,) of unit length, and a start for the next call (an estimate of the second right singular vector).
+        (m,) of unit length, and a start for the next call: estimates (min(m, n), `KEPT_VECTORS`) of the dominant
+        singular vectors on the narrower side.
     """
-    if matrix.shape[0] < matrix.shape[1]:
-        left, start = _dominant_eigenvector(matrix.T, start)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    tall = matrix.T if is_wide else matrix
+    if tall.shape[1] <= LARGEST_DIRECT:
+        vector, start = torch.linalg.eigh(tall.T @ tall).eigenvectors[:, -1], None
     else:
-        right, start = _dominant_eigenvector(matrix, start)
-        left = matrix @ right
-    left = left / torch.linalg.vector_norm(left)
-    return left * left[left.abs().argmax()].sign(), start
+        start = tall[tall.square().sum(1).argmax()][:, None] if start is None else start
+        start = _dominant_eigenvectors(lambda vectors: tall.T @ (tall @ vectors), start)
+        vector = start[:, 0]
+    return _signed(vector if is_wide else matrix @ vector), start
 
 
-def _dominant_eigenvector(matrix: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Dominant eigenvector of matrix' matrix, (n,), for (m, n) with m >= n; and the next one's estimate."""
-    if matrix.shape[1] <= LARGEST_DIRECT:
-        return torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -1], None
-    if start is None:
-        start = matrix[matrix.square().sum(1).argmax()]
-    # A little of everything, so that the start is never orthogonal to the vector sought.
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(len(start), generator=generator, dtype=torch.float64).to(matrix)
-    start = start / torch.linalg.vector_norm(start) + 0.1 * noise / torch.linalg.vector_norm(noise)
+def _signed(vector: Tensor) -> Tensor:
+    """Of unit length, and its largest entry positive."""
+    return vector / torch.linalg.vector_norm(vector) * vector[vector.abs().argmax()].sign()
+
+
+def _dominant_eigenvectors(times: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Orthonormal estimates (n, `KEPT_VECTORS`) of the dominant eigenvectors of a positive semidefinite matrix, by its
+    product with vectors (n,) or (n, s); the first is exact to rounding. `start`: (n, s) where to start from."""
     for _ in range(20):
-        ritz, converged = _lanczos(matrix, start)
+        start, converged = _search(times, _with_a_little_of_everything(start))
         if converged:
             break
-        start = ritz[:, 0] + 0.1 * ritz[:, 1]
-    return ritz[:, 0], ritz[:, 1]
+    return start
 
 
-def _lanczos(matrix: Tensor, start: Tensor) -> tuple[Tensor, bool]:
-    """Lanczos with full reorthogonalization on matrix' matrix (Golub & Van Loan, Matrix Computations, 10.3).
+def _with_a_little_of_everything(start: Tensor) -> Tensor:
+    """Orthonormal columns, the first of which is never orthogonal to the vector sought."""
+    noise = torch.randn(len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(start)
+    first = start[:, 0] / torch.linalg.vector_norm(start[:, 0]) + 0.01 * noise / torch.linalg.vector_norm(noise)
+    return torch.linalg.qr(torch.cat([first[:, None], start[:, 1:]], 1)).Q
 
-    Returns:
-        (n, 2) estimates of the two dominant eigenvectors, and whether the first has converged to rounding.
-    """
-    size = min(LARGEST_KRYLOV_SPACE, matrix.shape[1])
-    basis = matrix.new_zeros(size, matrix.shape[1])
-    projected = torch.zeros(size, size, dtype=matrix.dtype)
-    tolerance = torch.finfo(matrix.dtype).eps
-    vector = start / torch.linalg.vector_norm(start)
-    for step in range(size):
-        basis[step] = vector
-        vector = matrix.T @ (matrix @ vector)
-        projected[step, step] = basis[step] @ vector
-        for _ in range(2):
-            vector = vector - basis[: step + 1].T @ (basis[: step + 1] @ vector)
-        residual = float(torch.linalg.vector_norm(vector))
-        is_last = step == size - 1
-        if is_last or step % CHECK_EVERY == CHECK_EVERY - 1 or residual <= tolerance * projected[0, 0]:
-            values, vectors = torch.linalg.eigh(projected[: step + 1, : step + 1])
-            converged = residual * abs(float(vectors[-1, -1])) <= tolerance * float(values[-1])
-            if converged or is_last or residual == 0:
-                break
-        projected[step, step + 1] = projected[step + 1, step] = residual
-        vector = vector / residual
-    top_two = vectors[:, -2:].flip(1).to(matrix)
-    ritz = basis[: step + 1].T @ top_two
-    if ritz.shape[1] == 1:
-        ritz = ritz.repeat(1, 2)
-    return ritz, converged or step + 1 == matrix.shape[1]
+
+def _search(times: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, bool]:
+    """Rayleigh-Ritz estimates from a Krylov space augmented by `start` (Morgan 1995, SIAM J. Matrix Anal. Appl.
+    16:1154), with full reorthogonalization, and whether the first has converged to rounding."""
+    n, size = start.shape
+    basis, images = (start.new_zeros(min(LARGEST_KRYLOV_SPACE, n), n).T for _ in range(2))
+    basis[:, :size], images[:, :size] = start, times(start)
+    while True:
+        known, known_images = basis[:, :size], images[:, :size]
+        values, vectors = torch.linalg.eigh(known.T @ known_images)
+        estimates = known @ vectors[:, -KEPT_VECTORS:].flip(1)
+        residual = known_images @ vectors[:, -1] - values[-1] * estimates[:, 0]
+        tolerance = ROUNDING * torch.finfo(start.dtype).eps * float(values[-1])
+        converged = float(torch.linalg.vector_norm(residual)) <= tolerance or size == n
+        if converged or size == basis.shape[1]:
+            return estimates, converged
+        end = min(size + CHECK_EVERY, basis.shape[1])
+        for place in range(size, end):
+            residual = _orthogonal_part(residual, basis[:, :place])
+            basis[:, place] = residual / torch.linalg.vector_norm(residual)
+            residual = images[:, place] = times(basis[:, place])
+        size = end

@@ -38,7 +38,7 @@ def project(module: nn.Linear | nn.Conv1d, x: Tensor, activation: nn.Module | No
 def project_all(modules: Sequence[nn.Linear], x: Tensor) -> list[Tensor]:
     """[module(x) for each module], x (..., features), as one product."""
     dtype = compute_dtype(x)
-    if not (has_kernels(dtype) and all(can_prepare(module, x) for module in modules)):
+    if not (all(can_prepare(module, x) for module in modules) and has_kernels(dtype)):
         return [project(module, x) for module in modules]
     y = _multiply(x, *packed(modules, dtype))
     return list(y.split([module.out_features for module in modules], dim=-1))
@@ -165,7 +165,7 @@ def forget_changed_weights(root: nn.Module) -> None:
     for module in root.modules():
         known = _PREPARED.get(module)
         if known is not None and not known.is_current():
-            _PREPARED.pop(module)
+            _PREPARED.pop(module, None)  # another thread may have been first
 
 
 def _weights(modules: Sequence[nn.Module]) -> Iterator[Tensor]:

@@ -45,10 +45,10 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """As in transformers; also in a replica of `DataParallel`, whose weights are no parameters."""
-        if not getattr(self, "_is_replica", False):
-            return super().dtype
-        tensors = (value for module in self.modules() for value in vars(module).values() if torch.is_tensor(value))
-        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+        weights = self.parameters()
+        if getattr(self, "_is_replica", False):
+            weights = (value for module in self.modules() for value in vars(module).values() if torch.is_tensor(value))
+        return next(weight.dtype for weight in weights if weight.is_floating_point())
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -77,6 +77,10 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
             check_checkpoint(pretrained_model_name_or_path, where)
         told = kwargs | {"output_loading_info": True}
         model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **told)
+        for name, weight in model.named_parameters():
+            # transformers initializes the product of a weight norm, and leaves its factors as the memory was.
+            if name in report["missing_keys"] and "pos_conv_embed.conv.parametrizations" in name:
+                nn.init.normal_(weight)
         # Without a checkpoint, the weights that are given may be a part.
         forgiven = "ignore_mismatched_sizes", "output_loading_info"
         is_forgiving = pretrained_model_name_or_path is None or any(kwargs.get(name) for name in forgiven)

@@ -156,19 +156,18 @@ class Timeline(Sequence):
             scores = np.where(has_no_label, np.nan, scores)
             axes.plot(middles, scores, ".-", color=colors[label], label=label)
         for start, end, label in self.stretches():
-            if label is None:
-                axes.axvspan(start, end, color=NO_SPEECH, linewidth=0, zorder=0)
-            else:
+            if label is not None:
                 axes.axvspan(start, end, ymin=0.94, color=colors[label], linewidth=0)
+            elif self.labels:
+                axes.axvspan(start, end, color=NO_SPEECH, linewidth=0, zorder=0)
         if self.segments:
             axes.set_xlim(self.segments[0].start, self.segments[-1].end)
         axes.set(ylim=(0, 1.07), xlabel="time in s", ylabel="score")
         if self.attribute_names:
             self._plot_attributes(axes.twinx(), middles)
         if self.labels:
-            axes.legend(
-                loc="center left", bbox_to_anchor=(1.08, 0.7) if self.attribute_names else (1, 0.5), frameon=False
-            )
+            place = (1.08, 0.7) if self.attribute_names else (1, 0.5)
+            axes.legend(loc="center left", bbox_to_anchor=place, frameon=False)
         return axes
 
     def _plot_attributes(self, axes, middles: list[float]) -> None:

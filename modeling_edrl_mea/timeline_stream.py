@@ -34,7 +34,7 @@ except ImportError:
 WINDOW_SECONDS = 3.0  # about the length of the utterances that models of acted speech are trained on
 HOP_SECONDS = 1.0
 BLOCK_SECONDS = 10.0  # of a long recording taken at once
-DEVICE_BATCH = 16  # windows classified at once off the CPU, where a batch of equal lengths gains nothing
+BATCH = 16  # windows classified at once; they are of equal length, so none is padded
 LARGEST = 1e30  # finite samples beyond it would overflow float32 on the way
 SILENCE = 1e-12  # mean square that counts as -120 dB
 
@@ -52,7 +52,7 @@ class TimelineStream:
         model: an `EdrlMeaForAudioClassification`.
         sampling_rate: Hz of the chunks; the model's own by default.
         window_s, hop_s: seconds.
-        batch_size: windows classified at once; by default 1 on the CPU and 16 elsewhere.
+        batch_size: windows classified at once.
         adapter: an [`Adapter`] that learns from every window in which somebody speaks, and corrects its scores.
         speech_gate: as [`SpeechGate`] takes it: windows without speech get no label. None: all that are not silent do.
 
@@ -66,7 +66,7 @@ class TimelineStream:
         sampling_rate: float | None = None,
         window_s: float = WINDOW_SECONDS,
         hop_s: float = HOP_SECONDS,
-        batch_size: int | None = None,
+        batch_size: int = BATCH,
         adapter: Adapter | None = None,
         speech_gate: str | None = "auto",
     ):
@@ -79,9 +79,9 @@ class TimelineStream:
                 f"window_s={window_s}, hop_s={hop_s}: the hop must be at least {frame / self.rate:g} s (one frame) and "
                 "at most the window."
             )
-        if batch_size is not None and batch_size < 1:
+        if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: classify at least one window at once.")
-        self.batch_size = batch_size or (1 if model.device.type == "cpu" else DEVICE_BATCH)
+        self.batch_size = batch_size
         if adapter is not None and adapter.labels != model.config.labels:
             raise ValueError(f"The adapter has the labels {adapter.labels}, and the model {model.config.labels}.")
         self.adapter, self.speaker = adapter, None

@@ -23,6 +23,7 @@ NOT_FLAGS = {
     *("backbone_config", "normalize_waveform", "sampling_rate"),
     *("added_labels", "adapted_speakers", "adaptation"),  # what `adapt` of a finished model writes
     *("attribute_names", "attribute_ranges"),  # of the data: `attributes`
+    "coverage_thresholds",  # what training finds
 }
 
 # Settings that change nothing about the result, so that a run may go on under others.

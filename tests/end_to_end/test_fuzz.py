@@ -88,7 +88,9 @@ class Surfaces:
         assert_probabilities(timeline.probabilities)
         assert all(np.isfinite([s.start, s.end, s.level_db]).all() and s.start < s.end for s in timeline)
         if isinstance(recording, np.ndarray) and recording.ndim == 1 and not long:
-            stream, place = self.model.stream_timeline(rate, **windows), 0
+            # One window at once: in batches they differ by rounding.
+            timeline = self.model.predict_timeline(recording, rate, batch_size=1, **windows)
+            stream, place = self.model.stream_timeline(rate, batch_size=1, **windows), 0
             while place < len(recording):
                 size = int(generator.integers(1, 9_000))
                 stream.push(recording[place : place + size])

@@ -8,9 +8,10 @@ import sysconfig
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
+
+from tests.support.voice import vowels
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = """
@@ -100,8 +101,7 @@ def test_an_installed_package_adapts_fine_tunes_and_times_beside_a_users_own_tra
 def calls(tmp_path):
     (tmp_path / "calls").mkdir()
     for number in range(3):
-        noise = np.random.default_rng(number).standard_normal(16_000) / 10
-        soundfile.write(tmp_path / "calls" / f"{number}.wav", noise, 16_000)
+        soundfile.write(tmp_path / "calls" / f"{number}.wav", vowels(1.0, pitch=110 + 20 * number), 16_000)
 
 
 def test_the_console_command_predicts(installed, model_folder, calls, tmp_path):

@@ -196,6 +196,7 @@ def other_weights(folder):
         (lambda folder: (folder / "frames.py").unlink(), "lacks frames.py, which"),
         (lambda folder: damage_config(folder, model_type="wav2vec2"), "of type 'wav2vec2'"),
         (lambda folder: damage_config(folder, auto_map=None), "names no code"),
+        (lambda folder: damage_config(folder, auto_map={"AutoModel": "a" * 5000 + ".X"}), "lacks aaaa"),
         (lambda folder: damage_config(folder, id2label=dict(enumerate(LABELS[::-1]))), "reports on the labels"),
         (other_weights, "is the report of another model: .*edrl-mea-tiny"),
         (lambda folder: (folder / "report.json").unlink(), "no such report"),

@@ -189,6 +189,18 @@ def test_weights_may_stay_off_the_device(tiny_model, recordings):
         torch.testing.assert_close(offloaded(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow  # the compiler takes its time
+@pytest.mark.parametrize("arrangement", ["linear", "mea_edrl"])
+def test_a_compiled_model_is_one_graph_for_recordings_of_any_length(tiny_model, arrangement):
+    model = tiny_model(arrangement)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for seconds in (0.3, 0.5):
+            (waveform,) = noise_recordings(1, seconds)
+            inputs = {"input_values": torch.from_numpy(waveform)[None]}
+            torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
 def replica_of(model):
     """What `DataParallel` makes of a model for each GPU: its weights are tensors, and no parameters."""
     replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}

@@ -1,5 +1,6 @@
 """Saved models that cannot be right are refused by name, in time; those that are right load as ever."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TorchAoConfig
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
-from modeling_edrl_mea.loading import not_finite
+from modeling_edrl_mea.loading import check_checkpoint, not_finite
 from tests.conftest import inputs_of, noise_recordings
 
 
@@ -120,9 +121,40 @@ def test_an_absurd_config_is_refused_quickly(folder, values, named):
     assert time.process_time() - start < 5
 
 
+@pytest.mark.parametrize("text", ["[]", "5", "null", '"a"', "[" * 100_000, '{"a":' * 100_000, "{", ""])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_file_of_settings_that_holds_none_is_refused(folder, name, text):
+    (folder / name).write_text(text)
+    with pytest.raises((ValueError, OSError), match=name):
+        check_checkpoint(folder, {})
+
+
+@pytest.mark.parametrize("value", [True, -1, 2.5, float("nan"), "", [], [[]], {}, {"a": None}, {"0": 1}, {"1": "a"}])
+@pytest.mark.parametrize("name", ["id2label", "backbone_config", "sampling_rate", "alignment_target", "adaptation"])
+def test_odd_settings_are_refused_in_words_or_harmless(folder, name, value):
+    change(folder / "config.json", **{name: value})
+    with contextlib.suppress(ValueError):
+        check_checkpoint(folder, {})
+
+
 def test_a_cut_file_of_weights_is_refused(folder):
     os.truncate(folder / "model.safetensors", 20_000)
     refused(folder, "model.safetensors is damaged")
+
+
+def test_what_may_be_missing_is_drawn_anew_whatever_the_memory_held(folder):
+    save_file({"another": torch.zeros(2)}, folder / "model.safetensors")
+    for _ in range(4):
+        stale = [torch.full((size,), float("nan")) for size in (64, 512, 4096, 16 * 8 * 32)]
+        del stale
+        model, told = EdrlMeaForAudioClassification.from_pretrained(folder, output_loading_info=True)
+        assert told["missing_keys"] and not not_finite(model)
+
+
+def test_a_pointer_of_git_lfs_is_told_from_damage(folder):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17\n"
+    (folder / "model.safetensors").write_text(pointer)
+    refused(folder, "git lfs pull")
 
 
 @pytest.mark.parametrize("settings", [{"dtype": torch.bfloat16}, {"dtype": "auto"}, {"device_map": "cpu"}])

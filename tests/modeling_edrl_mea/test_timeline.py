@@ -3,7 +3,7 @@
 import io
 import json
 
-import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pandas
 import pytest

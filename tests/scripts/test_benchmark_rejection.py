@@ -7,15 +7,13 @@ import pytest
 import soundfile
 import yaml
 
-from modeling_edrl_mea import EdrlMeaConfig
+from modeling_edrl_mea import EdrlMeaConfig, EdrlMeaForAudioClassification
 from scripts import benchmark_rejection
 from tests.support.tones import EMOTIONS, write_backbone, write_corpus
 
 
 @pytest.mark.slow  # four trainings
-def test_every_table_and_picture_is_made_and_a_model_is_calibrated(
-    tmp_path, tiny_backbone_config, tiny_model, monkeypatch
-):
+def test_every_table_and_picture_is_made_and_a_model_is_calibrated(tmp_path, tiny_backbone_config, tiny_model):
     pytest.importorskip("silero_vad")
     for name in "abcd":
         write_corpus(tmp_path / name, 4, EMOTIONS)
@@ -35,7 +33,11 @@ def test_every_table_and_picture_is_made_and_a_model_is_calibrated(
     assert [row[0] for row in sets[1:]] == ["a", "b", "c", "d", "mean"] and len(signs) == 3
     assert all((tmp_path / "out" / name).is_file() for name in ("rejection.md", "rejection.png", "timeline.png"))
 
-    model = tiny_model("linear", id2label=dict(enumerate(EMOTIONS)))
+    with pytest.raises(ValueError, match="another backbone than the recipe"):
+        tiny_model("linear").save_pretrained(tmp_path / "other")
+        benchmark_rejection.main([*given, "--calibrate", str(tmp_path / "other")])
+    labels = dict(enumerate(EMOTIONS))
+    model = EdrlMeaForAudioClassification.from_backbone(str(backbone), id2label=labels, arrangement="linear")
     model.save_pretrained(tmp_path / "model")
     before = json.loads((tmp_path / "model" / "config.json").read_text())
     benchmark_rejection.main([*given, "--calibrate", str(tmp_path / "model")])

@@ -244,6 +244,8 @@ def under_classes(probabilities: np.ndarray, class_of_label: Sequence[int | None
 class ScoreCache(EmbeddingCache):
     """`EmbeddingCache` of a stock classifier's logits (N, labels) in place of layer statistics."""
 
+    bytes_of_a_recording = 0  # next to none
+
     def __init__(self, classifier: "StockClassifier", folder: str | Path):
         self.model, self.processes = classifier, None
         self.folder = Path(folder) / classifier.fingerprint

@@ -7,7 +7,6 @@ shares a part with it starts from there. What fails is listed, and everything el
 
 import io
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from train.data.dataset import ratings_of
-from train.data.files import atomic_write, checksum, fingerprint
+from train.data.files import atomic_write, checksum, content_hash, fingerprint
 from train.data.recordings import recording_names
 from train.evaluation.predictions import SUFFIXES, AdaptationMode, Predictions
 
@@ -190,10 +189,11 @@ class Benchmark:
         return fingerprint(settings, 24)
 
     def content(self, corpus: str, rows: np.ndarray) -> str:
+        """Changes with the recordings' bytes, names, labels and speakers."""
         labels, speakers = self.columns[corpus]
         audio = self.corpora[corpus]["audio"]
-        sizes = [os.stat(audio[row]).st_size if isinstance(audio[row], str) else 0 for row in rows.tolist()]
-        known = [self.names[corpus][rows], labels[rows], speakers[rows], sizes]
+        hashes = [content_hash(audio[row]).hex() for row in rows.tolist()]
+        known = [self.names[corpus][rows], labels[rows], speakers[rows], hashes]
         if self.ratings[corpus] is not None:
             known.append(self.ratings[corpus][rows].tolist())
         return fingerprint("\n".join(map(str, zip(*known, strict=True))))

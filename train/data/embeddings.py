@@ -100,10 +100,13 @@ class EmbeddingCache:
             raise RecordingError(f"{len(errors)} of {len(audio)} recordings cannot be used:{listed(errors)}")
         return paths
 
+    @property
+    def bytes_of_a_recording(self) -> int:
+        return 4 * self.model.config.n_layers * self.model.config.statistics_size
+
     def _check_room(self, n_recordings: int, title: str) -> None:
         """Raises CacheError where the disk will be full before they are embedded."""
-        config, free = self.model.config, shutil.disk_usage(self.folder).free
-        needed = 4 * n_recordings * config.n_layers * config.statistics_size
+        needed, free = n_recordings * self.bytes_of_a_recording, shutil.disk_usage(self.folder).free
         if needed > free:
             raise CacheError(
                 f"{self.folder}: the {title} takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Make "

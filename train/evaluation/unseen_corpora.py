@@ -26,7 +26,7 @@ def thresholds_of(
 ) -> dict[str, float]:
     """`coverage_thresholds` of a model at a temperature: sets then cover the held-out speakers and, where there are
     several corpora, each that is left out and adapted to."""
-    held_out = evaluate(model, validation).calibrated(temperature).rows(is_labeled(validation))
+    held_out = evaluate(model, validation).labeled().calibrated(temperature)
     right = held_out.probabilities[np.arange(len(held_out)), held_out.references]
     return coverage_thresholds([right, *right_on_left_out(model, train, validation)])
 
