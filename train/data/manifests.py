@@ -70,8 +70,7 @@ def read_generic(
 
     Paths in a manifest are relative to its folder. Columns not named are found by their usual names. A folder may have
     a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it. Of a table the ratings of
-    `attributes` are read too, and no emotions where these are not wanted; where
-    they are, a row needs one of both.
+    `attributes` are read too, and no emotions where these are not wanted; where they are, a row needs one of both.
     Raises CorpusError for a missing source, column, label or audio file.
     """
     about = (audio_column, label_column, speaker_column), attributes, emotions, skip_missing
@@ -228,10 +227,10 @@ def emotion_of(value, where: str) -> str:
 
     Raises CorpusError for several at once.
     """
-    value = _unpacked(value) if isinstance(value, str) else value
     shares = shares_of(value)
     if shares:
         return max(shares, key=shares.get)
+    value = _unpacked(value) if isinstance(value, str) else value
     if isinstance(value, (list, tuple)):
         if len(value) == 1:
             return _plain(value[0])
@@ -253,7 +252,8 @@ def _unpacked(cell: str):
 
 
 def shares_of(value) -> dict[str, float] | None:
-    """Shares by emotion, where a label column holds such."""
+    """Shares by emotion, where a label column holds such, or the text of such."""
+    value = _unpacked(value) if isinstance(value, str) else value
     if not isinstance(value, Mapping):
         return None
     return {name: float(share or 0) for name, share in value.items()}

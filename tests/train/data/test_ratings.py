@@ -74,6 +74,15 @@ def test_a_tables_shares_are_soft_labels_where_they_are_asked_for(tmp_path):
     torch.testing.assert_close(SpeechDataset(dataset, "speech").shares, torch.tensor([[0.6, 0.4], [0.25, 0.75]]))
 
 
+def test_shares_that_pandas_wrote_as_text_are_soft_labels_too(tmp_path):
+    rows = [
+        {"file_name": "a.wav", "emotion": "{'anger': 0.6, 'sadness': 0.4}", "speaker": "x"},
+        {"file_name": "b.wav", "emotion": "{'anger': 1, 'sadness': 3}", "speaker": "y"},
+    ]
+    dataset = load(write_manifest(tmp_path / "rows.csv", rows), soft_labels=True)
+    torch.testing.assert_close(SpeechDataset(dataset, "speech").shares, torch.tensor([[0.6, 0.4], [0.25, 0.75]]))
+
+
 def rated(tmp_path, rows: list[dict], **options):
     rows = [{"file_name": f"{i}.wav", "speaker": f"s{i}"} | row for i, row in enumerate(rows)]
     return load(write_manifest(tmp_path / "rows.csv", rows), **options)
