@@ -69,7 +69,7 @@ def summaries(cells: Sequence[Cell]) -> list[dict]:
     for model, own in _by_model(cells).items():
         for over, found in (groups_of(own) | noise_levels_of(own)).items():
             counts, strata = _counts([cell.predictions for cell in found], [cell.test for cell in found])
-            mean = interval_entry(_mean_uar, counts, strata=strata)
+            mean = interval_entry(mean_uar, counts, strata=strata)
             entries.append(_entry(model, over, found, counts) | {"mean": mean})
     return entries
 
@@ -120,6 +120,11 @@ def corruption_errors(cells: Sequence[Cell], baseline: str) -> list[dict]:
     return entries
 
 
+def mean_uar(counts: np.ndarray) -> np.ndarray:
+    """Of confusion matrices (..., cells, C, C), over the cells."""
+    return uar_of(counts).mean(-1)
+
+
 # --- how --------------------------------------------------------------------------------------------
 
 
@@ -158,15 +163,11 @@ def _counts(predictions: Sequence, tests: Sequence[str]) -> tuple[np.ndarray, li
     return counts, [test for test, _ in places]
 
 
-def _mean_uar(counts: np.ndarray) -> np.ndarray:
-    return uar_of(counts).mean(-1)
-
-
 def _difference(counts: np.ndarray, other_counts: np.ndarray, strata: Sequence[str]) -> dict:
     if len(counts) < 2:
-        value = float(_mean_uar(counts.sum(0)) - _mean_uar(other_counts.sum(0)))
+        value = float(mean_uar(counts.sum(0)) - mean_uar(other_counts.sum(0)))
         return {"value": value, "low": None, "high": None}
-    interval = paired_bootstrap_difference(_mean_uar, counts, other_counts, strata)
+    interval = paired_bootstrap_difference(mean_uar, counts, other_counts, strata)
     return dict(zip(("value", "low", "high"), interval, strict=True))
 
 
