@@ -12,32 +12,20 @@ from .runner import Cell
 NOISE_SNR_DB = (10, 0)  # the two levels of recorded noise at which robustness is judged
 
 
-def _clean(cell: Cell) -> bool:
-    return cell.protocol == "clean"
+def _of(protocol: str) -> Callable[[Cell], bool]:
+    return lambda cell: cell.protocol == protocol
 
 
 def _noise(cell: Cell) -> bool:
     return cell.condition.startswith("noise_") and (cell.setting or {}).get("snr_db") in NOISE_SNR_DB
 
 
-def _corrupted(cell: Cell) -> bool:
-    return cell.protocol == "corruption"
-
-
-def _cross(cell: Cell) -> bool:
-    return cell.protocol == "cross_corpus"
-
-
-def _left_out(cell: Cell) -> bool:
-    return cell.protocol == "leave_one_corpus_out"
-
-
 OVER: dict[str, Callable[[Cell], bool]] = {
-    "clean": _clean,
+    "clean": _of("clean"),
     "noise at 10 and 0 dB": _noise,
-    "all corruptions": _corrupted,
-    "cross-corpus": _cross,
-    "leave-one-corpus-out": _left_out,
+    "all corruptions": _of("corruption"),
+    "cross-corpus": _of("cross_corpus"),
+    "leave-one-corpus-out": _of("leave_one_corpus_out"),
 }
 
 
@@ -105,7 +93,7 @@ def corruption_errors(cells: Sequence[Cell], baseline: str) -> list[dict]:
     """
     by_model = _by_model(cells)
     entries = []
-    conditions = list(dict.fromkeys(cell.condition for cell in cells if _corrupted(cell)))
+    conditions = list(dict.fromkeys(cell.condition for cell in cells if cell.protocol == "corruption"))
     for model, own in by_model.items():
         for condition in conditions:
             pair = _paired_errors(own, by_model.get(baseline, []), condition)
@@ -175,7 +163,7 @@ def _paired_errors(own: Sequence[Cell], theirs: Sequence[Cell], condition: str) 
     """Two models' errors: {"wa": (noisy by level, clean), "uar": …}, averaged over corpora; None where cells lack."""
     of_baseline = {_pair_key(cell): cell for cell in theirs}
     tests = sorted({cell.test for cell in own if cell.condition == condition})
-    cells = [cell for cell in own if cell.test in tests and (cell.condition == condition or _clean(cell))]
+    cells = [cell for cell in own if cell.test in tests and (cell.condition == condition or cell.protocol == "clean")]
     levels = sorted({cell.level for cell in cells if cell.level})
     if not tests or len(cells) < len(tests) * (1 + len(levels)):
         return None
