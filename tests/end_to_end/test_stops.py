@@ -18,7 +18,7 @@ from tests.support.forked_runs import Disk, Ended, differences, in_parallel, sto
 from tests.support.tones import write_backbone, write_corpus
 from train.data import embeddings
 
-N_EPOCHS, STEPS_PER_EPOCH = 3, 2
+N_EPOCHS, STEPS_PER_EPOCH = 2, 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
 
