@@ -16,7 +16,6 @@ from .backbone import build_backbone, check_architecture, input_settings, load_b
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import Disentanglement, EmotionDisentanglement, cross_entropy, init_linear
 from .evaluation_mode import evaluating
-from .explanation import ExplanationMixin
 from .feature_extraction_edrl_mea import is_silence
 from .frames import BackboneOutput
 from .labels import as_targets
@@ -177,9 +176,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         return self
 
 
-class EdrlMeaForAudioClassification(
-    AdaptationMixin, PredictionMixin, TimelineMixin, ExplanationMixin, EdrlMeaPreTrainedModel
-):
+class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMixin, EdrlMeaPreTrainedModel):
     """Classifier of emotions in speech, rater of attributes, or both.
 
     Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;

@@ -8,14 +8,13 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from modulefinder import ModuleFinder
 from pathlib import Path
 from uuid import uuid4
 
 from safetensors.torch import save
 
-from modeling_edrl_mea.recordings import check_file
+from train.degradation.sources import content_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("modeling_edrl_mea", "train")  # whose code decides what a model predicts
@@ -116,13 +115,7 @@ def content_hash(recording) -> bytes:
         if recording.get("bytes"):
             return hashlib.sha256(recording["bytes"]).digest()
         recording = recording["path"]
-    status = check_file(recording)
-    return _file_hash(str(recording), status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _file_hash(path: str, size: int, modified: int) -> bytes:
-    return bytes.fromhex(file_hash(path))
+    return content_of(recording)
 
 
 def fingerprint_of_data(dataset) -> str:
