@@ -287,7 +287,7 @@ def seconds_of(models: dict[str, torch.nn.Module], duration: float = 5.0, repeat
 
 
 def measure_speed(kinds: dict) -> dict[str, float]:
-    """Seconds for 5 s of audio by each backbone, and by transformers' WavLM-base (random weights: they cost the same)."""
+    """Seconds for 5 s of audio by each backbone, and by transformers' WavLM-base (random weights cost the same)."""
     backbones = {name: kind.model for name, kind in kinds.items() if isinstance(kind, BackboneFeatures)}
     return seconds_of({"WavLM-base": WavLMModel(WavLMConfig()).eval()} | backbones)
 

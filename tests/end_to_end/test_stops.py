@@ -282,7 +282,7 @@ def files_of(run: Path) -> list[str]:
         ("run.json", "truncated"),
         ("steps.safetensors", "of another run"),
         ("optimizer.pt", "zeroed"),
-        ("joined-", "one bit"),
+        ("hashes", "one bit"),
         (".npy", "of another run"),
     ],
 )
