@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -73,6 +73,10 @@ class EdrlMeaOutput(ModelOutput):
         if frames is not None:
             output.hidden_states, output.attentions = frames.hidden_states, frames.attentions
         return output
+
+    def in_order(self) -> "EdrlMeaOutput":
+        """With its parts in the order above, however they were set: people index `loss, logits = outputs[:2]`."""
+        return type(self)(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 class EdrlMeaModel(EdrlMeaPreTrainedModel):
@@ -296,7 +300,7 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
         if labels is not None or attributes is not None:
             output.losses = self._losses(output, trained, labels, sample_weights, attributes)
             output.loss = sum(output.losses.values())
-        return output
+        return output.in_order()
 
     def trained_outputs(self, output: EdrlMeaOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits (B, C trained) and attributes (B, A) of what [`EdrlMeaModel`] gave, before any adaptation."""
