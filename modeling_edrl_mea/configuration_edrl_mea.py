@@ -180,6 +180,12 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
+        problem_type = kwargs.get("problem_type", config_dict.get("problem_type"))
+        if problem_type == "regression":
+            if "num_labels" in kwargs:  # which transformers sets first, and a classifier has no single label
+                config_dict = config_dict | {"problem_type": problem_type}
+            elif kwargs.get("attribute_names"):  # the logits are the attributes, so both have one name
+                kwargs.setdefault("id2label", dict(enumerate(kwargs["attribute_names"])))
         result = super().from_dict(config_dict, **kwargs)
         # transformers sets what `kwargs` override after construction, unchecked.
         (result[0] if isinstance(result, tuple) else result)._settle()

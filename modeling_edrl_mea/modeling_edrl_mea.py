@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -74,6 +74,10 @@ class EdrlMeaOutput(ModelOutput):
             output.hidden_states, output.attentions = frames.hidden_states, frames.attentions
         return output
 
+    def in_order(self) -> "EdrlMeaOutput":
+        """With its parts in the order above, however they were set: people index `loss, logits = outputs[:2]`."""
+        return type(self)(**{field.name: getattr(self, field.name) for field in fields(self)})
+
 
 class EdrlMeaModel(EdrlMeaPreTrainedModel):
     """Waveforms to speech embedding, disentangled embeddings and aligned embedding."""
@@ -97,6 +101,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         labels: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
         attributes: torch.Tensor | None = None,
+        aligned_embedding: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -110,10 +115,15 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data. Ratings
                 beside emotions weigh the same.
             attributes: (B, A) ratings on the scales of the config; NaN for one that is missing.
+            aligned_embedding: (B, k) computed earlier, instead of either, where the arrangement is MEA, then EDRL.
             output_hidden_states, output_attentions: by default as the config says. Of a recording longer than a window,
                 attentions reach no further than the window that a frame is taken from.
             kwargs: `return_dict`, by default as the config says.
         """
+        labels, ratings = split_targets(self.config, labels, attributes)
+        if aligned_embedding is not None:
+            disentangled = self.disentanglement(aligned_embedding, labels, sample_weights, ratings)
+            return EdrlMeaOutput.of(self.config, None, None, disentangled, aligned_embedding)
         frames = None
         if layer_statistics is None:
             layer_statistics, frames = self.run_backbone(
@@ -123,7 +133,6 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
                 _or(output_attentions, self.config.output_attentions),
             )
         u = self.speech_embedding(layer_statistics)
-        labels, ratings = split_targets(self.config, labels, attributes)
         disentangled, aligned = self.disentangle_and_align(u, labels, sample_weights, ratings)
         return EdrlMeaOutput.of(self.config, frames, u, disentangled, aligned)
 
@@ -256,6 +265,7 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
         sample_weights: torch.Tensor | None = None,
         speakers: torch.Tensor | None = None,
         attributes: torch.Tensor | None = None,
+        aligned_embedding: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -275,6 +285,7 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
             labels,
             sample_weights,
             attributes,
+            aligned_embedding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
@@ -289,7 +300,7 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
         if labels is not None or attributes is not None:
             output.losses = self._losses(output, trained, labels, sample_weights, attributes)
             output.loss = sum(output.losses.values())
-        return output
+        return output.in_order()
 
     def trained_outputs(self, output: EdrlMeaOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits (B, C trained) and attributes (B, A) of what [`EdrlMeaModel`] gave, before any adaptation."""

@@ -231,9 +231,9 @@ class TimelineMixin:
         elif isinstance(recording, Mapping):
             recording = recording["array"]
         stream = TimelineStream(self, sampling_rate, **settings)
+        if isinstance(recording, (list, tuple)) or as_array(recording).dtype.kind == "i":
+            recording = as_samples(recording, "recording")  # one scale for all of it
         samples = as_array(recording)
-        if isinstance(recording, list) or samples.dtype.kind == "i":  # one scale for all of it
-            samples = as_samples(recording, "recording")
         if samples.ndim == 2 and samples.shape[0] <= samples.shape[1]:
             samples = samples.T
         block = max(1, int(BLOCK_SECONDS * stream.sampling_rate))

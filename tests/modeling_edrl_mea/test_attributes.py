@@ -217,6 +217,22 @@ def test_another_set_of_attributes_starts_anew(tiny_model, tmp_path):
     assert loaded.config.attribute_scales == {"tension": (-1, 1)}
 
 
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ({"num_labels": 1}, ["LABEL_0"]),
+        ({"num_labels": 1, "id2label": {0: "arousal"}}, ["arousal"]),
+        ({"attribute_names": ["arousal"], "attribute_ranges": {"arousal": [1, 7]}}, ["arousal"]),
+        ({"attribute_names": ["a", "b", "c", "d"]}, ["a", "b", "c", "d"]),
+    ],
+    ids=["a number", "a label", "an attribute", "as many attributes as emotions"],
+)
+def test_a_classifier_becomes_a_rater_of_what_is_named(model_folder, told, names):
+    settings = {"problem_type": "regression", "ignore_mismatched_sizes": True}
+    config = EdrlMeaForAudioClassification.from_pretrained(model_folder, **settings, **told).config
+    assert config.attribute_names == config.labels == names
+
+
 # Training
 
 

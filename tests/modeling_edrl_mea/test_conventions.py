@@ -102,6 +102,26 @@ def test_the_config_says_what_is_returned(tiny_model, tmp_path, recordings):
     assert isinstance(model(**inputs), tuple) and not isinstance(model(**inputs, return_dict=True), tuple)
 
 
+@pytest.mark.parametrize("arrangement", ["linear", "edrl", "mea_edrl"])
+def test_outputs_are_indexed_as_those_of_transformers(tiny_model, recordings, arrangement):
+    """People write `loss, logits = model(…)[:2]`, and the stock Trainer `outputs[0]` of a tuple."""
+    model = tiny_model(arrangement)
+    inputs, labels = inputs_of(model, recordings), torch.tensor([0, 1, 2])
+    expected = model(**inputs, labels=labels)
+    assert model(**inputs)[0].equal(expected.logits)
+    for loss, logits in (expected[:2], model(**inputs, labels=labels, return_dict=False)[:2]):
+        assert loss.equal(expected.loss) and logits.equal(expected.logits)
+
+
+def test_a_traced_model_says_what_the_model_does(tiny_model, recordings):
+    model = tiny_model("edrl_mea", return_dict=False)
+    first, other = (inputs_of(model, given).values() for given in (recordings, recordings[::-1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a trace holds for one shape
+        traced = torch.jit.trace(model, tuple(first), strict=False)
+    torch.testing.assert_close(traced(*other)[0], model(*other)[0])
+
+
 def test_long_recordings_have_hidden_states_and_attentions_too(tiny_model):
     whole = tiny_model("linear")
     cut = tiny_model("linear", max_window_seconds=0.5, window_overlap_seconds=0.1)

@@ -67,6 +67,24 @@ def test_a_written_report_is_valid_json_without_nan_beside_a_table(tmp_path):
     assert "| ours |" in (tmp_path / "report.md").read_text()
 
 
+def test_a_benchmark_tells_on_the_mean_whether_temperatures_carry_over(tmp_path):
+    cases = [("clean", 1.3), ("clean", 0.2), ("cross_corpus", None)]
+    rows = [
+        result_row(
+            "ours", EMOTIONS, predictions_of(seed=seed), test="emodb", protocol=protocol, temperature=temperature
+        )
+        for seed, (protocol, temperature) in enumerate(cases)
+    ]
+    before, after = (
+        100 * np.array([row["metrics"][name]["value"] for row in rows[:2]]) for name in ("ece", "ece_calibrated")
+    )
+    mean = {"model": "ours", "over": "clean", "metric": "uar", "mean": {"value": 0.5, "low": None, "high": None}}
+    write_report(report(results=rows, summaries=[mean]), tmp_path)
+    shown = f"{before.mean():.1f} → {after.mean():.1f} (lower in {(after < before).sum()} of 2)"
+    page = (tmp_path / "report.md").read_text()
+    assert f"| model | Clean speech |\n| --- | --- |\n| ours | {shown} |" in page
+
+
 @pytest.mark.parametrize(
     "spoil, named",
     [
