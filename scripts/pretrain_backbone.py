@@ -245,10 +245,7 @@ class Pretraining(nn.Module):
         )
         with torch.autocast(valid.device.type, enabled=False):
             error = F.smooth_l1_loss(
-                self.frame_head(output.last_hidden_state.float()),
-                self.targets(batch),
-                reduction="none",
-                beta=0.5,
+                self.frame_head(output.last_hidden_state.float()), self.targets(batch), reduction="none", beta=0.5
             ).mean(-1)
             losses = {"masked": mean_at(error, batch["mask"]), "seen": mean_at(error, valid & ~batch["mask"])}
             loss = self.args.acoustic_weight * (losses["masked"] + self.args.seen_weight * losses["seen"])
