@@ -1,7 +1,7 @@
 """The closed-form steps of training: standardization, MEA, and the classifier on aligned embeddings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,14 @@ def ratings_of(config, data: Embeddings) -> Tensor:
     if data.attributes is None:
         raise ValueError(f"The model rates {config.attribute_names}, and the training data has no attributes.")
     return split_targets(config, None, data.attributes)[1]
+
+
+@torch.no_grad()
+def with_aligned(model, data: Embeddings) -> Embeddings:
+    """The same recordings as what MEA, which is fitted, makes of them."""
+    model.eval()
+    parts = (model.edrl_mea.speech_embedding(part.to(model.device)) for part in data.layer_statistics.split(ROWS))
+    return replace(data, aligned=torch.cat([model.alignment([u]).cpu() for u in parts]))
 
 
 def train_classifier(model, data: Embeddings) -> float:

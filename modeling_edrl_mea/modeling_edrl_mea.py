@@ -16,7 +16,6 @@ from .backbone import build_backbone, check_architecture, input_settings, load_b
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import Disentanglement, EmotionDisentanglement, cross_entropy, init_linear
 from .evaluation_mode import evaluating
-from .explanation import ExplanationMixin
 from .feature_extraction_edrl_mea import is_silence
 from .frames import BackboneOutput
 from .labels import as_targets
@@ -102,6 +101,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         labels: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
         attributes: torch.Tensor | None = None,
+        aligned_embedding: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -115,10 +115,15 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data. Ratings
                 beside emotions weigh the same.
             attributes: (B, A) ratings on the scales of the config; NaN for one that is missing.
+            aligned_embedding: (B, k) computed earlier, instead of either, where the arrangement is MEA, then EDRL.
             output_hidden_states, output_attentions: by default as the config says. Of a recording longer than a window,
                 attentions reach no further than the window that a frame is taken from.
             kwargs: `return_dict`, by default as the config says.
         """
+        labels, ratings = split_targets(self.config, labels, attributes)
+        if aligned_embedding is not None:
+            disentangled = self.disentanglement(aligned_embedding, labels, sample_weights, ratings)
+            return EdrlMeaOutput.of(self.config, None, None, disentangled, aligned_embedding)
         frames = None
         if layer_statistics is None:
             layer_statistics, frames = self.run_backbone(
@@ -128,7 +133,6 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
                 _or(output_attentions, self.config.output_attentions),
             )
         u = self.speech_embedding(layer_statistics)
-        labels, ratings = split_targets(self.config, labels, attributes)
         disentangled, aligned = self.disentangle_and_align(u, labels, sample_weights, ratings)
         return EdrlMeaOutput.of(self.config, frames, u, disentangled, aligned)
 
@@ -181,9 +185,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         return self
 
 
-class EdrlMeaForAudioClassification(
-    AdaptationMixin, PredictionMixin, TimelineMixin, ExplanationMixin, EdrlMeaPreTrainedModel
-):
+class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMixin, EdrlMeaPreTrainedModel):
     """Classifier of emotions in speech, rater of attributes, or both.
 
     Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;
@@ -263,6 +265,7 @@ class EdrlMeaForAudioClassification(
         sample_weights: torch.Tensor | None = None,
         speakers: torch.Tensor | None = None,
         attributes: torch.Tensor | None = None,
+        aligned_embedding: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -282,6 +285,7 @@ class EdrlMeaForAudioClassification(
             labels,
             sample_weights,
             attributes,
+            aligned_embedding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,

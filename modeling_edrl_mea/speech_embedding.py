@@ -14,7 +14,7 @@ from torch import nn
 
 from .exact_buffers import ExactBuffers
 
-ROWS = 1024  # recordings taken into memory at once, where there are more than fit
+ROWS = 256  # recordings taken into memory at once, where there are more than fit
 MINIMUM_SCALE = 1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
 
 
@@ -111,8 +111,15 @@ class SpeechEmbedding(ExactBuffers):
 
 
 def mean_and_scale(layer_statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, L+1, S') → mean and standard deviation (L+1, S') in float64; a constant statistic gets scale 1."""
-    parts, n_rows = layer_statistics.split(ROWS), len(layer_statistics)
-    mean = sum(part.double().sum(0) for part in parts) / n_rows
-    deviation = (sum((part.double() - mean).square().sum(0) for part in parts) / n_rows).sqrt()
+    """(N, L+1, S') → mean and standard deviation (L+1, S') in float64, in one pass (Chan, Golub & LeVeque 1979); a
+    constant statistic gets scale 1."""
+    n_rows, mean, scatter = 0, 0.0, 0.0
+    for part in layer_statistics.split(ROWS):
+        part = part.double()
+        own = part.mean(0)
+        share = len(part) / (n_rows + len(part))
+        scatter += (part - own).square().sum(0) + (own - mean).square() * (n_rows * share)
+        mean += (own - mean) * share
+        n_rows += len(part)
+    deviation = (scatter / n_rows).sqrt()
     return mean, torch.where(deviation < MINIMUM_SCALE, torch.ones_like(deviation), deviation)

@@ -8,7 +8,6 @@ import torch
 
 from .evaluation_mode import evaluating
 from .frames import samples_per_frame
-from .online_adaptation import Adapter
 from .prediction import named
 from .recordings import (
     MAX_CHANNELS,
@@ -53,7 +52,8 @@ class TimelineStream:
         sampling_rate: Hz of the chunks; the model's own by default.
         window_s, hop_s: seconds.
         batch_size: windows classified at once.
-        adapter: an [`Adapter`] that learns from every window in which somebody speaks, and corrects its scores.
+        adapter: an `Adapter` (online_adaptation.py), which learns from every window in which somebody speaks, and
+            corrects its scores.
         speech_gate: as [`SpeechGate`] takes it: windows without speech get no label. None: all that are not silent do.
 
     Raises ValueError where window or hop are no lengths: the hop must be at least a frame (20 ms in WavLM) and at most
@@ -67,7 +67,7 @@ class TimelineStream:
         window_s: float = WINDOW_SECONDS,
         hop_s: float = HOP_SECONDS,
         batch_size: int = BATCH,
-        adapter: Adapter | None = None,
+        adapter=None,
         speech_gate: str | None = "auto",
     ):
         self.model, self.rate = model, model.config.sampling_rate

@@ -18,9 +18,7 @@ n alone, so that a run resumed after a kill goes on with the batches it would ha
 With `--teacher DIR_OR_HUB_ID`, any speech encoder that the package takes as a backbone, frames and recordings are also
 to be what the teacher's layers say of the clean recording (Chang et al. 2022, DistilHuBERT, arXiv:2110.01900, of whom
 the frames' part is): a teacher's answers cost no labels, so speech is varied too (`--varied_share`), for both.
-With a network, `--teacher microsoft/wavlm-base-plus` does this with a larger teacher. `wavlm_from_whisper.py` writes a
-Whisper encoder as a WavLM to start from; keep its front as it is (`--frozen feature_extractor feature_projection
-encoder.pos_conv_embed`), whose large constants Adam's first steps would upset.
+With a network, `--teacher microsoft/wavlm-base-plus` does this with a larger teacher.
 
 `accelerate launch scripts/pretrain_backbone.py ...` for several GPUs. Run the same command again to resume;
 `--backbone DIR` starts from the weights of a finished backbone instead of random ones.
@@ -461,7 +459,6 @@ def parse_arguments(argv=None):
     add("--cache", help="where decoded audio goes (default: OUTPUT/cache)")
     add("--opensmile", action="store_true", help="also predict ComParE's descriptors and functionals")
     add("--backbone", help="folder of a backbone whose weights and sizes to start from")
-    add("--frozen", nargs="*", default=[], help="beginnings of names of the backbone's weights that stay as they are")
     add("--teacher", help="folder or Hub id of a pretrained speech encoder to learn from")
     add("--rooms", nargs="*", default=[], help="folders of room impulse responses, for the student alone")
     budget = parser.add_mutually_exclusive_group(required=True)
@@ -530,8 +527,6 @@ def main(argv=None):
     model = Pretraining(config, targets, functionals.shape[1] if args.opensmile else 0, args, teacher)
     if args.backbone:
         model.backbone.load_state_dict(WavLMModel.from_pretrained(args.backbone, dtype=torch.float32).state_dict())
-    for name, weight in model.backbone.named_parameters():
-        weight.requires_grad_(not name.startswith(tuple(args.frozen)))
     accelerator.print(f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M parameters")
     Run(args, accelerator, model).train(streams[accelerator.process_index])
 

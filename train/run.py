@@ -38,7 +38,7 @@ from train.arguments import given_settings, parse_arguments, resolved
 from train.data.corpora import concatenate_corpora, load_corpus
 from train.data.dataset import SpeechDataset
 from train.data.embeddings import fingerprint_of, make_folder
-from train.data.files import fingerprint_of_data, fingerprint_of_weights
+from train.data.files import HASHES, fingerprint_of_data, fingerprint_of_weights
 from train.data.given_splits import is_split
 from train.data.leaks import copies_in, described, heard_recordings, shared_rows, without
 from train.data.ratings import scales_of
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> dict:
     set_seed(training_args.seed)
     cache = Path(data_args.embedding_cache or Path(training_args.output_dir) / "embeddings")
     make_folder(cache)
+    HASHES.keep_in(cache / "hashes")
     with training_args.main_process_first(), collected_notes() as notes:  # the first streams what is on the Hub
         splits = read_splits(data_args, training_args.seed)
         labels, ranges = splits["train"].features["label"].names, scales_of(splits["train"])

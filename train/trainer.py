@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections import defaultdict
+from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 
@@ -139,9 +140,28 @@ class EdrlMeaTrainer(Trainer):
             self._load_from_checkpoint(checkpoint)
             self.best.restore(self.model)
             return
-        super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with self._still_alignment():
+            super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.interruption is not None:
             self.interruption.end_if_requested()
+
+    @contextmanager
+    def _still_alignment(self):
+        """Where EDRL learns on the aligned embedding above a frozen backbone, all up to it stands still, the layers'
+        weights too, to which MEA was fitted: so stage 1 reads k numbers a recording, not every layer's statistics."""
+        datasets, layers = (self.train_dataset, self.eval_dataset), self.model.edrl_mea.speech_embedding.layer_logits
+        stands_still = self.model.config.arrangement == "mea_edrl" and isinstance(self.train_dataset, Embeddings)
+        if stands_still:
+            aligned = (data and closed_form.with_aligned(self.model, data) for data in datasets)
+            self.train_dataset, self.eval_dataset = aligned
+        if stands_still and layers is not None:
+            layers.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.train_dataset, self.eval_dataset = datasets
+            if layers is not None:
+                layers.requires_grad_()
 
     @step
     def train_classifier(self) -> None:

@@ -164,6 +164,7 @@ class Disk:
         if self.copies:
             self._keep_torn(path)
         if torn:
+            self.last = 0  # truncating is no change of the run's
             if os.path.isfile(path):
                 os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,6 @@ from tests.support.encoders import write_checkpoint
 from tests.support.tones import EMOTIONS, tone, write_backbone, write_corpus
 from train import run
 from train.arguments import parse_arguments
-from train.data import embeddings as embeddings_room
 from train.data.embeddings import CacheError, EmbeddingCache
 from train.run_folder import RunError, RunFolder
 
@@ -335,12 +334,3 @@ def test_flags_win_over_the_file(tmp_path):
     (tmp_path / "config.yaml").write_text("n_components: 4\nblock_size: 8\ndataset_name: [a, b]\n")
     _, data, config, _ = parse_arguments([str(tmp_path / "config.yaml"), "--n_components", "6", "--use_cpu", "True"])
     assert (config.n_components, config.block_size, data.dataset_name) == (6, 8, ["a", "b"])
-
-
-def test_statistics_beyond_memory_lie_in_a_file(tmp_path, corpus, backbone, monkeypatch):
-    audio = sorted(str(path) for path in corpus.glob("*.wav"))
-    cache = EmbeddingCache(new_model(backbone), tmp_path)
-    expected = cache.embed(audio)
-    monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 1000)
-    assert torch.equal(cache.embed(audio), expected)
-    assert len(list(cache.folder.glob("joined-*.f32"))) == 1

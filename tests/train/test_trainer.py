@@ -39,6 +39,28 @@ def test_an_arrangement_is_trained_in_its_order_and_each_step_is_recorded(tmp_pa
     assert RunFolder(tmp_path).completed_steps() == STEPS[arrangement]
 
 
+@pytest.mark.parametrize(("arrangement", "stands_still"), [("mea_edrl", True), ("edrl", False)])
+def test_the_layers_weights_stand_still_once_mea_is_fitted_to_them(tmp_path, backbone, arrangement, stands_still):
+    model = new_model(backbone, arrangement=arrangement)
+    data = embeddings(model, 16)
+    trainer = EdrlMeaTrainer(model, arguments(tmp_path, num_train_epochs=1), data, data)
+    trainer.train()
+    assert trainer.train_dataset is data and trainer.eval_dataset is data
+    layers = model.edrl_mea.speech_embedding.layer_logits
+    assert layers.requires_grad and bool((layers == 0).all()) == stands_still
+
+
+def test_what_mea_makes_of_recordings_predicts_as_they_do(backbone):
+    model = new_model(backbone, arrangement="mea_edrl")
+    data = embeddings(model, 16)
+    closed_form.fit_speech_embedding(model, data)
+    closed_form.fit_alignment(model, data)
+    found = closed_form.with_aligned(model, data)[3]
+    assert "layer_statistics" not in found
+    logits = [model(**{key: row[key][None] for key in row if key != "labels"}).logits for row in (data[3], found)]
+    torch.testing.assert_close(*logits)
+
+
 def test_a_run_that_fails_goes_on_after_its_last_step_to_the_same_weights(tmp_path, backbone, monkeypatch):
     def trainer(folder):
         torch.manual_seed(0)

@@ -2,7 +2,8 @@
 
 The cache is addressed by content: the backbone's weights, the recordings' bytes and the corruption applied. It can be
 shared by any number of runs, also at once, and a run that was killed goes on where it was. What was damaged on the
-disk, cut short or in single bits, is found by its checksum and computed again.
+disk, cut short or in single bits, is found by its checksum and computed again. A file is read for that once, and again
+when it has changed since: the folder remembers which were whole.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,16 +22,48 @@ from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, RecordingError, load_recording
 
-from .files import atomic_write, checksum, content_hash, fingerprint, fingerprint_of_weights
+from .files import HASHES, StampedFacts, atomic_write, checksum, content_hash, fingerprint, fingerprint_of_weights
 from .recordings import listed
 
 CHUNK = 64  # recordings in one file of the cache: what a kill can cost
-BLOCK = 2**24  # bytes of a file read at once
 HELD_IN_MEMORY = 2**31  # bytes of statistics of one set of recordings: 26,000 recordings by WavLM-base
 
 
 class CacheError(OSError):
     """The cache of embeddings cannot be written; the message names the file and the remedy."""
+
+
+class StoredStatistics:
+    """Layer statistics (N, L+1, S') that stay in the cache's files: a tensor as far as training needs one, of which
+    only what is asked for is read."""
+
+    nbytes = 0  # that it holds in memory
+
+    def __init__(self, chunks: Sequence[Path]):
+        self.chunks = chunks
+        parts = [np.load(chunk, mmap_mode="r").shape for chunk in chunks]
+        self.ends = np.cumsum([part[0] for part in parts])  # rows up to the end of each chunk
+        self.shape = torch.Size([int(self.ends[-1]), *parts[0][1:]])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> torch.Tensor:
+        """Of a row (L+1, S'), or of rows in the order given: a slice, or numbers."""
+        if isinstance(rows, slice):
+            rows = np.arange(len(self))[rows]
+        rows = np.asarray(rows)
+        if rows.ndim == 0:
+            return self[rows[None]][0]
+        found = np.empty((len(rows), *self.shape[1:]), np.float32)
+        places = np.searchsorted(self.ends, rows, side="right")
+        for place in np.unique(places):
+            here, chunk = places == place, np.load(self.chunks[place], mmap_mode="r")
+            found[here] = chunk[rows[here] - (self.ends[place] - len(chunk))]
+        return torch.from_numpy(found)
+
+    def split(self, n_rows: int) -> Iterator[torch.Tensor]:
+        return (self[start : start + n_rows] for start in range(0, len(self), n_rows))
 
 
 class EmbeddingCache:
@@ -44,6 +77,7 @@ class EmbeddingCache:
         self.model, self.processes = model, processes
         self.folder = Path(folder) / fingerprint_of(model)
         make_folder(self.folder)
+        HASHES.keep_in(Path(folder) / "hashes")
 
     def embed(
         self,
@@ -51,7 +85,7 @@ class EmbeddingCache:
         condition: Callable | None = None,
         keys: Sequence[str] | None = None,
         title: str = "embedding",
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | StoredStatistics:
         """Layer statistics (N, L+1, S') of recordings (paths, or dicts as `datasets` makes them); see [`chunks`]."""
         return self.joined(self.chunks(audio, condition, keys, title))
 
@@ -77,10 +111,13 @@ class EmbeddingCache:
         paths = [
             self._chunk_path(audio[start : start + CHUNK], keys[start : start + CHUNK], condition) for start in starts
         ]
+        HASHES.save()
         n_processes = self.processes.num_processes if self.processes else 1
         rank = self.processes.process_index if self.processes else 0
         # Shares of all chunks, not of those missing: of these one process may see fewer, as another writes already.
-        missing = [i for i in range(rank, len(paths), n_processes) if not _is_whole(paths[i])]
+        whole = StampedFacts(self.folder / "whole")
+        missing = [i for i in range(rank, len(paths), n_processes) if not whole.of(paths[i], _is_whole)]
+        whole.save()
         if missing and not os.access(self.folder, os.W_OK):
             raise CacheError(
                 f"{self.folder} lacks {len(missing)} of {len(paths)} parts of the {title} and cannot be written. Give "
@@ -113,21 +150,10 @@ class EmbeddingCache:
                 "room, or give another folder as --embedding_cache."
             )
 
-    def joined(self, chunks: list[Path]) -> torch.Tensor:
-        """The chunks as one tensor; beyond HELD_IN_MEMORY it lies in a file, of which the system keeps what fits."""
-        parts = [np.load(chunk, mmap_mode="r") for chunk in chunks]
-        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-        if 4 * math.prod(shape) <= HELD_IN_MEMORY:
-            return torch.from_numpy(np.concatenate(parts))
-        name = fingerprint("".join(chunk.stem for chunk in chunks), 32)
-        path = self.folder / f"joined-{name}.f32"
-        if not _is_joined(path, 4 * math.prod(shape)):
-            with _clear_errors(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
-                for part in parts:
-                    part.tofile(file)
-                file.write(checksum(path, map(np.ascontiguousarray, parts)))
-        # Private pages: torch wants them writable, and nothing is written.
-        return torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))
+    def joined(self, chunks: list[Path]) -> torch.Tensor | StoredStatistics:
+        """The chunks as one tensor; beyond HELD_IN_MEMORY they stay where they are."""
+        stored = StoredStatistics(chunks)
+        return stored[:] if 4 * math.prod(stored.shape) <= HELD_IN_MEMORY else stored
 
     def _embed_chunk(self, path: Path, audio, keys, condition, errors: list[str]) -> None:
         waveforms = []
@@ -187,15 +213,6 @@ def _is_whole(path: Path) -> bool:
     except OSError:
         return False
     return len(content) > 4 and checksum(path, [content[:-4]]) == content[-4:]
-
-
-def _is_joined(path: Path, size: int) -> bool:
-    """Whether a file of so many bytes is there and ends with their checksum."""
-    if not path.is_file() or path.stat().st_size != size + 4:
-        return False
-    with open(path, "rb") as file:
-        blocks = (file.read(min(BLOCK, size - start)) for start in range(0, size, BLOCK))
-        return checksum(path, blocks) == file.read()
 
 
 @contextmanager

@@ -5,20 +5,21 @@ import ast
 import hashlib
 import json
 import os
+import time
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from modulefinder import ModuleFinder
 from pathlib import Path
 from uuid import uuid4
 
 from safetensors.torch import save
 
-from modeling_edrl_mea.recordings import check_file
+from train.degradation.sources import content_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("modeling_edrl_mea", "train")  # whose code decides what a model predicts
+SETTLED = 10**9  # nanoseconds after which a change of a file shows in its times, on any file system
 UNFINISHED = ".tmp"  # ends the names of files that are being written, so that no pattern for finished ones finds them
 
 
@@ -79,6 +80,39 @@ def remove_unfinished(folder: str | Path, name: str = "*") -> None:
         leftover.unlink(missing_ok=True)
 
 
+class StampedFacts:
+    """What reading whole files told of them: each is read again only when it has changed since, by its size and times.
+    From one run to the next they are kept in a file, which may be lost."""
+
+    def __init__(self, path: Path | None = None):
+        self.path, self.known, self.has_news = None, {}, False
+        self.keep_in(path)
+
+    def keep_in(self, path: Path | None) -> None:
+        if path != self.path:
+            self.path, self.known = path, self.known | (read_sealed(path) or {})
+
+    def of(self, path: Path, read: Callable[[Path], object]):
+        """`read(path)`, which JSON can hold, from memory where it is known."""
+        try:
+            status = path.stat()
+        except OSError:
+            return read(path)
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        known = self.known.get(str(path))
+        if known is None or known[0] != stamp:
+            known = stamp, read(path)
+            if time.time_ns() - status.st_ctime_ns > SETTLED:  # else another change might not show
+                self.known[str(path)], self.has_news = known, True
+        return known[1]
+
+    def save(self) -> None:
+        if self.has_news and self.path:
+            with suppress(OSError):  # read-only, or full: it is only remembered
+                write_sealed(self.path, self.known)
+            self.has_news = False
+
+
 # --- hashes ---------------------------------------------------------------------------------------------------
 
 
@@ -116,13 +150,10 @@ def content_hash(recording) -> bytes:
         if recording.get("bytes"):
             return hashlib.sha256(recording["bytes"]).digest()
         recording = recording["path"]
-    status = check_file(recording)
-    return _file_hash(str(recording), status.st_size, status.st_mtime_ns)
+    return bytes.fromhex(HASHES.of(Path(recording), lambda path: content_of(path).hex()))
 
 
-@cache
-def _file_hash(path: str, size: int, modified: int) -> bytes:
-    return bytes.fromhex(file_hash(path))
+HASHES = StampedFacts()  # of recordings' files
 
 
 def fingerprint_of_data(dataset) -> str:

@@ -28,18 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Usual names, in any case, with spaces, hyphens or nothing for underscores.
 AUDIO_COLUMNS = (
-    *(
-        "file_name",
-        "audio",
-        "path",
-        "file",
-        "audio_path",
-        "file_path",
-        "audio_file",
-        "audio_file_path",
-        "audio_filename",
-    ),
-    *("wav", "wav_file", "wav_path", "recording"),
+    *("file_name", "audio", "path", "file", "audio_path", "file_path", "audio_file", "audio_file_path"),
+    *("audio_filename", "wav", "wav_file", "wav_path", "recording"),
 )
 LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "emotion_label", "emo", "category", "class")
 SPEAKER_COLUMNS = (

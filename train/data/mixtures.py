@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from modeling_edrl_mea.recordings import SAMPLING_RATE, find_audio, load_recording
+from train.degradation.effects import reverberate
 
 from .files import atomic_write
 
@@ -163,14 +164,6 @@ def vary(signal: np.ndarray, rng) -> np.ndarray:
     slopes = rng.normal(0, 2.0, 2)  # dB an octave, below and above 1 kHz
     decibels = np.where(octaves < 0, slopes[0], slopes[1]) * octaves
     return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(signal)).astype(np.float32)
-
-
-def reverberate(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """The signal in a room, its direct sound where it was."""
-    length = len(signal) + len(response)
-    wet = np.fft.irfft(np.fft.rfft(signal, length) * np.fft.rfft(response, length), length)
-    start = int(np.abs(response).argmax())
-    return wet[start : start + len(signal)].astype(np.float32)
 
 
 class MixtureStream(Dataset):

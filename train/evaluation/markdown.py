@@ -63,9 +63,9 @@ def _value_alone(entry: dict | None) -> str:
     return percent((entry or {}).get("value"))
 
 
-def markdown_table(head: list[str], lines: list[list[str]]) -> str:
+def markdown_table(head: list, lines: list[list]) -> str:
     rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in rows)
 
 
 def _data(report: dict) -> str:

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.tones import write_backbone, write_corpus
-from train.data import embeddings
+from train.data import embeddings, files
 from train.data.embeddings import CacheError, EmbeddingCache
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -150,19 +151,35 @@ def test_on_a_full_disk_what_is_cached_is_kept_and_room_is_all_it_needs(
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
 
 
-def test_a_damaged_joined_file_is_written_again(tmp_path, audio, tiny_model, monkeypatch):
+def test_statistics_beyond_memory_are_read_from_the_chunks_in_any_order(
+    tmp_path, audio, tiny_model, small_chunks, monkeypatch
+):
     cache = EmbeddingCache(tiny_model("linear"), tmp_path)
-    expected = cache.embed(audio)
+    expected, files = cache.embed(audio[:22]), sorted(cache.folder.iterdir())
     monkeypatch.setattr(embeddings, "HELD_IN_MEMORY", 1000)
-    cache.embed(audio)
-    (joined,) = cache.folder.glob("joined-*")
-    os.truncate(joined, 5000)
-    assert torch.equal(cache.embed(audio), expected)
-    whole = bytearray(joined.read_bytes())
-    for damaged in (bytes(len(whole)), whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]):
-        joined.write_bytes(damaged)
-        assert torch.equal(cache.embed(audio), expected)
-        assert joined.read_bytes() == whole
+    stored = cache.embed(audio[:22])
+    assert sorted(cache.folder.iterdir()) == files  # one copy on the disk
+    assert stored.shape == expected.shape and torch.equal(stored[21], expected[21])
+    assert torch.equal(torch.cat(list(stored.split(5))), expected)
+    rows = torch.tensor([20, 3, 3, 0, 19])
+    assert torch.equal(stored[rows], expected[rows]) and torch.equal(stored[3:9], expected[3:9])
+
+
+def test_a_chunk_is_read_whole_once_and_again_when_it_has_changed(tmp_path, audio, tiny_model, monkeypatch):
+    expected = EmbeddingCache(tiny_model("linear"), tmp_path).embed(audio[:2])
+    monkeypatch.setattr(files, "SETTLED", 0)
+    cache = EmbeddingCache(tiny_model("linear"), tmp_path)
+    cache.embed(audio[:2])
+    (chunk,) = cache.folder.glob("*.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "_is_whole", lambda path: pytest.fail("read again"))
+        patch.setattr(files, "file_hash", lambda path: pytest.fail("hashed again"))
+        assert torch.equal(EmbeddingCache(tiny_model("linear"), tmp_path).embed(audio[:2]), expected)
+    time.sleep(0.02)  # a tick of the clock that files are stamped by
+    with open(chunk, "r+b") as file:
+        file.seek(200)
+        file.write(b"damage")
+    assert torch.equal(cache.embed(audio[:2]), expected)
 
 
 @pytest.mark.slow

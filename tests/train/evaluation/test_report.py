@@ -3,17 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from hub_card.schema import ReportError, validate
 from train.data.corpora import load_corpus
 from train.evaluation.predictions import Predictions
-from train.evaluation.report import (
-    ReportError,
-    model_entry,
-    new_report,
-    result_row,
-    training_entry,
-    validate,
-    write_report,
-)
+from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
 
 EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
 
