@@ -144,11 +144,11 @@ def test_arousal_as_emotions_have_it_is_rated_of_speakers_held_out(shared_data, 
     flags = ["--problem_type", "regression", "--attributes", "arousal", "--arrangement", arrangement]
     flags += ["--embedding_cache", str(embeddings)]
     report = train(tmp_path / "emodb.csv", "checkpoints/wavlm-compact", tmp_path / "out", *flags)
-    (row,) = report["results"]
+    row = report["results"][0]  # clean speech
     found = row["attributes"]["arousal"]["ccc"]
     speakers = f"{row['n_recordings']} recordings of {row['n_speakers']} speakers held out"
     print(f"{arrangement}: CCC {found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f}) on {speakers}")
-    assert found["value"] > 0.6
+    assert found["value"] > 0.8
 
 
 def rows_of(data: Embeddings, rows) -> Embeddings:
