@@ -23,7 +23,7 @@ from modeling_edrl_mea.adaptation import evidence_of  # noqa: E402
 from modeling_edrl_mea.correction import softmax  # noqa: E402
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 from modeling_edrl_mea.timeline_stream import HOP_SECONDS, WINDOW_SECONDS  # noqa: E402
-from train.benchmark.adaptation_study import Heard, Study, argument_parser, print_tables, settings_of  # noqa: E402
+from train.benchmark.adaptation_study import LeftOut, Study, argument_parser, print_tables, settings_of  # noqa: E402
 from train.data.embeddings import fingerprint_of  # noqa: E402
 from train.evaluation.calibration import coverage_thresholds, fit_temperature  # noqa: E402
 from train.evaluation.metrics import expected_calibration_error  # noqa: E402
@@ -113,19 +113,19 @@ class CalibratedStudy(Study):
         return {name: thresholds_of(model, data, validation)[COVERAGE] for name, data in found.items()}
 
 
-def probabilities(heard: Heard, adapted: bool) -> np.ndarray:
-    logits = heard.adapted(heard.every, settings_of(heard.model.config)) if adapted else heard.logits
+def probabilities(left_out: LeftOut, adapted: bool) -> np.ndarray:
+    logits = left_out.adapted(left_out.every, settings_of(left_out.model.config)) if adapted else left_out.logits
     return softmax(logits)
 
 
 def table_of_sets(study: CalibratedStudy) -> list[list]:
     """How many sets hold the right label, and how many labels are in them."""
     figures = []
-    for test, heard in study.tests().items():
+    for test, left_out in study.tests().items():
         thresholds = study.thresholds(test)
-        found = {adapted: probabilities(heard, adapted) for adapted in (False, True)}
-        cells = [held(one, heard.ids, bound) for bound in thresholds.values() for one in found.values()]
-        cells.append([100 * expected_calibration_error(heard.ids, one) for one in found.values()])
+        found = {adapted: probabilities(left_out, adapted) for adapted in (False, True)}
+        cells = [held(one, left_out.ids, bound) for bound in thresholds.values() for one in found.values()]
+        cells.append([100 * expected_calibration_error(left_out.ids, one) for one in found.values()])
         figures.append(cells)
     rows = [
         [test, *("{:.1f} / {:.2f}".format(*cell) for cell in cells[:-1]), "{:.1f} / {:.1f}".format(*cells[-1])]
@@ -147,20 +147,20 @@ def table_of_warnings(study: CalibratedStudy) -> list[list]:
     from sklearn.metrics import roc_auc_score
 
     found = []
-    for test, heard in study.tests().items():
+    for test, left_out in study.tests().items():
         names = study.others(test)
         known = study.training(names), study.validation(names)
-        trained, held_out = (evidence_of(heard.model, data.layer_statistics) for data in known)
+        trained, held_out = (evidence_of(left_out.model, data.layer_statistics) for data in known)
         near = LedoitWolf().fit(trained.embedding)
         signs = {
             "1 − confidence": lambda one: 1 - softmax(one.logits).max(1),
             "Mahalanobis distance from the training data": lambda one, near=near: near.mahalanobis(one.embedding),
         }
-        is_wrong = heard.logits.argmax(1) != heard.ids
-        is_elsewhere = np.repeat([0, 1], [len(held_out.logits), len(heard.ids)])
+        is_wrong = left_out.logits.argmax(1) != left_out.ids
+        is_elsewhere = np.repeat([0, 1], [len(held_out.logits), len(left_out.ids)])
         areas = []
         for sign in signs.values():
-            told, of_others = sign(heard.evidence), sign(held_out)
+            told, of_others = sign(left_out.evidence), sign(held_out)
             both = np.concatenate([of_others, told])
             areas.append((roc_auc_score(is_wrong, told), roc_auc_score(is_elsewhere, both)))
         found.append(areas)
@@ -182,7 +182,9 @@ def plot_risk(study: CalibratedStudy, path: Path) -> None:
     for name, condition, style in (("clean", None, "-"), ("noise at 0 dB", study.noise, "--")):
         tests = study.tests(condition).values()
         for adapted, color in ((False, "C0"), (True, "C1")):
-            risks = np.mean([risk(probabilities(heard, adapted), heard.ids, shares) for heard in tests], axis=0)
+            risks = np.mean(
+                [risk(probabilities(left_out, adapted), left_out.ids, shares) for left_out in tests], axis=0
+            )
             axes.plot(100 * shares, risks, style, color=color, label=f"{name}, {'adapted' if adapted else 'as it is'}")
     axes.set(xlabel="recordings answered, the surest first, %", ylabel="wrong answers, %", ylim=(0, None))
     axes.legend(frameon=False)
@@ -198,12 +200,12 @@ def risk(probabilities: np.ndarray, ids: np.ndarray, shares: np.ndarray) -> np.n
 
 def plot_timeline(study: CalibratedStudy, noise: str, path: Path) -> None:
     """Some speech, noise and silence, and speech again, by a model that knows neither."""
-    test, heard = next(iter(study.tests().items()))
-    files = [study.corpora[test]["audio"][row] for row in np.linspace(0, len(heard.ids) - 1, 6).astype(int)]
+    test, left_out = next(iter(study.tests().items()))
+    files = [study.corpora[test]["audio"][row] for row in np.linspace(0, len(left_out.ids) - 1, 6).astype(int)]
     spoken = [load_recording(file) for file in files]
     sounds = [load_recording(file)[: 4 * RATE] for file in find_audio(noise)[::40][:3]]
     call = np.concatenate([*spoken[:3], *sounds, np.zeros(2 * RATE, np.float32), *spoken[3:]])
-    heard.model.predict_timeline(call, RATE, window_s=2, hop_s=0.5).plot().figure.savefig(path, dpi=150)
+    left_out.model.predict_timeline(call, RATE, window_s=2, hop_s=0.5).plot().figure.savefig(path, dpi=150)
 
 
 # --- the report ---
