@@ -31,16 +31,21 @@ AUDIO_COLUMNS = (
     *("file_name", "audio", "path", "file", "audio_path", "file_path", "audio_file", "audio_file_path"),
     *("audio_filename", "wav", "wav_file", "wav_path", "recording"),
 )
-LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "emotion_label", "emo", "category", "class")
+LABEL_COLUMNS = (
+    *("emotion_name", "emotion", "label_name", "label", "labels", "emotions", "major_emotion", "emotion_label", "emo"),
+    *("category", "class_name", "class"),  # a name before the number that stands for it
+)
 SPEAKER_COLUMNS = (
     *("speaker", "speaker_id", "spk", "spk_id", "spkr_id", "speakers", "speaker_name", "actor", "actor_id"),
-    *("client_id", "subject_id", "participant_id"),
+    *("client_id", "subject", "subject_id", "participant", "participant_id", "talker", "talker_id"),
 )
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "raw_text", "normalized_text")
 SPLIT_COLUMNS = ("split", "split_set", "subset", "partition", "set")
 METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.parquet")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+# Folders that are called so hold one person's recordings, and are no emotions.
+_PEOPLE = re.compile(r"(actor|speaker|spk|subject|participant|person|talker|voice|user|session)[\W_]*\w{0,2}\d+", re.I)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
@@ -285,10 +290,11 @@ def _read_class_folders(root: Path) -> list[Utterance]:
         )
     depth = label_depth(parents)
     names = {parts[depth] for parts in parents} if depth is not None else set()
-    if len(names) == 1 and canonical_emotion(*names) is None:
+    if not any(map(canonical_emotion, names)) and (len(names) == 1 or names and all(map(_PEOPLE.fullmatch, names))):
+        others = " and the like" * (len(names) > 1)
         raise CorpusError(
-            f"all recordings in {str(root)!r} lie in {names.pop()!r}, which is no known emotion: put them into folders "
-            "named by emotion, or add metadata.csv with file_name, emotion and speaker"
+            f"all recordings in {str(root)!r} lie in {min(names)!r}{others}, which is no known emotion: put them into "
+            "folders named by emotion, or add metadata.csv with file_name, emotion and speaker"
         )
     _say_which_folders_are_empty(root)
     if depth is None:
