@@ -153,8 +153,19 @@ class FeatureEncoder(WavLMFeatureEncoder):
         return x
 
     def encode(self, waveforms: Tensor, folded: tuple[Tensor, ...]) -> Tensor:
+        if folded and torch.compiler.is_exporting():
+            return self.encode_channels_first(waveforms, *folded)
         first, *others = self.conv_layers
         x = first(waveforms, *folded) if folded else first(waveforms[..., None])
         for layer in others:
             x = layer(x)
         return x
+
+    def encode_channels_first(self, waveforms: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
+        """The same for graphs, whose convolutions take channels before time: nothing is transposed between them."""
+        first, *others = self.conv_layers
+        windows = first.windows(waveforms).transpose(1, 2)
+        x = first.activation(filters.transpose(1, 2) @ windows + offsets.transpose(1, 2))
+        for layer in others:
+            x = layer.activation(layer.conv(x))
+        return x.transpose(1, 2)

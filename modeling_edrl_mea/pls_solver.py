@@ -9,8 +9,9 @@ from torch import Tensor
 
 LARGEST_DIRECT = 64  # up to this many rows or columns the Gram matrix is decomposed at once
 LARGEST_KRYLOV_SPACE = 120  # vectors before a restart
-KEPT_VECTORS = 32  # of a search where the next one, for a slightly different matrix, begins
-CHECK_EVERY = 8  # vectors between looks at convergence
+KEPT_VECTORS = 16  # of a search where the next one, for a slightly different matrix, begins
+CHECK_EVERY = 4  # vectors at least, or an eighth of those there are, between looks at convergence
+PERTURBATION = 0.01  # of where a search begins, lest that be orthogonal to the vector sought
 ROUNDING = 16  # epsilons in a residual that rounding alone leaves
 COMPONENTS_OF_A_DECOMPOSITION = 1 / 64  # of the narrower side: for fewer, multiplying by the matrix costs less
 
@@ -169,8 +170,8 @@ def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -
         start: (min(m, n), any) where to start from, as an earlier call on a similar matrix returned it.
 
     Returns:
-        (m,) of unit length, and a start for the next call: estimates (min(m, n), `KEPT_VECTORS`) of the dominant
-        singular vectors on the narrower side.
+        (m,) of unit length, and a start for the next call: an estimate (min(m, n), 1) of the dominant singular
+        vector on the narrower side.
     """
     is_wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.T if is_wide else matrix
@@ -178,7 +179,7 @@ def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -
         vector, start = torch.linalg.eigh(tall.T @ tall).eigenvectors[:, -1], None
     else:
         start = tall[tall.square().sum(1).argmax()][:, None] if start is None else start
-        start = _dominant_eigenvectors(lambda vectors: tall.T @ (tall @ vectors), start)
+        start = _dominant_eigenvectors(lambda vectors: tall.T @ (tall @ vectors), start)[:, :1]
         vector = start[:, 0]
     return _signed(vector if is_wide else matrix @ vector), start
 
@@ -201,28 +202,28 @@ def _dominant_eigenvectors(times: Callable[[Tensor], Tensor], start: Tensor) -> 
 def _with_a_little_of_everything(start: Tensor) -> Tensor:
     """Orthonormal columns, the first of which is never orthogonal to the vector sought."""
     noise = torch.randn(len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(start)
-    first = start[:, 0] / torch.linalg.vector_norm(start[:, 0]) + 0.01 * noise / torch.linalg.vector_norm(noise)
+    first = start[:, 0] / torch.linalg.vector_norm(start[:, 0]) + PERTURBATION * noise / torch.linalg.vector_norm(noise)
     return torch.linalg.qr(torch.cat([first[:, None], start[:, 1:]], 1)).Q
 
 
 def _search(times: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, bool]:
     """Rayleigh-Ritz estimates from a Krylov space augmented by `start` (Morgan 1995, SIAM J. Matrix Anal. Appl.
     16:1154), with full reorthogonalization, and whether the first has converged to rounding."""
-    n, size = start.shape
+    (n, size), known = start.shape, 0
     basis, images = (start.new_zeros(min(LARGEST_KRYLOV_SPACE, n), n).T for _ in range(2))
+    projected = start.new_zeros(basis.shape[1], basis.shape[1])  # its lower triangle
     basis[:, :size], images[:, :size] = start, times(start)
     while True:
-        known, known_images = basis[:, :size], images[:, :size]
-        values, vectors = torch.linalg.eigh(known.T @ known_images)
-        estimates = known @ vectors[:, -KEPT_VECTORS:].flip(1)
-        residual = known_images @ vectors[:, -1] - values[-1] * estimates[:, 0]
+        projected[known:size, :size] = basis[:, known:size].T @ images[:, :size]
+        values, vectors = torch.linalg.eigh(projected[:size, :size])
+        estimate = basis[:, :size] @ vectors[:, -1]
+        residual = images[:, :size] @ vectors[:, -1] - values[-1] * estimate
         tolerance = ROUNDING * torch.finfo(start.dtype).eps * float(values[-1])
         converged = float(torch.linalg.vector_norm(residual)) <= tolerance or size == n
         if converged or size == basis.shape[1]:
-            return estimates, converged
-        end = min(size + CHECK_EVERY, basis.shape[1])
-        for place in range(size, end):
+            return basis[:, :size] @ vectors[:, -KEPT_VECTORS:].flip(1), converged
+        known, size = size, min(size + max(CHECK_EVERY, size // 8), basis.shape[1])
+        for place in range(known, size):
             residual = _orthogonal_part(residual, basis[:, :place])
             basis[:, place] = residual / torch.linalg.vector_norm(residual)
             residual = images[:, place] = times(basis[:, place])
-        size = end

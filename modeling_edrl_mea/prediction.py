@@ -2,8 +2,9 @@
 what decided for it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from numbers import Number
 
 import numpy as np
@@ -127,7 +128,7 @@ class Listener:
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Prediction]:
         """One batch."""
-        return self.told(waveforms, self.forward(waveforms))
+        return self.told(self.forward(waveforms), map(self.gate.share, waveforms))
 
     @torch.no_grad()
     def forward(self, waveforms: Sequence[np.ndarray]):
@@ -137,18 +138,17 @@ class Listener:
         with evaluating(self.model):
             return self.model(**inputs)
 
-    def told(self, waveforms: Sequence[np.ndarray], output) -> list[Prediction]:
-        config, scores, attributes = self.model.config, [{}] * len(waveforms), [None] * len(waveforms)
+    def told(self, output, shares: Iterable[float]) -> list[Prediction]:
+        """What a model's output says of recordings, of each of which so much is speech."""
+        config, scores, attributes = self.model.config, repeat({}), repeat(None)
         if not config.is_regression:
             scores = named(config.labels, output.logits.float().softmax(-1))
         if output.attributes is not None:
             attributes = named(config.attribute_names, output.attributes)
-        return list(map(self._prediction, waveforms, scores, attributes))
+        return list(map(self._prediction, shares, scores, attributes))
 
-    def _prediction(self, waveform: np.ndarray, scores: dict[str, float], attributes) -> Prediction:
-        ranked = sorted(scores, key=scores.get, reverse=True)
-        share = self.gate.share(waveform)
-        emotions = None
+    def _prediction(self, share: float, scores: dict[str, float], attributes) -> Prediction:
+        ranked, emotions = sorted(scores, key=scores.get, reverse=True), None
         if self.threshold is not None:
             emotions = [label for label in ranked if share and scores[label] >= self.threshold]
         if not share or not scores:

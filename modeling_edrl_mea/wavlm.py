@@ -91,13 +91,13 @@ class GatedAttention(WavLMAttention):
         """x (batch, frames, hidden); bias (heads, frames, frames) and key_bias (batch, 1, 1, frames), whose
         keys run backwards in time (see `Transformer.position_bias`)."""
         query, key, value = map(self.heads, project_all([self.q_proj, self.k_proj, self.v_proj], x))
-        key, value = key.flip(2), value.flip(2)
+        key, value = backwards(key, 2), backwards(value, 2)
         gate, bias = self.gate(self.heads(x)).to(query.dtype), bias.to(query.dtype)
         if output_attentions:
             scores = query @ key.transpose(2, 3) * self.scaling + gated_bias(gate, bias, key_bias)
             weights = scores.softmax(-1)
-            weights = weights.flip(3)  # in the order of time, as they are returned
-            attended = F.dropout(weights, self.dropout, self.training) @ value.flip(2)
+            attended = F.dropout(weights, self.dropout, self.training) @ value
+            weights = backwards(weights, 3)  # in the order of time, as they are returned
         else:
             weights, attended = None, self.attend(query, key, value, gate, bias, key_bias)
         return project(self.out_proj, attended.transpose(1, 2).flatten(2)), weights
@@ -126,6 +126,11 @@ class GatedAttention(WavLMAttention):
             mask = gated_bias(gate[:, :, rows], bias[:, rows], key_bias)
             attended[:, :, rows] = F.scaled_dot_product_attention(query[:, :, rows], key, value, mask, dropout)
         return attended
+
+
+def backwards(keys: Tensor, dim: int) -> Tensor:
+    """In the order of `Transformer.position_bias`."""
+    return keys if torch.compiler.is_exporting() else keys.flip(dim)
 
 
 def gated_bias(gate: Tensor, bias: Tensor, key_bias: Tensor | None) -> Tensor:
@@ -182,14 +187,16 @@ class TransformerMixin:
         """Bias (heads, queries, keys) for a number of frames, with the keys backwards in time.
 
         It depends on the distance alone. With keys backwards, entry (i, j) is entry i + j of one vector: a
-        view that takes no memory, in place of a frames² table.
+        view that takes no memory, in place of a frames² table. An exported view would keep the example's number of
+        frames: graphs have the table, with the keys forwards, as runtimes fuse attention.
         """
         attention = self.layers[0].attention
         distance = torch.arange(n_frames - 1, -n_frames, -1, device=device)
         values = attention.rel_attn_embed(attention._relative_positions_bucket(distance))
-        if torch.compiler.is_exporting():  # an exported view would keep the example's number of frames
+        if torch.compiler.is_exporting():
             place = torch.arange(n_frames, device=distance.device)
-            return values.T[:, place[:, None] + place]
+            entries = (n_frames - 1 - place)[None] + place[:, None]
+            return values.T.index_select(1, entries.flatten()).unflatten(1, (n_frames, n_frames))
         return values.T.contiguous().unfold(1, n_frames, 1)
 
     def is_dropped(self, index: int) -> bool:
@@ -204,7 +211,7 @@ class TransformerMixin:
         if frame_mask is not None:
             x = x.masked_fill(~frame_mask[..., None], 0)
             key_bias = torch.zeros_like(frame_mask, dtype=x.dtype)
-            key_bias = key_bias.masked_fill(~frame_mask, -torch.inf).flip(1)[:, None, None]
+            key_bias = backwards(key_bias.masked_fill(~frame_mask, -torch.inf), 1)[:, None, None]
         x = self.embed_positions(x)
         if self.training and torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # reentrant checkpointing drops gradients without

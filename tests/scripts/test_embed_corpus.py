@@ -31,8 +31,6 @@ sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
 
 from train.corpus_embedding import listing  # noqa: E402
-from train.corpus_embedding.embedder import batches  # noqa: E402
-from train.corpus_embedding.listing import Item  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
 from train.run_folder import RunError  # noqa: E402
 
@@ -121,22 +119,6 @@ def test_a_manifest_and_a_data_set_give_the_folders_rows(model_folder, corpus, e
         for row, expected in zip(rows, embedded, strict=False):
             assert Path(row["path"]).name == Path(expected["path"]).name
             assert row["aligned_embedding"] == pytest.approx(expected["aligned_embedding"], abs=1e-5)
-
-
-def test_batches_are_of_similar_lengths_and_bounded():
-    lengths = np.random.default_rng(0).integers(1, 1_000, 200)
-    items = [Item(i, "", waveform=np.zeros(length)) for i, length in enumerate(lengths)]
-    made = list(batches(items, 4_000))
-    assert sorted(item.place for batch in made for item in batch) == list(range(200))
-    padded = [len(batch) * max(len(item.waveform) for item in batch) for batch in made]
-    assert max(padded) <= 4_000
-    assert sum(padded) < 1.15 * lengths.sum()
-
-
-def test_a_recording_longer_than_a_batch_is_a_batch_of_its_own():
-    items = [Item(0, "", waveform=np.zeros(10)), Item(1, "", waveform=np.zeros(9_000)), Item(2, "", reason="damaged")]
-    places = [[item.place for item in batch] for batch in batches(items, 4_000)]
-    assert sorted(places) == [[0], [1], [2]]
 
 
 def run_in_child(arguments: list[str]) -> multiprocessing.Process:

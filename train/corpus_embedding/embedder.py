@@ -58,7 +58,9 @@ class Embedder:
         waveforms = [item.waveform for item in batch]
         output = self.hear.forward(waveforms)
         found = {name: output[name].float().flatten(1).cpu().numpy() for name in self.embeddings}
-        for i, (item, heard) in enumerate(zip(batch, self.hear.told(waveforms, output), strict=True)):
+        for i, (item, heard) in enumerate(
+            zip(batch, self.hear.told(output, map(self.hear.gate.share, waveforms)), strict=True)
+        ):
             row = {"index": item.place, "path": item.name}
             if not np.isfinite(list(heard.scores.values())).all():
                 yield row | {"reason": "the model's scores are not finite; see whether other recordings' are"}

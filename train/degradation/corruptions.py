@@ -31,19 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .effects import (
-    TRANSITION,
-    add_gaussian,
-    clip_percentile,
-    gain_transition,
-    keyed_generator,
-    lose_packets,
-    mix_at_snr,
-    reverberate,
-    through_mp3,
-    through_opus,
-    through_telephone,
-)
+from . import effects
 from .rooms import can_simulate, measured_rooms, simulated_room, synthetic_room
 from .sources import SoundError, content_of, noise_files, noise_sources, recording
 
@@ -75,7 +63,7 @@ class Corruption:
         waveform = np.asarray(waveform, dtype=np.float32)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"{self.name} needs one channel of speech, got shape {waveform.shape} ({key}).")
-        return self.degrade(waveform, keyed_generator(self.seed, self.name, key))
+        return self.degrade(waveform, effects.keyed_generator(self.seed, self.name, key))
 
     def describe(self) -> dict:
         """Name, level, seed and setting, for reports."""
@@ -133,31 +121,31 @@ def _by_amount(setting: str, amounts: Sequence, degrade: Callable, level: int, *
 
 
 def _gaussian(snr_db, speech, rng):
-    return add_gaussian(speech, snr_db, rng)
+    return effects.add_gaussian(speech, snr_db, rng)
 
 
 def _mp3(kbits, speech, rng):
-    return through_mp3(speech, kbits)
+    return effects.through_mp3(speech, kbits)
 
 
 def _clipping(percent, speech, rng):
-    return clip_percentile(speech, rng.uniform(0, percent))
+    return effects.clip_percentile(speech, rng.uniform(0, percent))
 
 
 def _gain_transition(decibels, speech, rng):
-    return gain_transition(speech, *decibels, rng)
+    return effects.gain_transition(speech, *decibels, rng)
 
 
 def _telephone(bits, speech, rng):
-    return through_telephone(speech, bits)
+    return effects.through_telephone(speech, bits)
 
 
 def _opus(kbits, speech, rng):
-    return through_opus(speech, kbits)
+    return effects.through_opus(speech, kbits)
 
 
 def _packet_loss(share, speech, rng):
-    return lose_packets(speech, share, rng)
+    return effects.lose_packets(speech, share, rng)
 
 
 WITHOUT_RECORDINGS = {
@@ -165,7 +153,7 @@ WITHOUT_RECORDINGS = {
     "mp3": partial(_by_amount, "kbits", (32, 16, 8), _mp3),
     "clipping": partial(_by_amount, "percent_at_most", (20, 40, 60), _clipping),
     "gain_transition": partial(
-        _by_amount, "gain_db", ((-20, 0), (-30, -10), (-40, -20)), _gain_transition, transition=TRANSITION
+        _by_amount, "gain_db", ((-20, 0), (-30, -10), (-40, -20)), _gain_transition, transition=effects.TRANSITION
     ),
     "telephone": partial(_by_amount, "bits", (8, 5, 3), _telephone, band_hz=[300, 3400]),
     "opus": partial(_by_amount, "kbits", (24, 12, 6), _opus),
@@ -182,7 +170,7 @@ def _noise(files: list[Path], level: int) -> tuple[dict, Degrade]:
 def _add_recording(files, snr_db, speech, rng):
     file = files[rng.integers(len(files))]
     try:
-        return mix_at_snr(speech, recording(file), snr_db, rng)
+        return effects.mix_at_snr(speech, recording(file), snr_db, rng)
     except ValueError as error:
         raise SoundError(f"{file}: {error}") from error
 
@@ -199,7 +187,7 @@ def _room(rir_dir, level: int) -> tuple[dict, Degrade]:
 
 
 def _put_in_room(rooms, speech, rng):
-    return reverberate(speech, rooms[int(rng.random() * len(rooms))])
+    return effects.reverberate(speech, rooms[int(rng.random() * len(rooms))])
 
 
 def _room_and_noise(rir_dir, files: list[Path], level: int) -> tuple[dict, Degrade]:
@@ -234,7 +222,7 @@ def _rooms(rir_dir: str | None, low: float, high: float) -> dict[str, tuple[np.n
     """Measured rooms for testing with RT60 in `[low, high)`, and made ones where they are fewer than four."""
     rooms = measured_rooms(rir_dir, "testing", low, high) if rir_dir is not None else {}
     for index in range(ROOMS_PER_LEVEL - len(rooms)):
-        rng = keyed_generator(0, "room", low, index)  # rooms stay the same whatever the seed of the corruption
+        rng = effects.keyed_generator(0, "room", low, index)  # rooms stay the same whatever the seed of the corruption
         if can_simulate():
             rooms[f"simulated_{index}"] = simulated_room(low, high, rng)
         else:
