@@ -49,7 +49,10 @@ def publish(
         head = api.model_info(repo_id)
         present = {file.rfilename for file in head.siblings or []}
         stale = [name for name in present - set(upload) if name.endswith(OURS) or name.startswith("plots/")]
-        additions = [CommitOperationAdd(name, _source(content)) for name, content in upload.items()]
+        additions = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in upload.items()
+        ]
         api.create_commit(
             repo_id,
             additions + [CommitOperationDelete(name) for name in sorted(stale)],
@@ -104,10 +107,6 @@ def write_upload(upload: Upload, folder: Path) -> None:
                 shutil.copyfile(content, target)
     except OSError as error:
         raise PublishError(f"Cannot write the upload to {folder} ({error}).") from error
-
-
-def _source(content: Path | bytes) -> str | bytes:
-    return content if isinstance(content, bytes) else str(content)
 
 
 def _json(value) -> bytes:

@@ -8,16 +8,21 @@ FEW_SPEAKERS = 5  # below it resampling shows little of how much speakers differ
 
 def percent(interval: dict | float | None, signed: bool = False) -> str:
     """ "71.1 (65.5–73.2)", or signed "+2.1 (−0.4 to +4.0)"; a dash for what the report does not know."""
-    if not isinstance(interval, dict):
-        interval = {"value": interval}
-    if interval["value"] is None or math.isnan(interval["value"]):
+    return _in_words(interval, "{:+.1f}" if signed else "{:.1f}", 100, " to " if signed else "–")
+
+
+def number(interval: dict) -> str:
+    """ "0.61 (0.55–0.70)"; a dash for what the report does not know."""
+    return _in_words(interval, "{:.2f}", 1, "–")
+
+
+def _in_words(interval: dict | float | None, form: str, scale: float, between: str) -> str:
+    given = interval if isinstance(interval, dict) else {"value": interval}
+    if given["value"] is None or math.isnan(given["value"]):
         return "–"
-    form = "{:+.1f}" if signed else "{:.1f}"
-    value, low, high = (
-        None if interval.get(key) is None else form.format(100 * interval[key]).replace("-", "−")
-        for key in ("value", "low", "high")
-    )
-    return value if low is None else f"{value} ({low}{' to ' if signed else '–'}{high})"
+    known = [given[key] for key in ("value", "low", "high") if given.get(key) is not None]
+    value, *ends = (form.format(scale * part).replace("-", "−") for part in known)
+    return f"{value} ({between.join(ends)})" if ends else value
 
 
 def condition_name(condition: str) -> str:
@@ -47,15 +52,6 @@ def setting_name(row: dict) -> str:
         if value is not None:
             parts.append(unit.format(" to ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"))
     return ", ".join(parts) or f"level {row['level']}"
-
-
-def number(interval: dict) -> str:
-    """ "0.61 (0.55–0.70)"; a dash for what the report does not know."""
-    value, low, high = (
-        None if interval.get(key) is None else f"{interval[key]:.2f}".replace("-", "−")
-        for key in ("value", "low", "high")
-    )
-    return value or "–" if low is None else f"{value} ({low}–{high})"
 
 
 def figures_explained(results: list[dict]) -> str:

@@ -9,14 +9,10 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from .attributes import split_targets
-from .discriminant import fit_discriminant
 from .embeddings import ROWS, Embeddings
 from .labels import as_targets
+from .linear_heads import LinearHead, corpus_folds, fit_discriminant, fit_ratings, fit_regression, speaker_folds
 from .multiblock_pls import MultiblockPLS
-from .rating_regression import fit_ratings
-
-INVERSE_REGULARIZATION = [0.0001, 0.001, 0.01, 0.1]  # C of the logistic regression, on embeddings of unit variance
-N_FOLDS = 4
 
 
 def fit_speech_embedding(model, data: Embeddings) -> None:
@@ -113,26 +109,22 @@ def start_disentanglement(model, data: Embeddings) -> float:
 def fit_classifier(model, data: Embeddings) -> tuple[Tensor, Tensor, float]:
     """Weights (C + A, features), biases (C + A,), and what regularizes the emotions', or the attributes' where there
     are none: C of the logistic regression, or the ridge, chosen by cross-validation whose folds share no speaker."""
-    features, config, found = classifier_features(model, data), model.config, []
+    features, config, heads = classifier_features(model, data), model.config, []
     if config.n_emotions:
-        found.append(fit_emotions(features, data, config))
+        heads.append(fit_emotions(features, data, config))
     if config.n_attributes:
-        rated = fit_ratings(features, ratings_of(config, data), data.speakers, config.attribute_loss)
-        found.append((rated.weight.float(), rated.bias.float(), rated.ridge))
-    weights, biases, chosen = zip(*found, strict=True)
-    return torch.cat(weights), torch.cat(biases), chosen[0]
+        heads.append(fit_ratings(features, ratings_of(config, data), data.speakers, config.attribute_loss))
+    weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+    return weight.float(), bias.float(), heads[0].regularization
 
 
-def fit_emotions(features: np.ndarray, data: Embeddings, config) -> tuple[Tensor, Tensor, float]:
-    """(weights (C, features), biases (C,), regularization) by the recordings that have a label."""
+def fit_emotions(features: np.ndarray, data: Embeddings, config) -> LinearHead:
+    """By the recordings that have a label."""
     features, data = labeled(features, data, config.n_emotions)
-    if config.classifier == "discriminant":
-        folds = speaker_folds(features, data.labels.numpy(), data.speakers)
-        folds += corpus_folds(data.corpora)
-        found = fit_discriminant(features, data.labels, data.sample_weights, config.n_emotions, folds)
-        return found.weight.float(), found.bias.float(), found.ridge
-    regression = fit_regression(features, data)
-    return *weights_of(regression, config.n_emotions), regression.C
+    if config.classifier == "regression":
+        return fit_regression(features, data.labels, data.sample_weights, data.speakers, config.n_emotions)
+    folds = speaker_folds(features, data.labels.numpy(), data.speakers) + corpus_folds(data.corpora)
+    return fit_discriminant(features, data.labels, data.sample_weights, config.n_emotions, folds)
 
 
 @dataclass
@@ -155,28 +147,6 @@ def labeled(features: np.ndarray, data: Embeddings, n_emotions: int) -> tuple[np
     return features if whole else features[rows.numpy()], Labeled(labels, weights, *about)
 
 
-def corpus_folds(corpora: Sequence[str]) -> list:
-    """Each corpus in turn held out, where there are three or more."""
-    names = np.array(corpora)
-    if len(set(corpora)) < 3:
-        return []
-    return [(np.flatnonzero(names != name), np.flatnonzero(names == name)) for name in dict.fromkeys(corpora)]
-
-
-def fit_regression(features: np.ndarray, data: Labeled):
-    """scikit-learn's `LogisticRegression`, its C chosen by folds of speakers where there are several."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-
-    labels, weights = data.labels.numpy(), data.sample_weights.numpy()
-    regression = LogisticRegression(max_iter=5000)
-    folds = speaker_folds(features, labels, data.speakers)
-    if folds:
-        search = GridSearchCV(regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds)
-        return search.fit(features, labels, sample_weight=weights).best_estimator_
-    return regression.set_params(C=0.1).fit(features, labels, sample_weight=weights)
-
-
 @torch.no_grad()
 def classifier_features(model, data: Embeddings) -> np.ndarray:
     """(N, k) aligned embeddings, or (N, S) speech embeddings where the arrangement has no MEA."""
@@ -188,27 +158,6 @@ def classifier_features(model, data: Embeddings) -> np.ndarray:
         features = np.empty((len(data), part.shape[1])) if features is None else features
         features[rows] = part.cpu()
     return features
-
-
-def speaker_folds(features, labels, speakers) -> list:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    groups = np.unique(speakers, return_inverse=True)[1]
-    n_folds = min(N_FOLDS, len(set(groups)))
-    if n_folds < 2:
-        return []
-    return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(features, labels, groups))
-
-
-def weights_of(regression, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(C, features) weights and (C,) biases."""
-    weight, bias = regression.coef_, regression.intercept_
-    if len(weight) == 1:  # scikit-learn keeps one row for two classes
-        weight, bias = np.vstack([-weight, weight]) / 2, np.array([-bias[0], bias[0]]) / 2
-    classes = torch.from_numpy(regression.classes_)
-    weights, biases = torch.zeros(n_classes, weight.shape[1]), torch.full((n_classes,), -30.0)  # -30: never shown
-    weights[classes], biases[classes] = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
-    return weights, biases
 
 
 # --- noise metric ---

@@ -100,7 +100,7 @@ def _predictions(model, files: Sequence[Path], failed: list[Path], coverage: flo
             failed.append(file)
             continue
         output = hear.forward([waveform])
-        yield file, hear.told([waveform], output)[0], output
+        yield file, hear.told(output, [hear.gate.share(waveform)])[0], output
 
 
 def _refuse_failed(failed: list[Path], files: Sequence[Path]) -> None:

@@ -22,11 +22,11 @@ PAPER_FAITHFUL = {
     "standardize_components": True,
 }
 
-
 PROBLEM_TYPES = (None, "single_label_classification", "regression")
 EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
 BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
+NOT_NEGATIVE = ("mixup_alpha", "embedding_noise", "noise_shrinkage", "adaptation_prior", "speaker_prior", "label_ridge")
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {
     "whitening_size": None,
@@ -180,6 +180,12 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
+        problem_type = kwargs.get("problem_type", config_dict.get("problem_type"))
+        if problem_type == "regression":
+            if "num_labels" in kwargs:  # which transformers sets first, and a classifier has no single label
+                config_dict = config_dict | {"problem_type": problem_type}
+            elif kwargs.get("attribute_names"):  # the logits are the attributes, so both have one name
+                kwargs.setdefault("id2label", dict(enumerate(kwargs["attribute_names"])))
         result = super().from_dict(config_dict, **kwargs)
         # transformers sets what `kwargs` override after construction, unchecked.
         (result[0] if isinstance(result, tuple) else result)._settle()
@@ -233,15 +239,7 @@ class EdrlMeaConfig(PreTrainedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         weights = [name for name in type(self).__annotations__ if name.endswith("_weight")]
-        for name in (
-            *weights,
-            "mixup_alpha",
-            "embedding_noise",
-            "adaptation_prior",
-            "speaker_prior",
-            "label_ridge",
-            "noise_shrinkage",
-        ):
+        for name in (*weights, *NOT_NEGATIVE):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         idle = () if self.n_attributes else ("attribute_weight",)

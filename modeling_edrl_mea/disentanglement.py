@@ -113,14 +113,14 @@ class EmotionDisentanglement(nn.Module):
         for emotion in range(n_classes):
             self.classifier.weight[emotion, (1 + emotion) * block] = 1
 
-    def _mix(self, *parts: torch.Tensor):
-        """Mixup (Zhang et al. 2018) of the batch with a permutation of itself; a rating is missing where either is."""
-        n = len(parts[0])
+    def _mix(self, u: torch.Tensor, *targets: torch.Tensor):
+        """Mixup (Zhang et al. 2018) of the batch with a permutation of itself."""
+        n = len(u)
         if not self.mixup_alpha or n < 2:
-            return parts
-        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((n, 1)).to(parts[0])
-        other = torch.randperm(n, device=share.device)
-        return [torch.lerp(part[other], part, share) for part in parts]
+            return u, *targets
+        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((n, 1)).to(u)
+        other = mixup_partners(Targets(*targets).ratings)
+        return [torch.lerp(part[other], part, share) for part in (u, *targets)]
 
     def _losses(self, result: Disentanglement, u, targets: "Targets") -> dict[str, torch.Tensor]:
         values = self._prediction_losses(result.logits, targets)
@@ -172,6 +172,16 @@ class Targets(NamedTuple):
         """(B, C) how far each encoder answers for a recording: that of its emotion, and those of its ratings."""
         rated = self.ratings.isfinite().to(self.shares) / max(1, self.ratings.shape[1])
         return torch.cat([self.shares * self.weights, rated * self.rating_weights], 1)
+
+
+def mixup_partners(ratings: torch.Tensor) -> torch.Tensor:
+    """A random permutation (B,) of a batch, in which each recording has the place of one with the same of its ratings
+    (B, A) missing: with another, a rating would be lost, or be that of the less heard of the two."""
+    order = torch.randperm(len(ratings), device=ratings.device)
+    known = (ratings.isfinite() * 2 ** torch.arange(ratings.shape[1], device=ratings.device)).sum(1)
+    partners = torch.empty_like(order)
+    partners[known.argsort(stable=True)] = order[known[order].argsort(stable=True)]
+    return partners
 
 
 def init_linear(module: nn.Linear, init) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from .backbone import build_backbone, check_architecture, input_settings, load_b
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import Disentanglement, EmotionDisentanglement, cross_entropy, init_linear
 from .evaluation_mode import evaluating
-from .explanation import ExplanationMixin
 from .feature_extraction_edrl_mea import is_silence
 from .frames import BackboneOutput
 from .labels import as_targets
@@ -74,6 +73,10 @@ class EdrlMeaOutput(ModelOutput):
         if frames is not None:
             output.hidden_states, output.attentions = frames.hidden_states, frames.attentions
         return output
+
+    def in_order(self) -> "EdrlMeaOutput":
+        """With its parts in the order above, however they were set: people index `loss, logits = outputs[:2]`."""
+        return type(self)(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 class EdrlMeaModel(EdrlMeaPreTrainedModel):
@@ -182,9 +185,7 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         return self
 
 
-class EdrlMeaForAudioClassification(
-    AdaptationMixin, PredictionMixin, TimelineMixin, ExplanationMixin, EdrlMeaPreTrainedModel
-):
+class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMixin, EdrlMeaPreTrainedModel):
     """Classifier of emotions in speech, rater of attributes, or both.
 
     Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;
@@ -299,7 +300,7 @@ class EdrlMeaForAudioClassification(
         if labels is not None or attributes is not None:
             output.losses = self._losses(output, trained, labels, sample_weights, attributes)
             output.loss = sum(output.losses.values())
-        return output
+        return output.in_order()
 
     def trained_outputs(self, output: EdrlMeaOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits (B, C trained) and attributes (B, A) of what [`EdrlMeaModel`] gave, before any adaptation."""

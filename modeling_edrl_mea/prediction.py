@@ -1,15 +1,17 @@
-"""One door to a model: recordings in, and for each what was heard, how sure that is, or that nobody speaks."""
+"""One door to a model: recordings in, and for each what was heard, how sure that is, or that nobody speaks; and
+what decided for it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from numbers import Number
 
 import numpy as np
 import torch
 
 from .evaluation_mode import evaluating
-from .recordings import has_own_rate, is_open_file, load_recording, resample
+from .recordings import has_own_rate, is_open_file, is_silent, load_recording, resample
 from .speech_gate import SpeechGate
 
 DEVICE_BATCH = 16  # recordings at once off the CPU, where padded batches gain nothing
@@ -41,7 +43,7 @@ class Prediction:
 
 
 class PredictionMixin:
-    """Predictions of an `EdrlMeaForAudioClassification`."""
+    """Predictions of an `EdrlMeaForAudioClassification`, and what decided for them."""
 
     def predict(
         self,
@@ -77,6 +79,37 @@ class PredictionMixin:
                 found, batch = found + hear(batch), []
         return found + (hear(batch) if batch else [])
 
+    @torch.no_grad()
+    def explain(self, recording, sampling_rate: int | None = None) -> dict:
+        """What decided for the winning emotion.
+
+        Returns a dict: `label` (None in silence), `logits` by label, `logit_contributions` by block (for the winning
+        label; with the classifier's bias they sum to its logit) and, where the logits come from the alignment,
+        `component_contributions` by block, k numbers each.
+        """
+        if self.config.is_regression:
+            raise ValueError("explain tells what decided for an emotion, and this model rates attributes alone.")
+        rate = sampling_rate or self.config.sampling_rate
+        waveform = load_recording(recording, rate)
+        if is_silent(waveform):
+            return {"label": None, "logits": dict.fromkeys(self.config.labels, 0.0), "logit_contributions": {}}
+        with evaluating(self):  # dropout would explain another recording than it classifies
+            statistics = self.embed_recordings([waveform], rate).to(self.device)
+            logits = self(layer_statistics=statistics).logits[0].float()
+            winner = int(logits.argmax())
+            told = {"logit_contributions": {}}
+            if winner < self.config.n_trained_labels:
+                told = contributions(self, statistics, winner)
+            if not self.output_adaptation.is_idle:
+                trained = self.trained_logits(self.edrl_mea(layer_statistics=statistics))[0].float()
+                own = trained[winner] if winner < len(trained) else 0
+                told["logit_contributions"]["adaptation"] = float(logits[winner] - own)
+            return {
+                "label": self.config.labels[winner],
+                "logits": dict(zip(self.config.labels, logits.tolist(), strict=True)),
+                **told,
+            }
+
 
 class Listener:
     """A model with a gate and a coverage, which it checks before any recording is read."""
@@ -95,7 +128,7 @@ class Listener:
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Prediction]:
         """One batch."""
-        return self.told(waveforms, self.forward(waveforms))
+        return self.told(self.forward(waveforms), map(self.gate.share, waveforms))
 
     @torch.no_grad()
     def forward(self, waveforms: Sequence[np.ndarray]):
@@ -105,18 +138,17 @@ class Listener:
         with evaluating(self.model):
             return self.model(**inputs)
 
-    def told(self, waveforms: Sequence[np.ndarray], output) -> list[Prediction]:
-        config, scores, attributes = self.model.config, [{}] * len(waveforms), [None] * len(waveforms)
+    def told(self, output, shares: Iterable[float]) -> list[Prediction]:
+        """What a model's output says of recordings, of each of which so much is speech."""
+        config, scores, attributes = self.model.config, repeat({}), repeat(None)
         if not config.is_regression:
             scores = named(config.labels, output.logits.float().softmax(-1))
         if output.attributes is not None:
             attributes = named(config.attribute_names, output.attributes)
-        return list(map(self._prediction, waveforms, scores, attributes))
+        return list(map(self._prediction, shares, scores, attributes))
 
-    def _prediction(self, waveform: np.ndarray, scores: dict[str, float], attributes) -> Prediction:
-        ranked = sorted(scores, key=scores.get, reverse=True)
-        share = self.gate.share(waveform)
-        emotions = None
+    def _prediction(self, share: float, scores: dict[str, float], attributes) -> Prediction:
+        ranked, emotions = sorted(scores, key=scores.get, reverse=True), None
         if self.threshold is not None:
             emotions = [label for label in ranked if share and scores[label] >= self.threshold]
         if not share or not scores:
@@ -137,3 +169,30 @@ def is_one_recording(recordings) -> bool:
     if hasattr(recordings, "detach") or hasattr(recordings, "get_all_samples") or not hasattr(recordings, "__len__"):
         return True
     return len(recordings) > 0 and isinstance(recordings[0], Number)
+
+
+# --- what decided ---
+
+
+def contributions(model, layer_statistics: torch.Tensor, label: int) -> dict[str, dict]:
+    """By block: what it adds to one recording's logit of a label, and what it adds to the aligned embedding where the
+    logit is made of that.
+
+    Args:
+        layer_statistics: (1, L+1, S').
+    """
+    u = model.edrl_mea.speech_embedding(layer_statistics)
+    disentangled, _ = model.edrl_mea.disentangle_and_align(u)
+    if model.ends_in_disentanglement:
+        weights = model.edrl_mea.disentanglement.classifier.weight[label].float().split(model.config.block_size)
+        shares = [float(block[0].float() @ w) for block, w in zip(disentangled.blocks, weights, strict=True)]
+        return {"logit_contributions": dict(zip(["shared", *model.config.output_names], shares, strict=True))}
+    weights = model.classifier.weight[label].float()
+    if model.alignment is None:
+        return {"logit_contributions": {"speech": float(u[0] @ weights)}}
+    names = model.config.block_names
+    moved = model.alignment.contributions(model.edrl_mea.alignment_blocks(u, disentangled))[0]
+    return {
+        "component_contributions": dict(zip(names, moved.tolist(), strict=True)),
+        "logit_contributions": dict(zip(names, (moved @ weights).tolist(), strict=True)),
+    }

@@ -8,8 +8,7 @@ import torch
 
 from .evaluation_mode import evaluating
 from .frames import samples_per_frame
-from .online_adaptation import Adapter
-from .prediction import named
+from .prediction import Listener
 from .recordings import (
     MAX_CHANNELS,
     RecordingError,
@@ -23,7 +22,6 @@ from .recordings import (
     load_recording,
     mix,
 )
-from .speech_gate import SpeechGate
 from .timeline import Segment, Timeline
 
 try:
@@ -53,7 +51,8 @@ class TimelineStream:
         sampling_rate: Hz of the chunks; the model's own by default.
         window_s, hop_s: seconds.
         batch_size: windows classified at once.
-        adapter: an [`Adapter`] that learns from every window in which somebody speaks, and corrects its scores.
+        adapter: an `Adapter` (online_adaptation.py), which learns from every window in which somebody speaks, and
+            corrects its scores.
         speech_gate: as [`SpeechGate`] takes it: windows without speech get no label. None: all that are not silent do.
 
     Raises ValueError where window or hop are no lengths: the hop must be at least a frame (20 ms in WavLM) and at most
@@ -67,7 +66,7 @@ class TimelineStream:
         window_s: float = WINDOW_SECONDS,
         hop_s: float = HOP_SECONDS,
         batch_size: int = BATCH,
-        adapter: Adapter | None = None,
+        adapter=None,
         speech_gate: str | None = "auto",
     ):
         self.model, self.rate = model, model.config.sampling_rate
@@ -85,9 +84,8 @@ class TimelineStream:
         if adapter is not None and adapter.labels != model.config.labels:
             raise ValueError(f"The adapter has the labels {adapter.labels}, and the model {model.config.labels}.")
         self.adapter, self.speaker = adapter, None
-        self.gate = SpeechGate(speech_gate, self.rate)
+        self.hear = Listener(model, speech_gate=speech_gate)
         self.resampler = self._resampler()
-        self.extract = model.feature_extractor()
         self.timeline = Timeline([], [] if model.config.is_regression else model.config.labels)
         self.buffer, self.buffer_start = np.zeros(0, np.float32), 0  # what comes from sample `buffer_start` on
         self.pending: list[np.ndarray] = []  # chunks not joined to the buffer yet: they may be tiny, and many
@@ -202,20 +200,13 @@ class TimelineStream:
 
     def _segments(self, starts: list[int]) -> Iterator[Segment]:
         cuts = [self.buffer[start - self.buffer_start :][: self.window] for start in starts]
-        inputs = self.extract(cuts, sampling_rate=self.rate, return_tensors="pt").to(self.model.device)
-        inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
-        output, shares = self.model(**inputs), [self.gate.share(cut) for cut in cuts]
-        scores, attributes = [{}] * len(cuts), [None] * len(cuts)
-        if self.timeline.labels:
-            logits = output.logits.float().cpu()
-            logits = logits if self.adapter is None else self._adapted(logits, cuts, shares)
-            scores = named(self.timeline.labels, logits.softmax(-1))
-        if output.attributes is not None:
-            attributes = named(self.model.config.attribute_names, output.attributes)
-        for start, cut, share, row, ratings in zip(starts, cuts, shares, scores, attributes, strict=True):
-            label = max(row, key=row.get) if share and row else None
+        output, shares = self.hear.forward(cuts), [self.hear.gate.share(cut) for cut in cuts]
+        if self.timeline.labels and self.adapter is not None:
+            output.logits = self._adapted(output.logits.float().cpu(), cuts, shares)
+        for start, cut, heard in zip(starts, cuts, self.hear.told(output, shares), strict=True):
             span = (start / self.rate, (start + len(cut)) / self.rate)
-            yield Segment(*span, label, row, level_db(cut), share, ratings)
+            about = heard.emotion, heard.scores, level_db(cut), heard.speech_share, heard.attributes
+            yield Segment(*span, *about)
 
 
 class TimelineMixin:
@@ -231,9 +222,9 @@ class TimelineMixin:
         elif isinstance(recording, Mapping):
             recording = recording["array"]
         stream = TimelineStream(self, sampling_rate, **settings)
+        if isinstance(recording, (list, tuple)) or as_array(recording).dtype.kind == "i":
+            recording = as_samples(recording, "recording")  # one scale for all of it
         samples = as_array(recording)
-        if isinstance(recording, list) or samples.dtype.kind == "i":  # one scale for all of it
-            samples = as_samples(recording, "recording")
         if samples.ndim == 2 and samples.shape[0] <= samples.shape[1]:
             samples = samples.T
         block = max(1, int(BLOCK_SECONDS * stream.sampling_rate))

@@ -9,7 +9,9 @@ timeline.png (speech, noise, speech). `--calibrate` gives the config of a traine
 training by this version would store.
 """
 
+import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from modeling_edrl_mea.adaptation import evidence_of  # noqa: E402
 from modeling_edrl_mea.correction import softmax  # noqa: E402
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 from modeling_edrl_mea.timeline_stream import HOP_SECONDS, WINDOW_SECONDS  # noqa: E402
-from scripts.benchmark_adaptation import Heard, Study, argument_parser, every, markdown, read, settings_of  # noqa: E402
+from train.benchmark.adaptation_study import Heard, Study, argument_parser, print_tables, settings_of  # noqa: E402
 from train.data.embeddings import fingerprint_of  # noqa: E402
 from train.evaluation.calibration import coverage_thresholds, fit_temperature  # noqa: E402
 from train.evaluation.metrics import expected_calibration_error  # noqa: E402
@@ -104,7 +106,7 @@ class CalibratedStudy(Study):
 
     def thresholds(self, test: str) -> dict[str, float]:
         """By what is held out, of a model that never saw the corpus."""
-        names = frozenset(self.corpora) - {test}
+        names = self.others(test)
         model, train, validation = self.model(names), self.training(names), self.validation(names)
         without_corpora = replace(train, corpora=[""] * len(train))
         found = {"held-out speakers": without_corpora, "and left-out corpora": train}
@@ -112,24 +114,23 @@ class CalibratedStudy(Study):
 
 
 def probabilities(heard: Heard, adapted: bool) -> np.ndarray:
-    logits = heard.adapted(every(heard), settings_of(heard.model.config)) if adapted else heard.logits
+    logits = heard.adapted(heard.every, settings_of(heard.model.config)) if adapted else heard.logits
     return softmax(logits)
 
 
 def table_of_sets(study: CalibratedStudy) -> list[list]:
     """How many sets hold the right label, and how many labels are in them."""
-    rows, figures = [], []
+    figures = []
     for test, heard in study.tests().items():
         thresholds = study.thresholds(test)
         found = {adapted: probabilities(heard, adapted) for adapted in (False, True)}
         cells = [held(one, heard.ids, bound) for bound in thresholds.values() for one in found.values()]
         cells.append([100 * expected_calibration_error(heard.ids, one) for one in found.values()])
         figures.append(cells)
-        rows.append(
-            [test, *("{:.1f} / {:.2f}".format(*cell) for cell in cells[:-1]), "{:.1f} / {:.1f}".format(*cells[-1])]
-        )
-    mean = np.mean(figures, axis=0)
-    rows.append(["mean", *("{:.1f} / {:.2f}".format(*cell) for cell in mean[:-1]), "{:.1f} / {:.1f}".format(*mean[-1])])
+    rows = [
+        [test, *("{:.1f} / {:.2f}".format(*cell) for cell in cells[:-1]), "{:.1f} / {:.1f}".format(*cells[-1])]
+        for test, cells in zip((*study.corpora, "mean"), (*figures, np.mean(figures, axis=0)), strict=True)
+    ]
     ways = [f"{name}, {state}" for name in thresholds for state in ("as it is", "adapted")]
     return [["left out", *ways, "calibration error: as it is / adapted"], *rows]
 
@@ -147,28 +148,22 @@ def table_of_warnings(study: CalibratedStudy) -> list[list]:
 
     found = []
     for test, heard in study.tests().items():
-        names = frozenset(study.corpora) - {test}
-        embedded = [
-            evidence_of(heard.model, data.layer_statistics) for data in (study.training(names), study.validation(names))
-        ]
-        near = LedoitWolf().fit(embedded[0].embedding)
+        names = study.others(test)
+        known = study.training(names), study.validation(names)
+        trained, held_out = (evidence_of(heard.model, data.layer_statistics) for data in known)
+        near = LedoitWolf().fit(trained.embedding)
         signs = {
             "1 − confidence": lambda one: 1 - softmax(one.logits).max(1),
             "Mahalanobis distance from the training data": lambda one, near=near: near.mahalanobis(one.embedding),
         }
-        is_wrong, is_elsewhere = (
-            heard.logits.argmax(1) != heard.ids,
-            np.repeat([0, 1], [len(embedded[1].logits), len(heard.ids)]),
-        )
-        found.append(
-            [
-                (
-                    roc_auc_score(is_wrong, sign(heard.evidence)),
-                    roc_auc_score(is_elsewhere, np.concatenate([sign(embedded[1]), sign(heard.evidence)])),
-                )
-                for sign in signs.values()
-            ]
-        )
+        is_wrong = heard.logits.argmax(1) != heard.ids
+        is_elsewhere = np.repeat([0, 1], [len(held_out.logits), len(heard.ids)])
+        areas = []
+        for sign in signs.values():
+            told, of_others = sign(heard.evidence), sign(held_out)
+            both = np.concatenate([of_others, told])
+            areas.append((roc_auc_score(is_wrong, told), roc_auc_score(is_elsewhere, both)))
+        found.append(areas)
     means = np.mean(found, axis=0)
     rows = [[name, *(f"{area:.2f}" for area in row)] for name, row in zip(signs, means, strict=True)]
     return [["sign", "wrong answers on a left-out corpus", "left-out corpus against held-out speakers"], *rows]
@@ -216,8 +211,6 @@ def plot_timeline(study: CalibratedStudy, noise: str, path: Path) -> None:
 
 def calibrate(study: CalibratedStudy, folder: str) -> None:
     """Held-out speakers count for nothing here: which they were for the model is not known."""
-    import json
-
     names = frozenset(study.corpora)
     model = EdrlMeaForAudioClassification.from_pretrained(folder).eval()
     if fingerprint_of(model) != fingerprint_of(study.recipe.template):
@@ -229,6 +222,12 @@ def calibrate(study: CalibratedStudy, folder: str) -> None:
     print(f"{path}: {config['coverage_thresholds']}")
 
 
+def tables(study: CalibratedStudy, noise: str) -> Iterator[tuple[str, list[list]]]:
+    yield "What the speech gate lets through", table_of_gates(study, noise)
+    yield f"Sets at {COVERAGE}: % that hold the right label / labels in a set", table_of_sets(study)
+    yield "Warning signs, area under the ROC curve", table_of_warnings(study)
+
+
 def main(argv=None) -> dict:
     parser = argument_parser(__doc__)
     parser.add_argument(
@@ -236,20 +235,10 @@ def main(argv=None) -> dict:
     )
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
-    plain = read(options)
-    study = CalibratedStudy(plain.corpora, plain.later, plain.recipe, plain.data, plain.noise)
+    study = CalibratedStudy(options)
     if options.calibrate:
         return calibrate(study, options.calibrate)
-    sections = {}
-    for title, table in (
-        ("What the speech gate lets through", lambda: table_of_gates(study, options.noise)),
-        (f"Sets at {COVERAGE}: % that hold the right label / labels in a set", lambda: table_of_sets(study)),
-        ("Warning signs, area under the ROC curve", lambda: table_of_warnings(study)),
-    ):
-        sections[title] = table()
-        print(f"\n{title}\n\n{markdown(sections[title])}", flush=True)
-    text = "\n\n".join(f"### {title}\n\n{markdown(rows)}" for title, rows in sections.items())
-    (options.output / "rejection.md").write_text(text + "\n", encoding="utf-8")
+    sections = print_tables(tables(study, options.noise), options.output / "rejection.md")
     plot_risk(study, options.output / "rejection.png")
     plot_timeline(study, options.noise, options.output / "timeline.png")
     return sections

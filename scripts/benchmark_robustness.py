@@ -25,6 +25,7 @@ logger = logging.getLogger("benchmark_robustness")
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    some = {"nargs": "+", "default": []}
     rows = {"action": "append", "default": [], "metavar": "[NAME=]…"}
     add("--model", **rows, help="folder or Hub id of an audio-classification model; may be given several times")
     add("--recipe", **rows, help="YAML file with settings of train/run.py; may be given several times")
@@ -35,39 +36,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--baseline", help="row that the others are compared to; default: the first")
     add(
         "--adapt",
-        nargs="+",
+        **some,
         choices=["test", "speaker"],
-        default=[],
-        help="further rows for each that can adapt to unlabeled recordings: all of a test, or each speaker's",
+        help="further rows: adapted to a test's recordings, or a speaker's",
     )
-    add(
-        "--on_leak",
-        choices=["error", "drop"],
-        default="error",
-        help="where corpora share recordings or speakers: stop, or drop them from the later corpus",
-    )
+    add("--on_leak", choices=["error", "drop"], default="error", help="drop what corpora share from the later one")
     add("--label_scheme", default="four_emotions", help="four_emotions, arousal or valence")
-    add(
-        "--attributes",
-        nargs="+",
-        default=[],
-        help="also rated, as arousal valence dominance, where a corpus has ratings",
-    )
-    add(
-        "--label_map", nargs="+", default=[], metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words"
-    )
+    add("--attributes", **some, help="also rated, as arousal valence dominance, where a corpus has ratings")
+    add("--label_map", **some, metavar="[MODEL:]LABEL=EMOTION", help="for labels that are no known words")
     add("--protocols", nargs="+", help="some of clean, corruption, cross_corpus, leave_one_corpus_out; default: all")
     add("--corruptions", nargs="+", help="names, such as noise_esc_10 gaussian room mp3; default: all there are")
     add("--levels", nargs="+", type=int, default=[1, 2, 3], help="of the corruptions, 1 mild to 3 hard")
     add("--folds", type=int, help="folds a corpus; default: one a speaker up to 12 speakers, else 5")
-    add("--emobox_folds", nargs="+", default=[], metavar="NAME=DIR", help="EmoBox's data/<corpus>, for its folds")
-    add(
-        "--test_list",
-        nargs="+",
-        default=[],
-        metavar="NAME=FILE",
-        help="recordings that a model, or a cross-corpus test, is given",
-    )
+    add("--emobox_folds", **some, metavar="NAME=DIR", help="EmoBox's data/<corpus>, for its folds")
+    add("--test_list", **some, metavar="NAME=FILE", help="recordings that a model, or a cross-corpus test, is given")
     add("--max_recordings", type=int, help="at most so many a corpus, spread over speakers and emotions")
     add("--jobs", type=int, default=1, help="trainings at once, each on one core (not with a GPU)")
     add("--cache", type=Path, help="folder of embeddings and predictions, may be shared; default: OUTPUT/cache")

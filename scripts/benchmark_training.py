@@ -36,7 +36,7 @@ from transformers import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification, closed_form, load_recording  # noqa: E402
+from modeling_edrl_mea import EdrlMeaForAudioClassification, linear_heads, load_recording  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE  # noqa: E402
 from train.data.dataset import SpeechDataset  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
@@ -228,9 +228,9 @@ def against_regression(options, train, test, labels, folder: Path) -> list[tuple
     features = [part.layer_statistics.flatten(1).double().numpy() for part in (data, held_out)]
     mean, scale = features[0].mean(0), features[0].std(0) + 1e-6
     features = [(part - mean) / scale for part in features]
-    folds = closed_form.speaker_folds(features[0], data.labels.numpy(), data.speakers)
+    folds = linear_heads.speaker_folds(features[0], data.labels.numpy(), data.speakers)
     search = GridSearchCV(
-        LogisticRegression(class_weight="balanced", max_iter=5000), {"C": closed_form.INVERSE_REGULARIZATION}, cv=folds
+        LogisticRegression(class_weight="balanced", max_iter=5000), {"C": linear_heads.INVERSE_REGULARIZATION}, cv=folds
     )
     _, theirs = timed(search.fit, features[0], data.labels.numpy())
     regression = Predictions(found.references, search.predict_proba(features[1]), found.speakers)

@@ -235,7 +235,7 @@ def speak_corpora(out: Path, n_speakers: int, n_sentences: int, seed: int) -> in
         for corpus in CORPORA:
             folder = out / corpus.name
             (folder / "audio").mkdir(parents=True)
-            work = partial(_speak, corpus=corpus, n_sentences=n_sentences, seed=seed, folder=folder)
+            work = partial(speak_one_speaker, corpus, n_sentences=n_sentences, seed=seed, folder=folder)
             rows = [row for part in pool.imap(work, corpus.variants[:n_speakers], chunksize=1) for row in part]
             with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as table:
                 writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
@@ -244,10 +244,6 @@ def speak_corpora(out: Path, n_speakers: int, n_sentences: int, seed: int) -> in
             total += len(rows)
     (out / "README.md").write_text(_readme(n_speakers, n_sentences, seed), encoding="utf-8")
     return total
-
-
-def _speak(variant: str, corpus: DemoCorpus, n_sentences: int, seed: int, folder: Path) -> list[dict]:
-    return speak_one_speaker(corpus, variant, n_sentences, seed, folder)
 
 
 def _readme(n_speakers: int, n_sentences: int, seed: int) -> str:

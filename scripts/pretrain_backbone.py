@@ -18,9 +18,7 @@ n alone, so that a run resumed after a kill goes on with the batches it would ha
 With `--teacher DIR_OR_HUB_ID`, any speech encoder that the package takes as a backbone, frames and recordings are also
 to be what the teacher's layers say of the clean recording (Chang et al. 2022, DistilHuBERT, arXiv:2110.01900, of whom
 the frames' part is): a teacher's answers cost no labels, so speech is varied too (`--varied_share`), for both.
-With a network, `--teacher microsoft/wavlm-base-plus` does this with a larger teacher. `wavlm_from_whisper.py` writes a
-Whisper encoder as a WavLM to start from; keep its front as it is (`--frozen feature_extractor feature_projection
-encoder.pos_conv_embed`), whose large constants Adam's first steps would upset.
+With a network, `--teacher microsoft/wavlm-base-plus` does this with a larger teacher.
 
 `accelerate launch scripts/pretrain_backbone.py ...` for several GPUs. Run the same command again to resume;
 `--backbone DIR` starts from the weights of a finished backbone instead of random ones.
@@ -48,9 +46,9 @@ from transformers.models.wavlm.modeling_wavlm import WavLMLayerNormConvLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 from modeling_edrl_mea.backbone import input_settings, load_backbone  # noqa: E402
-from modeling_edrl_mea.frames import receptive_field, samples_per_frame  # noqa: E402
+from modeling_edrl_mea.frames import frame_lengths, receptive_field, samples_per_frame  # noqa: E402
 from train.data.files import atomic_write, remove_unfinished  # noqa: E402
-from train.data.mixtures import CONVOLUTIONS, N_DESCRIPTORS, SAMPLING_RATE, MixtureStream, Recordings, num_frames  # noqa: E402
+from train.data.mixtures import N_DESCRIPTORS, SAMPLING_RATE, MixtureStream, Recordings  # noqa: E402
 
 HOP = 320  # samples between frames: 20 ms, as every WavLM
 WINDOW = 1024  # samples of a target frame: 64 ms, two periods of a 31 Hz voice
@@ -59,8 +57,8 @@ PITCH_HZ = (60.0, 500.0)  # range of speaking voices
 
 COMPACT = dict(
     conv_dim=(64, 128, 256, 256),
-    conv_kernel=tuple(kernel for kernel, _ in CONVOLUTIONS),
-    conv_stride=tuple(stride for _, stride in CONVOLUTIONS),
+    conv_kernel=(10, 8, 8, 8),
+    conv_stride=(5, 4, 4, 4),  # a frame every 20 ms
     hidden_size=256,
     num_hidden_layers=4,
     num_attention_heads=4,
@@ -98,10 +96,10 @@ class FrameTargets(nn.Module):
     descriptors where the batch has them.
     """
 
-    def __init__(self, mels: int = 80, lags: int = 48, descriptors: int = 0, convolutions=CONVOLUTIONS):
+    def __init__(self, config: WavLMConfig, mels: int = 80, lags: int = 48, descriptors: int = 0):
         super().__init__()
-        self.convolutions = convolutions
-        self.lead = (WINDOW - field_of(convolutions)) // 2  # center each window on what the frame sees
+        self.config = config
+        self.lead = (WINDOW - receptive_field(config)) // 2  # center each window on what the frame sees
         filters = mel_filter_bank(WINDOW // 2 + 1, mels, 50.0, 8000.0, SAMPLING_RATE, mel_scale="htk")
         window = torch.hann_window(WINDOW)
         positions = SAMPLING_RATE / torch.logspace(*(math.log10(hz) for hz in PITCH_HZ), lags).flip(0)
@@ -126,7 +124,7 @@ class FrameTargets(nn.Module):
     def measure(self, batch: dict) -> torch.Tensor:
         """The targets in their own units."""
         clean = batch["clean"]
-        count = num_frames(clean.shape[1], self.convolutions)
+        count = frame_lengths(self.config, clean.shape[1])
         tail = max(0, (count - 1) * HOP + WINDOW - self.lead - clean.shape[1])
         frames = F.pad(clean, (self.lead, tail)).unfold(1, WINDOW, HOP)[:, :count]
         frames = (frames - frames.mean(-1, keepdim=True)) * self.window
@@ -142,21 +140,15 @@ class FrameTargets(nn.Module):
     @torch.no_grad()
     def standardize(self, batches: list[dict]):
         """Set mean and scale from some batches."""
-        values = torch.cat([self.measure(batch)[frame_mask(batch, self.convolutions)] for batch in batches])
+        values = torch.cat([self.measure(batch)[frame_mask(batch, self.config)] for batch in batches])
         self.mean.copy_(values.mean(0))
         self.scale.copy_(values.std(0).clamp(min=1e-6))
 
 
-def field_of(convolutions) -> int:
-    """Samples that one frame sees."""
-    strides = itertools.accumulate((stride for _, stride in convolutions), initial=1, func=lambda a, b: a * b)
-    return 1 + sum((kernel - 1) * step for (kernel, _), step in zip(convolutions, strides, strict=False))
-
-
-def frame_mask(batch: dict, convolutions=CONVOLUTIONS) -> torch.Tensor:
+def frame_mask(batch: dict, config: WavLMConfig) -> torch.Tensor:
     """(batch, frames) bool: frames of the recording, not of its padding."""
     frames = torch.arange(batch["mask"].shape[1], device=batch["mask"].device)
-    return frames < num_frames(batch["lengths"], convolutions)[:, None]
+    return frames < frame_lengths(config, batch["lengths"])[:, None]
 
 
 def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.ndarray:
@@ -183,7 +175,7 @@ class Teacher:
     `states(batch)`: (layers, batch, frames, width), standardized by each layer's own mean and deviation.
     """
 
-    def __init__(self, checkpoint: str, convolutions, device):
+    def __init__(self, checkpoint: str, student: WavLMConfig, device):
         self.encoder = load_backbone(checkpoint).requires_grad_(False).to(device)
         config = self.encoder.config
         if samples_per_frame(config) != HOP:
@@ -191,7 +183,7 @@ class Teacher:
                 f"{checkpoint} has a frame every {samples_per_frame(config)} samples, the student every {HOP}"
             )
         self.level = 1.0 if input_settings(checkpoint, config)["normalize_waveform"] else TEACHER_LEVEL
-        late = field_of(convolutions) // 2 - receptive_field(config) // 2  # samples from its frame 0 to the student's
+        late = receptive_field(student) // 2 - receptive_field(config) // 2  # samples from its frame 0 to the student's
         self.skipped = max(0, -(-late // HOP))  # frames; samples in front make the rest of them fall together
         self.lead = self.skipped * HOP - late
         self.mean, self.scale = 0.0, 1.0
@@ -205,8 +197,8 @@ class Teacher:
         short = batch["mask"].shape[1] - states.shape[2]  # frames at the end that the teacher does not have
         return (F.pad(states, (0, 0, 0, short)) - self.mean) / self.scale
 
-    def standardize(self, batches: list[dict], convolutions):
-        values = [self.states(batch)[:, frame_mask(batch, convolutions)] for batch in batches]
+    def standardize(self, batches: list[dict], student: WavLMConfig):
+        values = [self.states(batch)[:, frame_mask(batch, student)] for batch in batches]
         values = torch.cat(values, 1)
         self.mean, self.scale = values.mean(1)[:, None, None], values.std(1)[:, None, None].clamp(min=1e-6)
 
@@ -237,7 +229,7 @@ class Pretraining(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """Losses by name; `loss` is their weighted sum."""
-        valid = frame_mask(batch, self.targets.convolutions)
+        valid = frame_mask(batch, self.targets.config)
         samples = torch.arange(batch["noisy"].shape[1], device=valid.device)
         output = self.backbone(
             batch["noisy"],
@@ -247,10 +239,7 @@ class Pretraining(nn.Module):
         )
         with torch.autocast(valid.device.type, enabled=False):
             error = F.smooth_l1_loss(
-                self.frame_head(output.last_hidden_state.float()),
-                self.targets(batch),
-                reduction="none",
-                beta=0.5,
+                self.frame_head(output.last_hidden_state.float()), self.targets(batch), reduction="none", beta=0.5
             ).mean(-1)
             losses = {"masked": mean_at(error, batch["mask"]), "seen": mean_at(error, valid & ~batch["mask"])}
             loss = self.args.acoustic_weight * (losses["masked"] + self.args.seen_weight * losses["seen"])
@@ -461,7 +450,6 @@ def parse_arguments(argv=None):
     add("--cache", help="where decoded audio goes (default: OUTPUT/cache)")
     add("--opensmile", action="store_true", help="also predict ComParE's descriptors and functionals")
     add("--backbone", help="folder of a backbone whose weights and sizes to start from")
-    add("--frozen", nargs="*", default=[], help="beginnings of names of the backbone's weights that stay as they are")
     add("--teacher", help="folder or Hub id of a pretrained speech encoder to learn from")
     add("--rooms", nargs="*", default=[], help="folders of room impulse responses, for the student alone")
     budget = parser.add_mutually_exclusive_group(required=True)
@@ -510,28 +498,25 @@ def main(argv=None):
     if accelerator.is_main_process:
         remove_unfinished(args.output)
     config = WavLMConfig.from_pretrained(args.backbone) if args.backbone else backbone_config(**args.sizes)
-    convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
-    teacher = Teacher(args.teacher, convolutions, accelerator.device) if args.teacher else None
+    teacher = Teacher(args.teacher, config, accelerator.device) if args.teacher else None
     speech, noise, rooms = open_recordings(args, accelerator)
     functionals = principal_functionals(speech.functionals) if args.opensmile else None
     streams = [
-        MixtureStream(speech, noise, functionals, args, rank, rooms, convolutions)
+        MixtureStream(speech, noise, functionals, args, config, rank, rooms)
         for rank in range(accelerator.num_processes)
     ]
     accelerator.print(f"{len(speech)} recordings, {speech.lengths.sum() / SAMPLING_RATE / 3600:.2f} h")
 
     torch.manual_seed(args.seed)
     some = [streams[0][-1 - i + 2**31] for i in range(16)]
-    targets = FrameTargets(descriptors=N_DESCRIPTORS if args.opensmile else 0, convolutions=convolutions)
+    targets = FrameTargets(config, descriptors=N_DESCRIPTORS if args.opensmile else 0)
     targets.standardize(some)
     if teacher:
         on_device = [{name: value.to(accelerator.device) for name, value in batch.items()} for batch in some]
-        teacher.standardize(on_device, convolutions)
+        teacher.standardize(on_device, config)
     model = Pretraining(config, targets, functionals.shape[1] if args.opensmile else 0, args, teacher)
     if args.backbone:
         model.backbone.load_state_dict(WavLMModel.from_pretrained(args.backbone, dtype=torch.float32).state_dict())
-    for name, weight in model.backbone.named_parameters():
-        weight.requires_grad_(not name.startswith(tuple(args.frozen)))
     accelerator.print(f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M parameters")
     Run(args, accelerator, model).train(streams[accelerator.process_index])
 

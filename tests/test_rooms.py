@@ -10,7 +10,14 @@ PACKAGES = ("modeling_edrl_mea", "train", "hub_card")
 # Rooms from the top down; one may import those below it. What is not listed is a room of its own name's folder.
 FLOORS = (
     ("train.run", "train.benchmark"),
-    ("train.trainer", "train.model_setup", "train.arguments", "train.help", "train.training_log"),
+    (
+        "train.trainer",
+        "train.corpus_embedding",
+        "train.model_setup",
+        "train.arguments",
+        "train.help",
+        "train.training_log",
+    ),
     ("train.run_folder", "train.failures", "train.evaluation"),
     ("train.data",),
     ("train.degradation",),

@@ -6,12 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from modeling_edrl_mea import EdrlMeaConfig
 from modeling_edrl_mea.configuration_edrl_mea import AlignmentTarget
@@ -46,120 +47,101 @@ CHOICES = {
 
 @dataclass
 class DataArguments:
-    dataset_name: list[str] = field(
+    dataset_name: list[str] = HfArg(
+        default_factory=list, help="corpora to train on: folder, name=folder, manifest, or Hub id; several are united"
+    )
+    test_dataset_name: list[str] = HfArg(default_factory=list, help="other corpora, only tested on; labels must fit")
+    attributes: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "corpora to train on: folder, name=folder, manifest, or Hub id; several are united"},
+        help="what to rate beside the emotion: arousal valence dominance, or columns of a manifest",
     )
-    test_dataset_name: list[str] = field(
-        default_factory=list, metadata={"help": "other corpora, only tested on; labels must fit"}
+    problem_type: str = HfArg(
+        default="single_label_classification", help="regression: rate the attributes alone, no emotions"
     )
-    attributes: list[str] = field(
-        default_factory=list,
-        metadata={"help": "what to rate beside the emotion: arousal valence dominance, or columns of a manifest"},
+    soft_labels: bool = HfArg(
+        default=False, help="learn the shares of emotions that a table's labels or MSP-Podcast's listeners give"
     )
-    problem_type: str = field(
-        default="single_label_classification", metadata={"help": "regression: rate the attributes alone, no emotions"}
-    )
-    soft_labels: bool = field(
-        default=False,
-        metadata={"help": "learn the shares of emotions that a table's labels or MSP-Podcast's listeners give"},
-    )
-    label_scheme: str = field(
+    label_scheme: str = HfArg(
         default="native",
-        metadata={
-            "help": "native, four_emotions, or high/low arousal or valence by emotion (table in train/data/emotions.py)"
-        },
+        help="native, four_emotions, or high/low arousal or valence by emotion (table in train/data/emotions.py)",
     )
-    train_split_name: str | None = field(
-        default=None, metadata={"help": "official split to train on; default: the one called train"}
+    train_split_name: str | None = HfArg(default=None, help="official split to train on; default: the one called train")
+    validation_split_name: str | None = HfArg(
+        default=None, help="official split for early stopping; default: dev or validation, else of train"
     )
-    validation_split_name: str | None = field(
-        default=None, metadata={"help": "official split for early stopping; default: dev or validation, else of train"}
+    test_split_name: str | None = HfArg(
+        default=None, help="official split to test on; default: the one called test, else split by speaker"
     )
-    test_split_name: str | None = field(
-        default=None,
-        metadata={"help": "official split to test on; default: the one called test, else split by speaker"},
+    keep_given_splits: bool = HfArg(
+        default=True, help="keep the splits that a corpus gives, so that results compare; False: split by speaker"
     )
-    keep_given_splits: bool = field(
-        default=True,
-        metadata={"help": "keep the splits that a corpus gives, so that results compare; False: split by speaker"},
-    )
-    on_leak: str = field(
+    on_leak: str = HfArg(
         default="error",
-        metadata={"help": "error: stop where training shares recordings or speakers with a test; drop: leave them out"},
+        help="error: stop where training shares recordings or speakers with a test; drop: leave them out",
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "config of a Hub dataset, as its language"})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "commit, tag or branch of a Hub dataset, so that a run can be repeated"}
+    dataset_config_name: str | None = HfArg(default=None, help="config of a Hub dataset, as its language")
+    dataset_revision: str | None = HfArg(
+        default=None, help="commit, tag or branch of a Hub dataset, so that a run can be repeated"
     )
-    audio_column_name: str = field(default="audio", metadata={"help": "of a Hub dataset or manifest"})
-    label_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
-    speaker_column_name: str | None = field(default=None, metadata={"help": "of a Hub dataset or manifest"})
-    test_fraction: float = field(default=0.25, metadata={"help": "share of the speakers held out for testing"})
-    validation_fraction: float = field(default=0.2, metadata={"help": "share of the other speakers for early stopping"})
-    allow_shared_speakers: bool = field(
-        default=False,
-        metadata={"help": "split by recording where speakers are unknown: results come out too good"},
+    audio_column_name: str = HfArg(default="audio", help="of a Hub dataset or manifest")
+    label_column_name: str | None = HfArg(default=None, help="of a Hub dataset or manifest")
+    speaker_column_name: str | None = HfArg(default=None, help="of a Hub dataset or manifest")
+    test_fraction: float = HfArg(default=0.25, help="share of the speakers held out for testing")
+    validation_fraction: float = HfArg(default=0.2, help="share of the other speakers for early stopping")
+    allow_shared_speakers: bool = HfArg(
+        default=False, help="split by recording where speakers are unknown: results come out too good"
     )
-    max_length_seconds: float | None = field(
-        default=None,
-        metadata={"help": "stage 1 hears a random stretch of at most this of each recording (unfrozen backbone)"},
+    max_length_seconds: float | None = HfArg(
+        default=None, help="stage 1 hears a random stretch of at most this of each recording (unfrozen backbone)"
     )
-    on_bad_audio: str = field(
-        default="error",
-        metadata={"help": "error: list recordings that cannot be used and stop; skip: go on without them"},
+    on_bad_audio: str = HfArg(
+        default="error", help="error: list recordings that cannot be used and stop; skip: go on without them"
     )
-    noisy_copies: int = field(
-        default=0,
-        metadata={"help": "augmented copies of each training recording; 0: trained on clean speech alone"},
+    noisy_copies: int = HfArg(
+        default=0, help="augmented copies of each training recording; 0: trained on clean speech alone"
     )
-    noise_dir: str | None = field(default=None, metadata={"help": "noise recordings; half never serve in training"})
-    rir_dir: str | None = field(default=None, metadata={"help": "room impulse responses; half never serve in training"})
-    embedding_cache: str | None = field(default=None, metadata={"help": "folder; default: OUTPUT_DIR/embeddings"})
+    noise_dir: str | None = HfArg(default=None, help="noise recordings; half never serve in training")
+    rir_dir: str | None = HfArg(default=None, help="room impulse responses; half never serve in training")
+    embedding_cache: str | None = HfArg(default=None, help="folder; default: OUTPUT_DIR/embeddings")
 
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str = field(
+    model_name_or_path: str = HfArg(
         default=str(COMPACT_BACKBONE),
-        metadata={"help": "WavLM or another speech encoder, or an EDRL-MEA model to go on from: Hub id or folder"},
+        help="WavLM or another speech encoder, or an EDRL-MEA model to go on from: Hub id or folder",
     )
-    patience: int = field(default=10, metadata={"help": "epochs without a better validation UAR before stage 1 stops"})
-    freeze_backbone: bool = field(
-        default=True,
-        metadata={"help": "keep the encoder as it is: its embeddings are computed once, and training takes seconds"},
+    patience: int = HfArg(default=10, help="epochs without a better validation UAR before stage 1 stops")
+    freeze_backbone: bool = HfArg(
+        default=True, help="keep the encoder as it is: its embeddings are computed once, and training takes seconds"
     )
-    keep_last_n_layers: int = field(
-        default=0,
-        metadata={"help": "with freeze_backbone: the last transformer layers that stage 1 trains all the same"},
+    keep_last_n_layers: int = HfArg(
+        default=0, help="with freeze_backbone: the last transformer layers that stage 1 trains all the same"
     )
-    freeze_feature_encoder: bool = field(
-        default=True, metadata={"help": "keep the convolutions under an unfrozen backbone as they are"}
+    freeze_feature_encoder: bool = HfArg(
+        default=True, help="keep the convolutions under an unfrozen backbone as they are"
     )
-    backbone_learning_rate: float = field(
-        default=5e-5, metadata={"help": "of what is unfrozen of the backbone; learning_rate is the heads'"}
+    backbone_learning_rate: float = HfArg(
+        default=5e-5, help="of what is unfrozen of the backbone; learning_rate is the heads'"
     )
 
 
 @dataclass
 class EdrlMeaTrainingArguments(TrainingArguments):
-    output_dir: str = field(default="outputs/edrl-mea", metadata={"help": "where the model and the report go"})
-    num_train_epochs: float = field(default=8.0)
-    per_device_train_batch_size: int = field(default=256)
-    per_device_eval_batch_size: int = field(default=256)
-    learning_rate: float = field(
-        default=1e-4,
-        metadata={"help": "more, where EDRL starts at random (start_from_regression): 3e-3, and 40 epochs"},
+    output_dir: str = HfArg(default="outputs/edrl-mea", help="where the model and the report go")
+    num_train_epochs: float = 8.0
+    per_device_train_batch_size: int = 256
+    per_device_eval_batch_size: int = 256
+    learning_rate: float = HfArg(
+        default=1e-4, help="more, where EDRL starts at random (start_from_regression): 3e-3, and 40 epochs"
     )
-    weight_decay: float = field(default=0.1)
-    eval_strategy: str = field(default="epoch")
-    save_strategy: str = field(default="epoch")
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "one more than is needed: the newest may be damaged"}
-    )
-    logging_strategy: str = field(default="epoch")
-    report_to: str = field(default="tensorboard")
-    seed: int = field(default=0)
+    weight_decay: float = 0.1
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = HfArg(default=2, help="one more than is needed: the newest may be damaged")
+    logging_strategy: str = "epoch"
+    report_to: str = "tensorboard"
+    seed: int = 0
 
 
 def _config_help(name: str) -> str:
@@ -175,11 +157,7 @@ def _config_field(spec: dataclasses.Field):
         kind = list[str]
     elif spec.name in CHOICES:
         kind = str  # `misspelled` names the choices and the nearest one
-    return (
-        spec.name,
-        kind | None,
-        field(default=None, metadata={"help": _config_help(spec.name)}),
-    )
+    return spec.name, kind | None, HfArg(default=None, help=_config_help(spec.name))
 
 
 def _own_fields():

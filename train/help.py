@@ -32,13 +32,10 @@ def text() -> str:
 def _entry(node: ast.AnnAssign, source: str, docstring: str) -> str:
     settings = {key.arg: key.value for key in getattr(node.value, "keywords", [])}
     default = settings.get("default", settings.get("default_factory", node.value))
-    why = _of_metadata(settings) or _of_docstring(node.target.id, docstring) or _of_comments(node, source)
+    why = ast.literal_eval(settings["help"]) if "help" in settings else ""
+    why = why or _of_docstring(node.target.id, docstring) or _of_comments(node, source)
     line = f"{why} (default: {ast.unparse(default)})".strip()
     return f"  --{node.target.id}\n" + textwrap.fill(line, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
-
-
-def _of_metadata(settings: dict) -> str:
-    return ast.literal_eval(settings["metadata"])["help"] if "metadata" in settings else ""
 
 
 def _of_docstring(name: str, docstring: str) -> str:

@@ -116,11 +116,7 @@ def read_splits(args, seed: int) -> dict:
     """Training, validation and test recordings: the splits that the corpora give, else split by speaker."""
     if not args.dataset_name:
         raise CorpusError("No --dataset_name: give a corpus to train on, e.g. --dataset_name emodb=DIR.")
-    names = {
-        "train": args.train_split_name,
-        "validation": args.validation_split_name,
-        "test": args.test_split_name,
-    }
+    names = {"train": args.train_split_name, "validation": args.validation_split_name, "test": args.test_split_name}
     keep = args.keep_given_splits
     alone = None if keep else args.train_split_name  # which then is split anew
     corpus = concatenate_corpora([read_corpus(source, args, alone) for source in args.dataset_name])

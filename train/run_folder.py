@@ -41,35 +41,40 @@ def check_settings(folder: Path, held: dict, settings: dict, option: str) -> Non
         )
 
 
+def claim(folder: Path, option: str, before_a_run: tuple[str, ...], seconds: float = 0):
+    """A held lock that makes a folder (given as `option`) this run's own: until it is released, or the process ends.
+
+    before_a_run: beginnings of the names that there may be of a run that has no run.json yet.
+
+    Raises:
+        RunError: the folder holds something else, cannot be written, or another run is writing to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(before_a_run))
+        lock = FileLock(folder / LOCK).acquire(timeout=seconds)
+    except Timeout as error:
+        raise RunError(f"Another run is writing to {folder}. Wait for it, or give another {option}.") from error
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written ({error.strerror}). Give another {option}.") from error
+    if foreign and not (folder / "run.json").exists():
+        raise RunError(
+            f"{folder} holds something else ({', '.join(foreign[:3])}) and no run of this. Give a new or empty folder "
+            f"as {option}."
+        )
+    return lock
+
+
 class RunFolder:
     """`run.json`, `steps.safetensors` and sealed `checkpoint-N/` in a run's output directory."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.steps_file, self.run_file = self.folder / "steps.safetensors", self.folder / "run.json"
-        self._lock = FileLock(self.folder / LOCK)
 
     def lock(self) -> None:
-        """Make the folder this process's own, until it ends. One process of a run calls it, before anything else.
-
-        Raises:
-            RunError: the folder holds something else, cannot be written, or another run is writing to it.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(BEFORE_A_RUN))
-            self._lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout as error:
-            raise RunError(
-                f"Another run is writing to {self.folder}. Wait for it, or give another --output_dir."
-            ) from error
-        except OSError as error:
-            raise RunError(f"{self.folder} cannot be written ({error.strerror}). Give another --output_dir.") from error
-        if foreign and not self.run_file.exists():
-            raise RunError(
-                f"{self.folder} holds something else ({', '.join(foreign[:3])}) and no run of this. Give a new or "
-                "empty folder as --output_dir."
-            )
+        """Make the folder this process's own, until it ends. One process of a run calls it, before anything else."""
+        self._lock = claim(self.folder, "--output_dir", BEFORE_A_RUN, LOCK_SECONDS)
 
     def open(self, settings: dict, about: dict) -> None:
         """Claim the folder for a run with these settings (all that decides its result), or find them to be those of

@@ -8,7 +8,7 @@ import os
 import gradio as gr
 import matplotlib
 import numpy as np
-from hearing import LIMIT, NOISES, adapted, deciding_blocks, read, scores, verdict, with_noise
+from hearing import LIMIT, NOISES, adapted, deciding_blocks, hear, read, verdict, with_noise
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForAudioClassification
 
@@ -47,10 +47,10 @@ def build(model, name: str) -> gr.Blocks:
 
     def listen(recording, snr_db, kind, own):
         waveform, rate = _checked(recording)
-        before = _or_error(scores, own or model, waveform, rate)
-        decided = _blocks_plot(*deciding_blocks(own or model, waveform, rate)) if before else None
+        before = _or_error(hear, own or model, waveform, rate)
+        decided = _blocks_plot(*deciding_blocks(own or model, waveform, rate)) if before.scores else None
         noisy = _noisy(waveform, rate, before, snr_db, kind, own)
-        yield before, *noisy, decided, None
+        yield before.scores, *noisy, decided, None
         for curve in over_time(waveform, rate, own):
             yield *(gr.skip() for _ in range(5)), curve
 
@@ -58,7 +58,7 @@ def build(model, name: str) -> gr.Blocks:
         if recording is None:
             return None, None, ""
         waveform, rate = _checked(recording)
-        return _noisy(waveform, rate, _or_error(scores, own or model, waveform, rate), snr_db, kind, own)
+        return _noisy(waveform, rate, _or_error(hear, own or model, waveform, rate), snr_db, kind, own)
 
     def adapt_to(files):
         if not files:
@@ -73,8 +73,9 @@ def build(model, name: str) -> gr.Blocks:
 
     def _noisy(waveform, rate, before, snr_db, kind, own):
         mixed = with_noise(waveform, snr_db, kind)
-        after = scores(own or model, mixed, rate)
-        return after, (rate, (mixed * 32767).astype(np.int16)), verdict(before, after)
+        after = hear(own or model, mixed, rate)
+        said = verdict(before, after, model.config.attribute_scales)
+        return after.scores, (rate, (mixed * 32767).astype(np.int16)), said
 
     def over_time(waveform, rate, own):
         """The curve, again and again as a long recording is heard."""
@@ -87,6 +88,7 @@ def build(model, name: str) -> gr.Blocks:
         short = f": under {LONG:g} s there is little to see" if len(waveform) < LONG * rate else ""
         yield _curve(stream.timeline, f"Over time{short}")
 
+    names_emotions = not model.config.is_regression
     with gr.Blocks(title=f"{name}: emotions in speech") as page:
         gr.Markdown(ABOUT.format(name=name, limit=LIMIT))
         with gr.Row():
@@ -95,14 +97,14 @@ def build(model, name: str) -> gr.Blocks:
                     sources=["upload", "microphone"], type="filepath", label="Speech", elem_id="speech"
                 )
                 button = gr.Button("Listen", variant="primary", elem_id="listen")
-                clean = gr.Label(label="As recorded", elem_id="clean")
+                clean = gr.Label(label="As recorded", elem_id="clean", visible=names_emotions)
             with gr.Column():
                 snr = gr.Slider(-10, 40, value=10, step=1, label="Speech above noise, dB", elem_id="snr")
                 kind = gr.Dropdown(NOISES, value=NOISES[0], label="Noise")
                 comparison = gr.Markdown(elem_id="verdict")
-                noisy = gr.Label(label="With noise", elem_id="noisy")
+                noisy = gr.Label(label="With noise", elem_id="noisy", visible=names_emotions)
                 mixed = gr.Audio(label="Speech with noise", interactive=False)
-        with gr.Accordion("My recordings", open=False):
+        with gr.Accordion("My recordings", open=False, visible=names_emotions):
             gr.Markdown("Some recordings of yours, of mixed emotions: the model adapts to them, for you alone.")
             files = gr.File(file_count="multiple", file_types=["audio"], label="Recordings", elem_id="mine")
             report = gr.Markdown(elem_id="report")

@@ -1,7 +1,9 @@
-"""What the demo asks of a model: scores, scores over time, what decided, and the same with noise mixed in."""
+"""What the demo asks of a model: what it hears, what decided, and the same with noise mixed in."""
 
 import copy
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import soundfile
@@ -60,10 +62,10 @@ def as_mono(recording: tuple[int, np.ndarray]) -> tuple[np.ndarray, int]:
     return samples.astype(np.float32), int(rate)
 
 
-def scores(model, waveform: np.ndarray, rate: int) -> dict[str, float]:
-    """Probability by emotion; empty where nobody speaks."""
+def hear(model, waveform: np.ndarray, rate: int):
+    """The model's `Prediction`, without scores and ratings where nobody speaks."""
     heard = model.predict({"array": waveform, "sampling_rate": rate})
-    return heard.scores if heard.emotion is not None else {}
+    return heard if heard.speech_share else replace(heard, scores={}, attributes=None)
 
 
 def deciding_blocks(model, waveform: np.ndarray, rate: int) -> tuple[str, dict[str, float]]:
@@ -104,18 +106,35 @@ def _noise(waveform: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndar
     return np.fft.irfft(spectrum * shape, n=len(waveform))
 
 
-def verdict(before: dict[str, float], after: dict[str, float]) -> str:
-    """Whether the prediction survives, in a sentence."""
-    if not before:
-        return "**Nobody speaks** in this recording, so that no emotion is named."
-    if not after:
-        return "**With noise no speech is heard**, so that no emotion is named."
+def verdict(before, after, scales: Mapping[str, tuple[float, float]]) -> str:
+    """What is heard without and with noise, both as [`hear`] tells, in words; ratings as a table, on their scales."""
+    if not before.speech_share:
+        return "**Nobody speaks** in this recording, so there is nothing to tell."
+    said = _survival(before.scores, after.scores)
+    if not after.speech_share:
+        said = "**With noise no speech is heard**, so there is nothing to tell."
+    return "\n\n".join(part for part in (said, _ratings(before.attributes, after.attributes, scales)) if part)
+
+
+def _survival(before: dict[str, float], after: dict[str, float]) -> str:
+    """Whether the prediction of an emotion survives; nothing of a model that names none."""
+    if not before or not after:
+        return ""
     first, second = max(before, key=before.get), max(after, key=after.get)
     share, noisy_share = before[first], after[second]
     first, second = plain(first), plain(second)
     if first == second:
         return f"**The prediction holds:** {first}, {share:.0%} without and {noisy_share:.0%} with noise."
     return f"**The prediction changes:** {first} ({share:.0%}) becomes {second} ({noisy_share:.0%})."
+
+
+def _ratings(before: dict[str, float] | None, after: dict[str, float] | None, scales) -> str:
+    lines = ["| | scale | as recorded | with noise |", "| --- | --- | --- | --- |"]
+    for name, rating in (before or {}).items():
+        low, high = scales[name]
+        noisy = f"{after[name]:.1f}" if after else "–"
+        lines.append(f"| {plain(name)} | {low:g} to {high:g} | {rating:.1f} | {noisy} |")
+    return "\n".join(lines) if before else ""
 
 
 def plain(label: str) -> str:

@@ -175,10 +175,11 @@ def broken(folder: Path) -> dict:
     soundfile.write(folder / "nan.wav", np.full(800, np.nan), RATE, subtype="FLOAT")
     (folder / "folder.wav").mkdir()
     names = {name: str(folder / f"{name}.wav") for name in ("text", "none", "nan", "missing", "folder")}
-    return names | {"None": None, "row of nothing": {"bytes": None, "path": None}, "empty bytes": b"", "words": ["a"]}
+    nothing = {"None": None, "row of nothing": {"bytes": None, "path": None}, "empty bytes": b""}
+    return names | nothing | {"words": ["a"], "rate and samples": (RATE, np.zeros(800))}
 
 
-NO_FILES = ("None", "row of nothing", "words")
+NO_FILES = ("None", "row of nothing", "words", "rate and samples")
 BROKEN_FILES = ("text", "none", "nan", "missing", "folder")
 REFUSING = {
     of_extractor: NO_FILES,

@@ -18,7 +18,7 @@ from tests.support.forked_runs import Disk, Ended, differences, in_parallel, sto
 from tests.support.tones import write_backbone, write_corpus
 from train.data import embeddings
 
-N_EPOCHS, STEPS_PER_EPOCH = 3, 2
+N_EPOCHS, STEPS_PER_EPOCH = 2, 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
 
@@ -166,17 +166,21 @@ def test_every_write_may_be_the_last(flags, undisturbed, tmp_path, how):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "torn"])
 def test_a_kill_leaves_what_the_copies_hold(flags, undisturbed, tmp_path, how):
-    for copy in sorted(undisturbed[0].parent.glob(f"{how}-*"))[::20]:
+    whole, changes = undisturbed
+    for copy in sorted(whole.parent.glob(f"{how}-*"))[::10]:
+        n = int(copy.name.rpartition("-")[2])
+        if "model.partial" in changes[n - 1]:  # transformers copies the model's code in another order each time
+            continue
         out = tmp_path / copy.name / "out"
         out.parent.mkdir()
-        train(flags | {"output_dir": out}, Disk(out, int(copy.name.rpartition("-")[2]), how))
+        train(flags | {"output_dir": out}, Disk(out, n, how))
         assert sizes(out) == sizes(copy)
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Of all files, but for those that tell times or paths; the random part of unfinished files' names is left out."""
+    """Of all files, 0 for those that tell times or paths; the random part of unfinished files' names is left out."""
     names = {path: re.sub(r"\.[0-9a-f]{12}\.", ".", str(path.relative_to(folder))) for path in folder.rglob("*")}
-    return {name: path.stat().st_size * (".json" not in name) for path, name in names.items()}
+    return {name: path.stat().st_size * (not re.search(r"\.(json|md)", name)) for path, name in names.items()}
 
 
 @pytest.mark.slow

@@ -58,9 +58,9 @@ def test_the_upload_is_weights_extractor_code_card_plots_report_and_settings(ori
 
 CODE = """
     adaptation alignment attributes backbone configuration_edrl_mea correction disentanglement evaluation_mode
-    exact_buffers explanation feature_encoder feature_extraction_edrl_mea frames global_batch labels loading
-    log_mel_encoders modeling_edrl_mea online_adaptation prediction prepared_weights pretrained recordings
-    speech_embedding speech_gate stock_encoders timeline timeline_stream wavlm windows
+    exact_buffers feature_encoder feature_extraction_edrl_mea frames global_batch labels loading log_mel_encoders
+    modeling_edrl_mea prediction prepared_weights pretrained recordings speech_embedding speech_gate stock_encoders
+    timeline timeline_stream wavlm windows
 """
 
 

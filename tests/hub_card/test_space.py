@@ -17,6 +17,7 @@ import soundfile
 import yaml
 from markdown_it import MarkdownIt
 
+from modeling_edrl_mea import Prediction
 from tests.conftest import EMOTIONS, noise_recordings
 from tests.support.voice import vowels
 
@@ -33,6 +34,7 @@ def load_module(name: str):
 
 hearing = load_module("hearing")
 markdown = MarkdownIt()  # with HTML passed through, as the page does
+tables = MarkdownIt().enable("table")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def speech():
 def test_scores_are_those_of_pipeline(model, speech):
     inputs = model.feature_extractor()([speech], sampling_rate=16_000, return_tensors="pt")
     expected = model(**inputs).logits.softmax(-1)[0].tolist()
-    assert list(hearing.scores(model, speech, 16_000).values()) == pytest.approx(expected, abs=1e-4)
+    assert list(hearing.hear(model, speech, 16_000).scores.values()) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", hearing.NOISES)
@@ -94,9 +96,14 @@ def test_a_visitors_recordings_adapt_a_model_of_their_own(model, tmp_path):
 
 
 def test_the_verdict_says_whether_the_prediction_holds():
-    before = {"anger": 0.8, "neutral": 0.2}
-    assert "holds:** anger, 80% without and 60%" in hearing.verdict(before, {"anger": 0.6, "neutral": 0.4})
-    assert "changes:** anger (80%) becomes neutral (70%)" in hearing.verdict(before, {"anger": 0.3, "neutral": 0.7})
+    before = heard({"anger": 0.8, "neutral": 0.2})
+    assert "holds:** anger, 80% without and 60%" in hearing.verdict(before, heard({"anger": 0.6, "neutral": 0.4}), {})
+    said = hearing.verdict(before, heard({"anger": 0.3, "neutral": 0.7}), {})
+    assert "changes:** anger (80%) becomes neutral (70%)" in said
+
+
+def heard(scores: dict, speech_share: float = 1.0, attributes=None) -> Prediction:
+    return Prediction(None, scores, None, speech_share, attributes=attributes)
 
 
 def test_no_emotion_is_named_where_nobody_speaks(functions, model, tmp_path):
@@ -104,12 +111,29 @@ def test_no_emotion_is_named_where_nobody_speaks(functions, model, tmp_path):
     soundfile.write(tmp_path / "noise.wav", noise, 16_000)
     shown, noisy, _, verdict, blocks, _ = next(functions["listen"](str(tmp_path / "noise.wav"), 10, "pink", None))
     assert shown == noisy == {} and blocks is None and "Nobody speaks" in verdict
-    assert "no speech is heard" in hearing.verdict({"anger": 1.0}, {})
+    assert "no speech is heard" in hearing.verdict(heard({"anger": 1.0}), heard({}, 0), {})
+
+
+@pytest.mark.parametrize("kind", ["alone", "beside emotions"])
+def test_attributes_stand_on_the_page_on_their_scale(tiny_model, speech, tmp_path, kind):
+    settings = {"attribute_names": ["arousal"], "attribute_ranges": {"arousal": [1, 7]}}
+    if kind == "alone":
+        settings |= {"problem_type": "regression", "id2label": {0: "arousal"}}
+    rater = tiny_model("linear", **settings)
+    soundfile.write(tmp_path / "speech.wav", speech, 16_000)
+    answers = list(page_functions(rater)["listen"](str(tmp_path / "speech.wav"), 10, "pink", None))
+    shown, noisy, _, said, blocks, _ = answers[0]
+    (row,) = re.findall(r"\| arousal \| 1 to 7 \| (\S+) \| (\S+) \|", said)
+    rated = hearing.hear(rater, hearing.read(str(tmp_path / "speech.wav"))[0], 16_000).attributes["arousal"]
+    assert row[0] == f"{rated:.1f}" and "<td>1 to 7</td>" in tables.render(said)
+    assert bool(shown) == bool(noisy) == (blocks is not None) == ("prediction" in said) == (kind != "alone")
+    assert "Nobody speaks" not in said and answers[-1][-1].axes[1].get_ylabel() == "rating"
+    assert "–" in hearing.verdict(heard({}, 1.0, {"arousal": 4.0}), heard({}, 0), {"arousal": (1, 7)})
 
 
 def test_labels_are_text_in_the_verdict(model):
     label = "</b><img src=x onerror=alert(1)> [x](javascript:y) **`|&lt;"
-    shown = markdown.render(hearing.verdict({label: 1.0}, {label: 1.0}))
+    shown = markdown.render(hearing.verdict(heard({label: 1.0}), heard({label: 1.0}), {}))
     assert label in html.unescape(re.sub(r"</?(p|strong)>", "", shown)) and "<img" not in shown and "<a " not in shown
 
 
@@ -123,6 +147,10 @@ def test_a_recording_over_the_limit_is_refused_before_it_is_decoded(tmp_path, mo
 @pytest.fixture(scope="module")
 def functions(model):
     """What the page calls, by name."""
+    return page_functions(model)
+
+
+def page_functions(model) -> dict:
     pytest.importorskip("gradio", reason="the demo needs gradio: pip install -e '.[demo]'")
     sys.modules["hearing"] = hearing
     return {function.api_name: function.fn for function in load_module("app").build(model, "tiny").fns.values()}
@@ -233,13 +261,12 @@ def test_a_recording_is_uploaded_and_predicted_clean_and_in_noise(page_address, 
     page.wait_for_function("document.querySelector('#verdict')?.innerText.includes('prediction')")
     page.wait_for_function("document.querySelectorAll('img').length >= 2")
     stored = soundfile.read(tmp_path / "speech.wav", dtype="float32")[0]
-    expected = hearing.scores(model, stored, 16_000)
+    expected = hearing.hear(model, stored, 16_000).scores
     shown = page.inner_text("#clean")
     assert max(expected, key=expected.get) in shown
     assert all(emotion in shown for emotion in EMOTIONS.values())
-    assert max(hearing.scores(model, hearing.with_noise(stored, 10, "pink"), 16_000).items(), key=lambda s: s[1])[
-        0
-    ] in page.inner_text("#noisy")
+    in_noise = hearing.hear(model, hearing.with_noise(stored, 10, "pink"), 16_000).scores
+    assert max(in_noise, key=in_noise.get) in page.inner_text("#noisy")
     place = os.environ.get("SCREENSHOT_DIR", str(tmp_path))
     page.screenshot(path=f"{place}/demo.png", full_page=True)
 

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 from modeling_edrl_mea import AlignmentCallback, EdrlMeaConfig, EdrlMeaForAudioClassification, closed_form
 from modeling_edrl_mea.attributes import attribute_loss
 from modeling_edrl_mea.embeddings import Embeddings
-from modeling_edrl_mea.rating_regression import fit_ratings
+from modeling_edrl_mea.linear_heads import fit_ratings
 from tests.conftest import every_arrangement, inputs_of, noise_recordings
 
 NAMES = ["arousal", "valence"]
@@ -215,6 +215,22 @@ def test_another_set_of_attributes_starts_anew(tiny_model, tmp_path):
     loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path, **others)
     assert loaded.classifier.weight.shape[0] == 5 and loaded.classifier.bias.abs().max() == 0
     assert loaded.config.attribute_scales == {"tension": (-1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ({"num_labels": 1}, ["LABEL_0"]),
+        ({"num_labels": 1, "id2label": {0: "arousal"}}, ["arousal"]),
+        ({"attribute_names": ["arousal"], "attribute_ranges": {"arousal": [1, 7]}}, ["arousal"]),
+        ({"attribute_names": ["a", "b", "c", "d"]}, ["a", "b", "c", "d"]),
+    ],
+    ids=["a number", "a label", "an attribute", "as many attributes as emotions"],
+)
+def test_a_classifier_becomes_a_rater_of_what_is_named(model_folder, told, names):
+    settings = {"problem_type": "regression", "ignore_mismatched_sizes": True}
+    config = EdrlMeaForAudioClassification.from_pretrained(model_folder, **settings, **told).config
+    assert config.attribute_names == config.labels == names
 
 
 # Training

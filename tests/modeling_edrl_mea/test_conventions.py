@@ -7,13 +7,21 @@ import pytest
 import torch
 from transformers import AutoModelForAudioClassification, WavLMModel
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification
+from modeling_edrl_mea import EdrlMeaForAudioClassification, prepared_weights
 from tests.conftest import inputs_of, noise_recordings
 
 
 @pytest.fixture
 def recordings():
     return noise_recordings(3, seed=1)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The CPU's own way at inference, which some machines are spared, and which shortcuts some modules' calls."""
+    if "AVX" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip("oneDNN packs weights on x86 alone")
+    monkeypatch.setattr(prepared_weights, "has_kernels", lambda dtype: dtype == torch.float32)
 
 
 # Adapters and quantization
@@ -29,7 +37,7 @@ def recordings():
     ],
     ids=["attention", "and a classifier", "every linear of the backbone", "convolutions"],
 )
-def test_low_rank_adapters_train_merge_and_come_back(tiny_model, tmp_path, recordings, settings):
+def test_low_rank_adapters_train_merge_and_come_back(kernels, tiny_model, tmp_path, recordings, settings):
     peft = pytest.importorskip("peft")
     base = tiny_model("edrl_mea")
     untouched = copy.deepcopy(base)
@@ -37,7 +45,7 @@ def test_low_rank_adapters_train_merge_and_come_back(tiny_model, tmp_path, recor
     inputs = inputs_of(untouched, recordings)
     logits = model(**inputs).logits
     assert not torch.allclose(logits, untouched(**inputs).logits, atol=1e-3)
-    with torch.no_grad():  # the CPU's own way at inference sees the adapters as well
+    with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-4, rtol=1e-3)
     model.train()(**inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
@@ -57,7 +65,7 @@ def test_all_linear_layers_take_adapters(tiny_model, recordings):
 
 
 @pytest.mark.parametrize("arrangement", ["linear", "edrl", "edrl_mea"])
-def test_dynamic_quantization_answers_nearly_alike(tiny_model, recordings, arrangement):
+def test_dynamic_quantization_answers_nearly_alike(kernels, tiny_model, recordings, arrangement):
     model = tiny_model(arrangement)
     inputs = inputs_of(model, recordings)
     with warnings.catch_warnings(), torch.no_grad():
@@ -68,7 +76,7 @@ def test_dynamic_quantization_answers_nearly_alike(tiny_model, recordings, arran
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_forward_hooks_fire_at_inference_and_change_nothing(tiny_backbone_config, norm):
+def test_forward_hooks_fire_at_inference_and_change_nothing(kernels, tiny_backbone_config, norm):
     from modeling_edrl_mea.backbone import LengthAwareWavLM
 
     config = copy.deepcopy(tiny_backbone_config)
@@ -100,6 +108,26 @@ def test_the_config_says_what_is_returned(tiny_model, tmp_path, recordings):
     assert model(**inputs, output_hidden_states=False).hidden_states is None
     model.config.return_dict = False
     assert isinstance(model(**inputs), tuple) and not isinstance(model(**inputs, return_dict=True), tuple)
+
+
+@pytest.mark.parametrize("arrangement", ["linear", "edrl", "mea_edrl"])
+def test_outputs_are_indexed_as_those_of_transformers(tiny_model, recordings, arrangement):
+    """People write `loss, logits = model(…)[:2]`, and the stock Trainer `outputs[0]` of a tuple."""
+    model = tiny_model(arrangement)
+    inputs, labels = inputs_of(model, recordings), torch.tensor([0, 1, 2])
+    expected = model(**inputs, labels=labels)
+    assert model(**inputs)[0].equal(expected.logits)
+    for loss, logits in (expected[:2], model(**inputs, labels=labels, return_dict=False)[:2]):
+        assert loss.equal(expected.loss) and logits.equal(expected.logits)
+
+
+def test_a_traced_model_says_what_the_model_does(tiny_model, recordings):
+    model = tiny_model("edrl_mea", return_dict=False)
+    first, other = (inputs_of(model, given).values() for given in (recordings, recordings[::-1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a trace holds for one shape
+        traced = torch.jit.trace(model, tuple(first), strict=False)
+    torch.testing.assert_close(traced(*other)[0], model(*other)[0])
 
 
 def test_long_recordings_have_hidden_states_and_attentions_too(tiny_model):

@@ -11,6 +11,7 @@ from modeling_edrl_mea.disentanglement import (
     EmotionDisentanglement,
     between_class_share,
     cross_entropy,
+    mixup_partners,
     squared_correlation,
 )
 
@@ -180,3 +181,18 @@ def test_edrl_can_start_as_a_linear_classifier_that_still_learns():
     sum(losses.values()).backward()
     unused = module.classifier.weight.grad[:, :BLOCK]  # of the shared embedding, which counts for nothing at first
     assert unused.abs().sum() > 0
+
+
+def test_mixup_loses_no_rating():
+    ratings = torch.rand(40, 2)
+    ratings[::3, 0] = ratings[::4, 1] = torch.nan
+    partners = mixup_partners(ratings)
+    assert partners.sort().values.tolist() == list(range(40)) and (partners != torch.arange(40)).sum() > 20
+    assert ratings[partners].isfinite().equal(ratings.isfinite())
+
+
+def test_mixup_without_ratings_is_a_permutation_of_the_whole_batch():
+    torch.manual_seed(0)
+    expected = torch.randperm(16)
+    torch.manual_seed(0)
+    assert mixup_partners(torch.empty(16, 0)).equal(expected)

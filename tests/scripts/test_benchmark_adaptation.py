@@ -30,12 +30,3 @@ def test_the_study_fills_every_table_from_four_corpora(tmp_path, tiny_backbone_c
     assert json.loads((tmp_path / "out" / "adaptation.json").read_text())["tables"].keys() == report["tables"].keys()
     assert "| recordings | clean | noise at 0 dB |" in (tmp_path / "out" / "adaptation.md").read_text()
     assert (tmp_path / "out" / "adaptation.png").is_file()
-
-
-def test_the_interval_holds_the_gain_and_no_gain_has_none():
-    generator = np.random.default_rng(0)
-    worse = generator.integers(1, 9, (20, 4, 4)).astype(float)
-    better = worse + 5 * np.eye(4)
-    mean, low, high = benchmark_adaptation.gain_interval([(worse, better), (worse, better)])
-    assert 0 < low < mean < high
-    assert benchmark_adaptation.gain_interval([(worse, worse)]) == (0, 0, 0)

@@ -29,8 +29,8 @@ from tests.support.voice import vowels
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
-from embed_corpus import Item  # noqa: E402
 
+from train.corpus_embedding import listing  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
 from train.run_folder import RunError  # noqa: E402
 
@@ -119,22 +119,6 @@ def test_a_manifest_and_a_data_set_give_the_folders_rows(model_folder, corpus, e
         for row, expected in zip(rows, embedded, strict=False):
             assert Path(row["path"]).name == Path(expected["path"]).name
             assert row["aligned_embedding"] == pytest.approx(expected["aligned_embedding"], abs=1e-5)
-
-
-def test_batches_are_of_similar_lengths_and_bounded():
-    lengths = np.random.default_rng(0).integers(1, 1_000, 200)
-    items = [Item(i, "", waveform=np.zeros(length)) for i, length in enumerate(lengths)]
-    made = list(embed_corpus.batches(items, 4_000))
-    assert sorted(item.place for batch in made for item in batch) == list(range(200))
-    padded = [len(batch) * max(len(item.waveform) for item in batch) for batch in made]
-    assert max(padded) <= 4_000
-    assert sum(padded) < 1.15 * lengths.sum()
-
-
-def test_a_recording_longer_than_a_batch_is_a_batch_of_its_own():
-    items = [Item(0, "", waveform=np.zeros(10)), Item(1, "", waveform=np.zeros(9_000)), Item(2, "", reason="damaged")]
-    places = [[item.place for item in batch] for batch in embed_corpus.batches(items, 4_000)]
-    assert sorted(places) == [[0], [1], [2]]
 
 
 def run_in_child(arguments: list[str]) -> multiprocessing.Process:
@@ -302,14 +286,14 @@ def test_renamed_files_are_told(model_folder, small, tmp_path):
 
 def test_a_disk_that_goes_during_a_run_stops_it_and_costs_nothing(model_folder, small, tmp_path, monkeypatch):
     expected = embed(model_folder, small, tmp_path / "expected")
-    load = embed_corpus.load_recording
+    load = listing.load_recording
 
     def load_until_it_goes(source, rate):
         if source.endswith("3.wav") and small.exists():
             small.rename(tmp_path / "elsewhere")
         return load(source, rate)
 
-    monkeypatch.setattr(embed_corpus, "load_recording", load_until_it_goes)
+    monkeypatch.setattr(listing, "load_recording", load_until_it_goes)
     with pytest.raises(RunError, match="is gone. Once it is back"):
         embed(model_folder, small, tmp_path / "out", "--shard_size", 2)
     monkeypatch.undo()
@@ -462,7 +446,7 @@ def test_a_stop_at_any_write_costs_nothing(loaded_once, model_folder, small, tmp
     [
         ("nowhere", (), "no folder, no manifest"),
         ("empty", (), "holds no audio"),
-        ("manifest.csv", ("--audio_column", "sound"), "no column 'sound'"),
+        ("manifest.csv", ("--audio_column", "sound"), "looked for 'sound'"),
         ("manifest.xlsx", (), "no manifest"),
         ("nothing.csv", (), "lists no recording"),
         ("gap.csv", (), "Row 2 of .* has no path"),

@@ -18,9 +18,11 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import pretrain_backbone as pretraining  # noqa: E402
-import wavlm_from_whisper as conversion  # noqa: E402
 
+from modeling_edrl_mea.frames import frame_lengths, receptive_field  # noqa: E402
 from train.data import mixtures  # noqa: E402
+
+CONFIG = pretraining.backbone_config()
 
 TINY = dict(
     conv_dim=[16, 16, 16, 16],
@@ -71,7 +73,7 @@ def stream_of(folders, output, *more) -> mixtures.MixtureStream:
     args = pretraining.parse_arguments(arguments(folders, output, "--steps", "1", *more))
     speech = mixtures.Recordings.build(output / "speech", args.speech, workers=1)
     noise = mixtures.Recordings.build(output / "noise", args.noise, args.noise_leave_out, workers=1)
-    return mixtures.MixtureStream(speech, noise, None, args)
+    return mixtures.MixtureStream(speech, noise, None, args, CONFIG)
 
 
 @pytest.mark.parametrize("teacher", [None, "whisper"])
@@ -117,7 +119,7 @@ def test_the_compact_backbone_is_small_and_steps_20_ms():
     model = WavLMModel(pretraining.backbone_config())
     assert sum(p.numel() for p in model.parameters()) < 6e6
     for samples in (745, 16000, 31999, 48000):
-        assert model._get_feat_extract_output_lengths(samples) == mixtures.num_frames(samples)
+        assert model._get_feat_extract_output_lengths(samples) == frame_lengths(CONFIG, samples)
     assert np.prod(model.config.conv_stride) == pretraining.HOP
 
 
@@ -133,14 +135,14 @@ def test_padding_is_silent_and_never_masked(folders, tmp_path):
     assert len(set(batch["lengths"].tolist())) > 1
     for noisy, mask, length in zip(batch["noisy"], batch["mask"], batch["lengths"], strict=True):
         assert (noisy[length:] == 0).all()
-        assert not mask[mixtures.num_frames(length) :].any()
+        assert not mask[frame_lengths(CONFIG, length) :].any()
 
 
 def test_opensmile_describes_the_frames_of_each_crop(folders, tmp_path):
     pytest.importorskip("opensmile")
     args = pretraining.parse_arguments(arguments(folders, tmp_path, "--steps", "1", "--batch_size", "6"))
     speech = mixtures.Recordings.build(tmp_path / "speech", args.speech, opensmile=True, workers=1)
-    batch = mixtures.MixtureStream(speech, None, pretraining.principal_functionals(speech.functionals), args)[0]
+    batch = mixtures.MixtureStream(speech, None, pretraining.principal_functionals(speech.functionals), args, CONFIG)[0]
     assert batch["descriptors"].shape == (*batch["mask"].shape, mixtures.N_DESCRIPTORS)
     assert len(batch["functionals"]) == 6
     last = speech.files.index(str(folders[0] / "5.wav"))  # a tone of 300 Hz; the first descriptor is the pitch in Hz
@@ -163,7 +165,7 @@ def test_noise_kept_for_testing_is_not_heard(folders, tmp_path):
 
 
 def test_the_pitch_target_is_high_at_the_period_of_a_voice_and_low_off_it():
-    targets = pretraining.FrameTargets()
+    targets = pretraining.FrameTargets(CONFIG)
     lags = 1 / torch.logspace(np.log10(60), np.log10(500), 48).flip(0)
     for hz in (120.0, 200.0):
         voice = tone(hz, 0.5) + tone(2 * hz, 0.5) / 2
@@ -188,23 +190,23 @@ def pupils_batch(folders, tmp_path) -> dict:
 @pytest.mark.parametrize("kind", ["whisper", "wavlm"])
 def test_the_teacher_hears_each_clean_recording_alone(folders, tmp_path, teachers, kind):
     batch = pupils_batch(folders, tmp_path)
-    teacher = pretraining.Teacher(teachers[kind], mixtures.CONVOLUTIONS, "cpu")
+    teacher = pretraining.Teacher(teachers[kind], CONFIG, "cpu")
     said = teacher.states(batch)
     assert torch.equal(said, teacher.states({**batch, "noisy": torch.randn_like(batch["noisy"])}))
     length = int(batch["lengths"].min())
-    row, frames = int(batch["lengths"].argmin()), mixtures.num_frames(length)
+    row, frames = int(batch["lengths"].argmin()), frame_lengths(CONFIG, length)
     alone = {name: value[row : row + 1] for name, value in batch.items()}
     alone |= {"clean": alone["clean"][:, :length], "mask": alone["mask"][:, :frames]}
     torch.testing.assert_close(said[:, row, :frames], teacher.states(alone)[:, 0], atol=1e-4, rtol=1e-3)
 
 
 def test_a_click_is_in_the_same_frame_for_teacher_and_pupil(teachers):
-    frame, mask = 20, torch.zeros(1, mixtures.num_frames(16000))
+    frame, mask = 20, torch.zeros(1, frame_lengths(CONFIG, 16000))
     clean = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
     clicked = clean.clone()
-    clicked[0, frame * pretraining.HOP + pretraining.field_of(mixtures.CONVOLUTIONS) // 2] = 20.0
+    clicked[0, frame * pretraining.HOP + receptive_field(CONFIG) // 2] = 20.0
     for folder in teachers.values():
-        teacher = pretraining.Teacher(folder, mixtures.CONVOLUTIONS, "cpu")
+        teacher = pretraining.Teacher(folder, CONFIG, "cpu")
         with_click, without = (
             teacher.states({"clean": signal, "lengths": torch.tensor([16000]), "mask": mask})[0, 0]
             for signal in (clicked, clean)
@@ -216,41 +218,4 @@ def test_a_teacher_of_another_pace_is_refused(folders, tmp_path):
     config = pretraining.backbone_config(**{**TINY, "conv_stride": [5, 4, 4, 2]})
     slow = pretraining.export(config, WavLMModel(config).state_dict(), tmp_path)
     with pytest.raises(ValueError, match="a frame every 160 samples, the student every 320"):
-        pretraining.Teacher(str(slow), mixtures.CONVOLUTIONS, "cpu")
-
-
-def test_a_whisper_written_as_a_wavlm_says_nearly_the_same(teachers, tmp_path):
-    rng = np.random.default_rng(0)
-    voices = [
-        mixtures.colored_noise(24000, rng) * (1.2 + np.sin(np.arange(24000) / rng.uniform(400, 4000)))
-        for _ in range(40)
-    ]
-    voices = [mixtures.normalize(voice).astype(np.float32) for voice in voices]
-    encoder = WhisperModel.from_pretrained(teachers["whisper"], dtype=torch.float32).encoder.eval()
-    model = conversion.wavlm_from_whisper(
-        encoder, WhisperFeatureExtractor.from_pretrained(teachers["whisper"]), voices[4:], 128
-    )
-    convolutions = tuple(zip(model.config.conv_kernel, model.config.conv_stride, strict=True))
-    teacher = pretraining.Teacher(teachers["whisper"], convolutions, "cpu")
-    clean = torch.from_numpy(np.stack(voices[:4]))
-    frames = mixtures.num_frames(clean.shape[1], convolutions)
-    batch = {"clean": clean, "lengths": torch.full((4,), clean.shape[1]), "mask": torch.zeros(4, frames)}
-    with torch.no_grad():
-        output = model(clean, output_hidden_states=True)
-    said = torch.stack([*output.hidden_states[:-1], output.last_hidden_state])[:, :, :55]
-    wanted = teacher.states(batch)[:, :, :55]  # behind, Whisper hears silence to come
-    error = (said - wanted).square().mean((1, 2, 3)) / (wanted - wanted.mean((1, 2), keepdim=True)).square().mean(
-        (1, 2, 3)
-    )
-    assert (error < 0.1).all(), error
-
-
-def test_frozen_weights_stay_as_they_are(folders, tmp_path):
-    pretraining.main(arguments(folders, tmp_path / "first", "--steps", "1"))
-    start = tmp_path / "first" / "backbone"
-    more = ("--steps", "3", "--backbone", str(start), "--frozen", "feature_extractor", "encoder.pos_conv_embed")
-    pretraining.main(arguments(folders, tmp_path / "second", *more))
-    before, after = (WavLMModel.from_pretrained(run).state_dict() for run in (start, tmp_path / "second" / "backbone"))
-    same = {name for name in before if torch.equal(before[name], after[name])}
-    assert {name for name in before if name.startswith(("feature_extractor", "encoder.pos_conv_embed"))} <= same
-    assert "encoder.layers.0.attention.q_proj.weight" not in same
+        pretraining.Teacher(str(slow), CONFIG, "cpu")

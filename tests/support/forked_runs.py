@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from modeling_edrl_mea import closed_form
+from modeling_edrl_mea import linear_heads
 from train import run
 from train.trainer import EdrlMeaTrainer
 
@@ -65,7 +65,7 @@ def _train(argv: list[str], log: Path, hinder: Callable | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     # Drawing, and choosing among four, would take most of the time.
     Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")
-    closed_form.INVERSE_REGULARIZATION = closed_form.INVERSE_REGULARIZATION[:2]
+    linear_heads.INVERSE_REGULARIZATION = linear_heads.INVERSE_REGULARIZATION[:2]
     gc.freeze()  # else every collection goes through all that the parent holds
     if hinder is not None:
         hinder()
@@ -164,6 +164,7 @@ class Disk:
         if self.copies:
             self._keep_torn(path)
         if torn:
+            self.last = 0  # truncating is no change of the run's
             if os.path.isfile(path):
                 os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -100,16 +100,21 @@ def test_attributes_alone_need_a_name():
         parse_arguments(["--use_cpu", "True", "--problem_type", "regression"])
 
 
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory):
+    return tmp_path_factory.mktemp("embeddings")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arrangement", ["linear", "mea"])
-def test_a_planted_attribute_is_recovered_from_real_speech(shared_data, tmp_path, arrangement):
+def test_a_planted_attribute_is_recovered_from_real_speech(shared_data, embeddings, arrangement):
     """A direction of the embeddings of EMO-DB, on speakers that were held out; MEA is aligned to it."""
     corpus = load_corpus(shared_data / "emodb").shuffle(seed=0).select(range(400))
     settings = {"problem_type": "regression", "id2label": {0: "planted"}, "attribute_ranges": {"planted": [1, 7]}}
     model = EdrlMeaForAudioClassification.from_backbone(
         "checkpoints/wavlm-compact", arrangement=arrangement, alignment_target=["labels"], n_components=32, **settings
     )
-    data = SpeechDataset(corpus, "speech").embed(EmbeddingCache(model, tmp_path))
+    data = SpeechDataset(corpus, "speech").embed(EmbeddingCache(model, embeddings))
     model.edrl_mea.speech_embedding.fit(data.layer_statistics)
     u = model.edrl_mea.speech_embedding(data.layer_statistics).detach()
     planted = u @ torch.randn(u.shape[1], 1, generator=torch.Generator().manual_seed(0))
@@ -122,6 +127,28 @@ def test_a_planted_attribute_is_recovered_from_real_speech(shared_data, tmp_path
     found = mean_concordance(unseen.attributes, model(layer_statistics=unseen.layer_statistics).attributes.detach())
     print(f"{arrangement}: CCC {found:.3f} on {len(unseen)} recordings of 3 speakers held out, of {len(data)}")
     assert found >= 0.95
+
+
+AROUSAL = {"anger": 6, "happiness": 6, "fear": 5, "disgust": 4, "neutral": 3, "boredom": 2, "sadness": 2}  # of 1 to 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arrangement", ["linear", "mea_edrl"])
+def test_arousal_as_emotions_have_it_is_rated_of_speakers_held_out(shared_data, embeddings, tmp_path, arrangement):
+    """EMO-DB as a table of ratings, without its emotions."""
+    folder = shared_data / "emodb"
+    rows = list(csv.DictReader((folder / "metadata.csv").open()))
+    picked = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))[:250]]
+    about = [(folder / row["file_name"], row["speaker"], AROUSAL[row["emotion"]]) for row in picked]
+    write(tmp_path / "emodb.csv", [dict(zip(("path", "speaker", "arousal"), row, strict=True)) for row in about])
+    flags = ["--problem_type", "regression", "--attributes", "arousal", "--arrangement", arrangement]
+    flags += ["--embedding_cache", str(embeddings)]
+    report = train(tmp_path / "emodb.csv", "checkpoints/wavlm-compact", tmp_path / "out", *flags)
+    row = report["results"][0]  # clean speech
+    found = row["attributes"]["arousal"]["ccc"]
+    speakers = f"{row['n_recordings']} recordings of {row['n_speakers']} speakers held out"
+    print(f"{arrangement}: CCC {found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f}) on {speakers}")
+    assert found["value"] > 0.8
 
 
 def rows_of(data: Embeddings, rows) -> Embeddings:

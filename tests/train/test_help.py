@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.tones import write_corpus
 from train import run
-from train.arguments import CHOICES, parse_arguments
 from train.help import text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,47 +27,6 @@ def test_every_setting_of_ours_is_in_the_help_with_its_why():
     bare = [entry.split("\n")[0] for entry in entries if entry.split("\n")[1].strip().startswith("(default")]
     known = {"num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "weight_decay"}
     assert set(bare) <= known | {"eval_strategy", "save_strategy", "logging_strategy", "report_to", "seed"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--label_scheme", "four"], "Did you mean four_emotions"),
-        (["--arrangement", "edrl_me"], "Did you mean edrl_mea"),
-        (["--layer_combination", "concatenat"], "Did you mean concatenate"),
-        (["--layer_combination", "concat"], "Did you mean concatenate"),
-        (["--alignment_target", "clean_original", "label"], "Did you mean labels"),
-        (["--on_leak", "ignore"], "error, drop"),
-        (["--on_bad_audio", "ignore"], "error, skip"),
-        (["--eval_strategy", "epochs"], "epoch"),
-        (["--save_strategy", "epochs"], "epoch"),
-        (["--logging_strategy", "epochs"], "epoch"),
-        (["--optim", "adam"], "adamw_torch"),
-        (["--lr_scheduler_type", "cosin"], "cosine"),
-        (["--seed", "one"], "seed"),
-        (["--keep_given_splits", "perhaps"], "true/false"),
-        (["--bf16_full_eval", "True"], "GPU"),
-        (["--fp16_full_eval", "True"], "GPU"),
-        (["--noise_dir", "nowhere"], "nowhere"),
-        (["--train_sampling_strategy", "sequential"], "random or group_by_length"),
-        (["--train_sampling_strategy", "group_by_length"], "frozen backbone"),
-        (["--noisy_copies", "1", "--rir_dir", "nowhere"], "nowhere"),
-    ],
-)
-def test_what_cannot_be_is_said_in_one_line(flags, named):
-    with pytest.raises(SystemExit) as stopped:
-        parse_arguments(["--use_cpu", "True", *flags])
-    message = str(stopped.value)
-    assert message.startswith("error: ") and "\n" not in message and named in message
-
-
-def test_every_choice_of_ours_is_known_to_be_one():
-    assert {"arrangement", "classifier", "layer_combination", "alignment_target", "label_scheme", "on_leak"} <= set(
-        CHOICES
-    )
-    for name in CHOICES:
-        with pytest.raises(SystemExit, match=f"error: {name}=nonsense: choose one of"):
-            parse_arguments(["--use_cpu", "True", f"--{name}", "nonsense"])
 
 
 @pytest.mark.parametrize(

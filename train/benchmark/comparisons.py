@@ -12,32 +12,20 @@ from .runner import Cell
 NOISE_SNR_DB = (10, 0)  # the two levels of recorded noise at which robustness is judged
 
 
-def _clean(cell: Cell) -> bool:
-    return cell.protocol == "clean"
+def _of(protocol: str) -> Callable[[Cell], bool]:
+    return lambda cell: cell.protocol == protocol
 
 
 def _noise(cell: Cell) -> bool:
     return cell.condition.startswith("noise_") and (cell.setting or {}).get("snr_db") in NOISE_SNR_DB
 
 
-def _corrupted(cell: Cell) -> bool:
-    return cell.protocol == "corruption"
-
-
-def _cross(cell: Cell) -> bool:
-    return cell.protocol == "cross_corpus"
-
-
-def _left_out(cell: Cell) -> bool:
-    return cell.protocol == "leave_one_corpus_out"
-
-
 OVER: dict[str, Callable[[Cell], bool]] = {
-    "clean": _clean,
+    "clean": _of("clean"),
     "noise at 10 and 0 dB": _noise,
-    "all corruptions": _corrupted,
-    "cross-corpus": _cross,
-    "leave-one-corpus-out": _left_out,
+    "all corruptions": _of("corruption"),
+    "cross-corpus": _of("cross_corpus"),
+    "leave-one-corpus-out": _of("leave_one_corpus_out"),
 }
 
 
@@ -69,7 +57,7 @@ def summaries(cells: Sequence[Cell]) -> list[dict]:
     for model, own in _by_model(cells).items():
         for over, found in (groups_of(own) | noise_levels_of(own)).items():
             counts, strata = _counts([cell.predictions for cell in found], [cell.test for cell in found])
-            mean = interval_entry(_mean_uar, counts, strata=strata)
+            mean = interval_entry(mean_uar, counts, strata=strata)
             entries.append(_entry(model, over, found, counts) | {"mean": mean})
     return entries
 
@@ -105,7 +93,7 @@ def corruption_errors(cells: Sequence[Cell], baseline: str) -> list[dict]:
     """
     by_model = _by_model(cells)
     entries = []
-    conditions = list(dict.fromkeys(cell.condition for cell in cells if _corrupted(cell)))
+    conditions = list(dict.fromkeys(cell.condition for cell in cells if cell.protocol == "corruption"))
     for model, own in by_model.items():
         for condition in conditions:
             pair = _paired_errors(own, by_model.get(baseline, []), condition)
@@ -118,6 +106,11 @@ def corruption_errors(cells: Sequence[Cell], baseline: str) -> list[dict]:
                 entry[f"relative_ce{suffix}"] = _ratio((noisy - clean).sum(), (their_noisy - their_clean).sum())
             entries.append(entry)
     return entries
+
+
+def mean_uar(counts: np.ndarray) -> np.ndarray:
+    """Of confusion matrices (..., cells, C, C), over the cells."""
+    return uar_of(counts).mean(-1)
 
 
 # --- how --------------------------------------------------------------------------------------------
@@ -158,15 +151,11 @@ def _counts(predictions: Sequence, tests: Sequence[str]) -> tuple[np.ndarray, li
     return counts, [test for test, _ in places]
 
 
-def _mean_uar(counts: np.ndarray) -> np.ndarray:
-    return uar_of(counts).mean(-1)
-
-
 def _difference(counts: np.ndarray, other_counts: np.ndarray, strata: Sequence[str]) -> dict:
     if len(counts) < 2:
-        value = float(_mean_uar(counts.sum(0)) - _mean_uar(other_counts.sum(0)))
+        value = float(mean_uar(counts.sum(0)) - mean_uar(other_counts.sum(0)))
         return {"value": value, "low": None, "high": None}
-    interval = paired_bootstrap_difference(_mean_uar, counts, other_counts, strata)
+    interval = paired_bootstrap_difference(mean_uar, counts, other_counts, strata)
     return dict(zip(("value", "low", "high"), interval, strict=True))
 
 
@@ -174,7 +163,7 @@ def _paired_errors(own: Sequence[Cell], theirs: Sequence[Cell], condition: str) 
     """Two models' errors: {"wa": (noisy by level, clean), "uar": …}, averaged over corpora; None where cells lack."""
     of_baseline = {_pair_key(cell): cell for cell in theirs}
     tests = sorted({cell.test for cell in own if cell.condition == condition})
-    cells = [cell for cell in own if cell.test in tests and (cell.condition == condition or _clean(cell))]
+    cells = [cell for cell in own if cell.test in tests and (cell.condition == condition or cell.protocol == "clean")]
     levels = sorted({cell.level for cell in cells if cell.level})
     if not tests or len(cells) < len(tests) * (1 + len(levels)):
         return None

@@ -163,6 +163,11 @@ def _read_kett(folder: Path) -> list[Utterance]:
     return found
 
 
+def _labels(codes: str) -> dict[str, str | None]:
+    """ "A=anger X=" as `Corpus.labels`: of X the listeners did not agree."""
+    return {code: emotion or None for code, _, emotion in (pair.partition("=") for pair in codes.split())}
+
+
 _DECLARATIONS = (
     Corpus(
         name="emodb",
@@ -171,15 +176,7 @@ _DECLARATIONS = (
         licence="cc0-1.0",
         language="de",
         pattern=r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFTN])[a-z]",
-        labels={
-            "W": "anger",
-            "L": "boredom",
-            "E": "disgust",
-            "A": "fear",
-            "F": "happiness",
-            "T": "sadness",
-            "N": "neutral",
-        },
+        labels=_labels("W=anger L=boredom E=disgust A=fear F=happiness T=sadness N=neutral"),
         texts={
             "a01": "Der Lappen liegt auf dem Eisschrank.",
             "a02": "Das will sie am Mittwoch abgeben.",
@@ -202,16 +199,7 @@ _DECLARATIONS = (
         # modality 03 (audio only), channel 01 (speech; song, 02, is left out), emotion, intensity, text,
         # repetition, actor
         pattern=r"03-01-(?P<emotion>\d\d)-\d\d-(?P<text>\d\d)-\d\d-(?P<speaker>\d\d)",
-        labels={
-            "01": "neutral",
-            "02": "calm",
-            "03": "happiness",
-            "04": "sadness",
-            "05": "anger",
-            "06": "fear",
-            "07": "disgust",
-            "08": "surprise",
-        },
+        labels=_labels("01=neutral 02=calm 03=happiness 04=sadness 05=anger 06=fear 07=disgust 08=surprise"),
         texts={"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."},
     ),
     Corpus(
@@ -221,14 +209,7 @@ _DECLARATIONS = (
         licence="odbl",
         language="en",
         pattern=r"(?P<speaker>\d{4})_(?P<text>[A-Z]{3})_(?P<emotion>[A-Z]{3})_[A-Z]+",
-        labels={
-            "ANG": "anger",
-            "DIS": "disgust",
-            "FEA": "fear",
-            "HAP": "happiness",
-            "NEU": "neutral",
-            "SAD": "sadness",
-        },
+        labels=_labels("ANG=anger DIS=disgust FEA=fear HAP=happiness NEU=neutral SAD=sadness"),
         texts={
             "ieo": "It's eleven o'clock.",
             "tie": "That is exactly what happened.",
@@ -252,15 +233,7 @@ _DECLARATIONS = (
         language="en",
         # One file of the original is called OA_… instead of OAF_….
         pattern=r"(?P<speaker>OA|YA)F?_(?P<text>[a-z]+)_(?P<emotion>angry|disgust|fear|happy|neutral|ps|sad)",
-        labels={
-            "angry": "anger",
-            "disgust": "disgust",
-            "fear": "fear",
-            "happy": "happiness",
-            "neutral": "neutral",
-            "ps": "surprise",
-            "sad": "sadness",
-        },
+        labels=_labels("angry=anger disgust=disgust fear=fear happy=happiness neutral=neutral ps=surprise sad=sadness"),
         carrier="Say the word {}.",
     ),
     Corpus(
@@ -270,15 +243,7 @@ _DECLARATIONS = (
         licence="other",
         language="en",
         pattern=r"(?P<speaker>DC|JE|JK|KL)[/_](?P<emotion>sa|su|a|d|f|h|n)\d\d",
-        labels={
-            "a": "anger",
-            "d": "disgust",
-            "f": "fear",
-            "h": "happiness",
-            "n": "neutral",
-            "sa": "sadness",
-            "su": "surprise",
-        },
+        labels=_labels("a=anger d=disgust f=fear h=happiness n=neutral sa=sadness su=surprise"),
     ),
     Corpus(
         name="emovo",
@@ -287,15 +252,7 @@ _DECLARATIONS = (
         licence="other",
         language="it",
         pattern=r"(?P<emotion>[a-z]{3})-(?P<speaker>[mf]\d)-(?P<text>[a-z]\d)",
-        labels={
-            "rab": "anger",
-            "dis": "disgust",
-            "pau": "fear",
-            "gio": "happiness",
-            "neu": "neutral",
-            "tri": "sadness",
-            "sor": "surprise",
-        },
+        labels=_labels("rab=anger dis=disgust pau=fear gio=happiness neu=neutral tri=sadness sor=surprise"),
     ),
     Corpus(
         name="nemo",
@@ -304,14 +261,7 @@ _DECLARATIONS = (
         licence="cc-by-nc-sa-4.0",
         language="pl",
         pattern=r"(?P<speaker>[A-Z]{2}\d)_(?P<emotion>[a-z]+)_(?P<text>\d+)",
-        labels={
-            "anger": "anger",
-            "fear": "fear",
-            "happiness": "happiness",
-            "neutral": "neutral",
-            "sadness": "sadness",
-            "surprised": "surprise",
-        },
+        labels=_labels("anger=anger fear=fear happiness=happiness neutral=neutral sadness=sadness surprised=surprise"),
     ),
     Corpus(
         name="ased",
@@ -343,19 +293,10 @@ _DECLARATIONS = (
         marker="Session*/dialog/EmoEvaluation",
         scale=(1, 5),
         session=r"Ses\d\d",  # two people who talk with one another
-        labels={
-            "ang": "anger",
-            "dis": "disgust",
-            "exc": "excitement",
-            "fea": "fear",
-            "fru": "frustration",
-            "hap": "happiness",
-            "neu": "neutral",
-            "sad": "sadness",
-            "sur": "surprise",
-            "oth": "other",
-            "xxx": None,  # the listeners did not agree
-        },
+        labels=_labels(
+            "ang=anger dis=disgust exc=excitement fea=fear fru=frustration hap=happiness neu=neutral sad=sadness "
+            "sur=surprise oth=other xxx="
+        ),
     ),
     Corpus(
         name="msppodcast",
@@ -368,18 +309,7 @@ _DECLARATIONS = (
         splits=("Train", "Development", "Test1", "Test2", "Test3"),
         scale=(1, 7),
         read_shares=_shares_of_msp_podcast,
-        labels={
-            "A": "anger",
-            "C": "contempt",
-            "D": "disgust",
-            "F": "fear",
-            "H": "happiness",
-            "N": "neutral",
-            "S": "sadness",
-            "U": "surprise",
-            "O": "other",
-            "X": None,  # the listeners did not agree
-        },
+        labels=_labels("A=anger C=contempt D=disgust F=fear H=happiness N=neutral S=sadness U=surprise O=other X="),
     ),
     Corpus(
         name="meld",
@@ -390,15 +320,9 @@ _DECLARATIONS = (
         read=_read_meld,
         marker="**/*_sent_emo.csv",
         splits=("train", "dev", "test"),
-        labels={
-            "anger": "anger",
-            "disgust": "disgust",
-            "fear": "fear",
-            "joy": "happiness",
-            "neutral": "neutral",
-            "sadness": "sadness",
-            "surprise": "surprise",
-        },
+        labels=_labels(
+            "anger=anger disgust=disgust fear=fear joy=happiness neutral=neutral sadness=sadness surprise=surprise"
+        ),
     ),
 )
 CORPORA = {corpus.name: corpus for corpus in _DECLARATIONS}

@@ -25,7 +25,7 @@ from .emotions import SCHEMES, LabelError, canonical_emotion, check_scheme, labe
 from .given_splits import is_split
 from .hub import is_streamed, read_hub
 from .manifests import METADATA_FILES, label_depth, read_generic, tables_of
-from .recordings import NO_LABEL, UNKNOWN_SPEAKER, CorpusError, Utterance, first_files, listed, speaker_key
+from .recordings import NO_LABEL, UNKNOWN_SPEAKER, CorpusError, Utterance, Wanted, first_files, listed, speaker_key
 from .segments import cut_segments
 
 logger = logging.getLogger(__name__)
@@ -83,12 +83,11 @@ def load_corpus(
         utterances = _read_declared(declaration, Path(source), attributes, soft_labels)
     else:
         name = corpus or re.sub(r"\W+", "_", Path(source).stem if os.path.exists(source) else source.split("/")[-1])
-        columns = (audio_column, label_column, speaker_column)
+        wanted = Wanted((audio_column, label_column, speaker_column), tuple(attributes), emotions, skip_missing)
         if is_streamed(source):
-            wanted = {"attributes": attributes, "emotions": emotions, "skip_missing": skip_missing}
-            utterances = read_hub(source, *columns, split, config_name, revision, **wanted)
+            utterances = read_hub(source, wanted, split, config_name, revision)
         else:
-            utterances = read_generic(source, *columns, skip_missing, attributes, emotions)
+            utterances = read_generic(source, wanted)
     if not emotions:
         utterances = [replace(utterance, emotion=None, shares=None) for utterance in utterances]
     utterances = _of_split(utterances, split, source)

@@ -38,165 +38,63 @@ LABEL_SCHEMES = ("native", *SCHEMES)
 # Other words and word forms people write for the emotions above: English first, then German, Dutch, Swedish and Danish,
 # French, Spanish, Portuguese, Italian, Polish, Czech, Turkish, Russian, Chinese, Japanese, Korean, Arabic, Hindi,
 # Indonesian. Accents need not be written. A word that means two of them in two languages stands nowhere.
-ALIASES = {
-    "anger": (
-        *("angry", "ang", "mad", "hot anger", "furious", "rage", "ärger", "wut", "wütend", "zorn", "zornig", "boos"),
-        *("boosheid", "woede", "kwaad", "arg", "ilska", "vrede", "colère", "en colère", "enojo", "enojado", "enfado"),
-        *("enfadado", "ira", "raiva", "rabia", "rabbia", "arrabbiato", "collera", "złość", "gniew", "zły", "hněv"),
-        *("kızgın", "kızgınlık", "öfke", "öfkeli", "гнев", "злость", "злой", "愤怒", "憤怒", "生气", "怒り", "怒"),
-        *("분노", "화남", "غضب", "غاضب", "क्रोध", "गुस्सा", "marah"),
-    ),
-    "happiness": (
-        *(
-            "happy",
-            "hap",
-            "joy",
-            "joyful",
-            "joyfully",
-            "amusement",
-            "amused",
-            "cheerful",
-            "freude",
-            "fröhlich",
-            "glück",
-        ),
-        *(
-            "glücklich",
-            "blij",
-            "blijdschap",
-            "vreugde",
-            "glad",
-            "glädje",
-            "glæde",
-            "joie",
-            "joyeux",
-            "heureux",
-            "bonheur",
-        ),
-        *("alegría", "alegre", "feliz", "felicidad", "alegria", "felicidade", "gioia", "felicità", "felice", "radość"),
-        *(
-            "szczęście",
-            "szczęśliwy",
-            "radost",
-            "štěstí",
-            "mutlu",
-            "mutluluk",
-            "neşe",
-            "радость",
-            "счастье",
-            "радостный",
-        ),
-        *(
-            "高兴",
-            "快乐",
-            "开心",
-            "高興",
-            "快樂",
-            "喜び",
-            "喜",
-            "행복",
-            "기쁨",
-            "سعادة",
-            "سعيد",
-            "فرح",
-            "खुशी",
-            "senang",
-        ),
-        *("bahagia", "gembira"),
-    ),
-    "neutral": (
-        *(
-            "neu",
-            "neutrality",
-            "normal",
-            "neutraal",
-            "neutre",
-            "neutro",
-            "neutra",
-            "neutrale",
-            "neutralny",
-            "neutralna",
-        ),
-        *(
-            "neutrální",
-            "nötr",
-            "нейтральный",
-            "нейтрально",
-            "нейтральная",
-            "中性",
-            "中立",
-            "平常",
-            "중립",
-            "محايد",
-        ),
-        *("तटस्थ", "netral"),
-    ),
-    "sadness": (
-        *(
-            "sad",
-            "trauer",
-            "traurig",
-            "traurigkeit",
-            "verdrietig",
-            "verdriet",
-            "droevig",
-            "ledsen",
-            "sorg",
-            "tristesse",
-        ),
-        *("triste", "tristeza", "tristezza", "smutek", "smutny", "smutný", "üzgün", "üzüntü", "грусть", "печаль"),
-        *("грустный", "悲伤", "悲傷", "伤心", "悲しみ", "悲", "슬픔", "حزن", "حزين", "दुख", "उदास", "sedih"),
-    ),
-    "fear": (
-        *("fearful", "fea", "afraid", "scared", "anxiety", "anxious", "anxiety fear", "angst", "ängstlich", "furcht"),
-        *("rädsla", "rädd", "frygt", "peur", "miedo", "temor", "medo", "paura", "strach", "korku", "korkmuş"),
-        *("страх", "恐惧", "恐懼", "害怕", "恐れ", "恐怖", "두려움", "공포", "خوف", "خائف", "डर", "भय", "takut"),
-    ),
-    "disgust": (
-        *("disgusted", "dis", "ekel", "walging", "afschuw", "avsky", "äckel", "afsky", "dégoût", "asco", "disgusto"),
-        *("nojo", "wstręt", "obrzydzenie", "znechucení", "tiksinti", "iğrenme", "отвращение", "厌恶", "厭惡", "恶心"),
-        *("嫌悪", "혐오", "اشمئزاز", "घृणा", "jijik"),
-    ),
-    "surprise": (
-        *("surprised", "sur", "pleasant surprise", "ps", "überraschung", "überrascht", "verrassing", "verrast"),
-        *("förvåning", "överraskning", "overraskelse", "sorpresa", "surpresa", "sorprendido", "zaskoczenie"),
-        *("zdziwienie", "překvapení", "şaşkın", "şaşkınlık", "удивление", "惊讶", "驚訝", "惊喜", "驚き", "놀람"),
-        *("مفاجأة", "دهشة", "आश्चर्य", "terkejut"),
-    ),
-    "boredom": (
-        *("bored", "langeweile", "gelangweilt", "verveling", "verveeld", "uttråkad", "kedsomhed", "ennui", "ennuyé"),
-        *("aburrimiento", "aburrido", "tédio", "noia", "nuda", "znudzenie", "sıkıntı", "sıkılmış", "скука", "无聊"),
-        *("無聊", "退屈", "지루함", "ملل", "ऊब", "bosan"),
-    ),
-    "calm": (
-        *("calmness", "relaxed", "ruhe", "ruhig", "gelassen", "rustig", "lugn", "calme", "calma"),
-        *("tranquilo", "calmo", "spokój", "spokojny", "klid", "sakin", "спокойствие", "спокойный", "冷静", "落ち着き"),
-        *("평온", "هدوء", "هادئ", "शांत", "tenang"),
-    ),
-    "excitement": (
-        *("excited", "exc", "aufregung", "aufgeregt", "begeisterung", "begeistert", "opwinding", "excitation"),
-        *("entusiasmo", "entuzjazm", "heyecan", "heyecanlı", "восторг", "兴奋", "興奮", "흥분"),
-    ),
-    "frustration": ("frustrated", "fru", "frustriert", "frustratie", "frustración", "frustração", "frustrazione"),
-    "contempt": (
-        *("contemptuous", "verachtung", "minachting", "mépris", "desprecio", "desprezo", "disprezzo", "pogarda"),
-        *("pohrdání", "küçümseme", "презрение", "蔑视", "輕蔑", "軽蔑", "경멸", "احتقار"),
-    ),
-    "other": (
-        "others",
-        "oth",
-        "andere",
-        "sonstige",
-        "autre",
-        "otro",
-        "outro",
-        "altro",
-        "inne",
-        "другое",
-        "其他",
-        "その他",
-    ),
+_WORDS = {
+    "anger": """
+        angry, ang, mad, hot anger, furious, rage, ärger, wut, wütend, zorn, zornig, boos, boosheid, woede, kwaad, arg,
+        ilska, vrede, colère, en colère, enojo, enojado, enfado, enfadado, ira, raiva, rabia, rabbia, arrabbiato,
+        collera, złość, gniew, zły, hněv, kızgın, kızgınlık, öfke, öfkeli, гнев, злость, злой, 愤怒, 憤怒, 生气, 怒り,
+        怒, 분노, 화남, غضب, غاضب, क्रोध, गुस्सा, marah
+    """,
+    "happiness": """
+        happy, hap, joy, joyful, joyfully, amusement, amused, cheerful, freude, fröhlich, glück, glücklich, blij,
+        blijdschap, vreugde, glad, glädje, glæde, joie, joyeux, heureux, bonheur, alegría, alegre, feliz, felicidad,
+        alegria, felicidade, gioia, felicità, felice, radość, szczęście, szczęśliwy, radost, štěstí, mutlu, mutluluk,
+        neşe, радость, счастье, радостный, 高兴, 快乐, 开心, 高興, 快樂, 喜び, 喜, 행복, 기쁨, سعادة, سعيد, فرح, खुशी,
+        senang, bahagia, gembira
+    """,
+    "neutral": """
+        neu, neutrality, normal, neutraal, neutre, neutro, neutra, neutrale, neutralny, neutralna, neutrální, nötr,
+        нейтральный, нейтрально, нейтральная, 中性, 中立, 平常, 중립, محايد, तटस्थ, netral
+    """,
+    "sadness": """
+        sad, trauer, traurig, traurigkeit, verdrietig, verdriet, droevig, ledsen, sorg, tristesse, triste, tristeza,
+        tristezza, smutek, smutny, smutný, üzgün, üzüntü, грусть, печаль, грустный, 悲伤, 悲傷, 伤心, 悲しみ, 悲, 슬픔,
+        حزن, حزين, दुख, उदास, sedih
+    """,
+    "fear": """
+        fearful, fea, afraid, scared, anxiety, anxious, anxiety fear, angst, ängstlich, furcht, rädsla, rädd, frygt,
+        peur, miedo, temor, medo, paura, strach, korku, korkmuş, страх, 恐惧, 恐懼, 害怕, 恐れ, 恐怖, 두려움, 공포,
+        خوف, خائف, डर, भय, takut
+    """,
+    "disgust": """
+        disgusted, dis, ekel, walging, afschuw, avsky, äckel, afsky, dégoût, asco, disgusto, nojo, wstręt, obrzydzenie,
+        znechucení, tiksinti, iğrenme, отвращение, 厌恶, 厭惡, 恶心, 嫌悪, 혐오, اشمئزاز, घृणा, jijik
+    """,
+    "surprise": """
+        surprised, sur, pleasant surprise, ps, überraschung, überrascht, verrassing, verrast, förvåning, överraskning,
+        overraskelse, sorpresa, surpresa, sorprendido, zaskoczenie, zdziwienie, překvapení, şaşkın, şaşkınlık,
+        удивление, 惊讶, 驚訝, 惊喜, 驚き, 놀람, مفاجأة, دهشة, आश्चर्य, terkejut
+    """,
+    "boredom": """
+        bored, langeweile, gelangweilt, verveling, verveeld, uttråkad, kedsomhed, ennui, ennuyé, aburrimiento,
+        aburrido, tédio, noia, nuda, znudzenie, sıkıntı, sıkılmış, скука, 无聊, 無聊, 退屈, 지루함, ملل, ऊब, bosan
+    """,
+    "calm": """
+        calmness, relaxed, ruhe, ruhig, gelassen, rustig, lugn, calme, calma, tranquilo, calmo, spokój, spokojny, klid,
+        sakin, спокойствие, спокойный, 冷静, 落ち着き, 평온, هدوء, هادئ, शांत, tenang
+    """,
+    "excitement": """
+        excited, exc, aufregung, aufgeregt, begeisterung, begeistert, opwinding, excitation, entusiasmo, entuzjazm,
+        heyecan, heyecanlı, восторг, 兴奋, 興奮, 흥분
+    """,
+    "frustration": "frustrated, fru, frustriert, frustratie, frustración, frustração, frustrazione",
+    "contempt": """
+        contemptuous, verachtung, minachting, mépris, desprecio, desprezo, disprezzo, pogarda, pohrdání, küçümseme,
+        презрение, 蔑视, 輕蔑, 軽蔑, 경멸, احتقار
+    """,
+    "other": "others, oth, andere, sonstige, autre, otro, outro, altro, inne, другое, 其他, その他",
 }
+ALIASES = {emotion: " ".join(words.split()).split(", ") for emotion, words in _WORDS.items()}
 
 
 def _key(word: str) -> str:

@@ -11,8 +11,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -26,7 +25,7 @@ from .files import atomic_write, content_hash, fingerprint, read_sealed, write_s
 from .given_splits import is_split
 from .manifests import emotion_of, find_columns, find_times, shares_of, text_of, times_of
 from .ratings import find_ratings, ratings_of
-from .recordings import CorpusError, Utterance, recordings_folder
+from .recordings import CorpusError, Utterance, Wanted, recordings_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +57,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def read_hub(
-    source: str,
-    audio_column: str = "audio",
-    label_column: str | None = None,
-    speaker_column: str | None = None,
-    split: str | None = None,
-    config_name: str | None = None,
-    revision: str | None = None,
-    attributes: Sequence[str] = (),
-    emotions: bool = True,
-    skip_missing: bool = False,
+    source: str, wanted: Wanted, split: str | None = None, config_name: str | None = None, revision: str | None = None
 ) -> list[Utterance]:
     """A Hub dataset's utterances, their audio in files below `datasets`' own cache (HF_DATASETS_CACHE/recordings).
 
@@ -77,9 +67,9 @@ def read_hub(
     Raises:
         CorpusError: it cannot be loaded, or lacks a column, a label or a recording.
     """
-    columns, folder = (audio_column, label_column, speaker_column), recordings_folder() / re.sub(r"\W+", "_", source)
-    wanted = Wanted(columns, tuple(attributes), emotions, skip_missing)
-    asked = json.dumps([split, config_name, revision, *columns, *attributes, emotions, skip_missing])
+    folder = recordings_folder() / re.sub(r"\W+", "_", source)
+    about = (*wanted.columns, *wanted.attributes, wanted.emotions, wanted.skip_missing)
+    asked = json.dumps([split, config_name, revision, *about])
     try:
         version, open_parts = _opened(source, config_name, revision)
         index = folder / f"index-{fingerprint(version + asked, 32)}.json"  # whose name changes with the dataset
@@ -141,9 +131,7 @@ def _opened(source: str, config_name: str | None, revision: str | None) -> tuple
     return builder.cache_dir, builder.as_streaming_dataset
 
 
-def _stream(
-    open_parts, source: str, split: str | None, wanted: "Wanted", folder: Path, index: Path, asked: str
-) -> None:
+def _stream(open_parts, source: str, split: str | None, wanted: Wanted, folder: Path, index: Path, asked: str) -> None:
     """One pass over the dataset: its recordings into files of `folder`, all else into `index`, written last."""
     parts = open_parts()
     chosen = [name for name in parts if split is None or is_split(name, split)]
@@ -154,17 +142,6 @@ def _stream(
         rows += _read_part(parts[name], name, source, wanted, folder, first=len(rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(index, {"asked": asked, "rows": rows})
-
-
-@dataclass
-class Wanted:
-    """What is read of a dataset's rows: columns of audio, label and speaker, what is rated, whether emotions, and
-    whether rows without a recording are left out."""
-
-    columns: tuple
-    attributes: tuple[str, ...]
-    emotions: bool
-    skip_missing: bool
 
 
 def _read_part(part, split: str, source: str, wanted: Wanted, folder: Path, first: int) -> Iterable[list]:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,25 +21,15 @@ from .audformat import HEADER, read_database
 from .emotions import canonical_emotion
 from .given_splits import role_of_split
 from .ratings import find_ratings, ratings_of
-from .recordings import CorpusError, Utterance, column_key, first_files, is_nothing, read_table
+from .recordings import CorpusError, Utterance, Wanted, column_key, first_files, is_nothing, read_table
 from .segments import seconds_of
 
 logger = logging.getLogger(__name__)
 
 # Usual names, in any case, with spaces, hyphens or nothing for underscores.
 AUDIO_COLUMNS = (
-    *(
-        "file_name",
-        "audio",
-        "path",
-        "file",
-        "audio_path",
-        "file_path",
-        "audio_file",
-        "audio_file_path",
-        "audio_filename",
-    ),
-    *("wav", "wav_file", "wav_path", "recording"),
+    *("file_name", "audio", "path", "file", "audio_path", "file_path", "audio_file", "audio_file_path"),
+    *("audio_filename", "wav", "wav_file", "wav_path", "recording"),
 )
 LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "emotion_label", "emo", "category", "class")
 SPEAKER_COLUMNS = (
@@ -57,34 +47,25 @@ TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
-def read_generic(
-    source: str,
-    audio_column: str = "audio",
-    label_column: str | None = None,
-    speaker_column: str | None = None,
-    skip_missing: bool = False,
-    attributes: Sequence[str] = (),
-    emotions: bool = True,
-) -> list[Utterance]:
+def read_generic(source: str, wanted: Wanted) -> list[Utterance]:
     """The utterances of class folders, of a folder with metadata, of a manifest file, or of an audformat database.
 
     Paths in a manifest are relative to its folder. Columns not named are found by their usual names. A folder may have
-    a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it. Of a table the ratings of
-    `attributes` are read too, and no emotions where these are not wanted; where they are, a row needs one of both.
+    a table for each split (train/metadata.csv, or train.csv), as `datasets` reads it. Where emotions are wanted, a row
+    needs one, or a rating.
     Raises CorpusError for a missing source, column, label or audio file.
     """
-    about = (audio_column, label_column, speaker_column), attributes, emotions, skip_missing
     path = Path(source)
     if path.is_file():
-        return _as_utterances(read_manifest(path), path, *about)
+        return _as_utterances(read_manifest(path), path, wanted)
     if not path.is_dir():
         raise CorpusError(f"{source!r} does not exist; give a folder, a manifest or the id of a Hub dataset")
     if (path / HEADER).is_file():
-        return _as_utterances(read_database(path, label_column), path / HEADER, *about)
+        return _as_utterances(read_database(path, wanted.columns[1]), path / HEADER, wanted)
     tables = tables_of(path)
     if not tables:
         return _read_class_folders(path)
-    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, *about, path)]
+    found = [u for table in tables for u in _as_utterances(read_manifest(table), table, wanted, path)]
     unlisted = {str(file) for file in find_audio(path)} - {os.path.normpath(u.audio) for u in found}
     if unlisted:
         logger.info("%s: %d audio files that no table lists left out", path.name, len(unlisted))
@@ -123,21 +104,13 @@ def read_manifest(path: Path) -> list[dict]:
     return rows
 
 
-def _as_utterances(
-    rows: list[dict],
-    path: Path,
-    columns: tuple,
-    attributes: Sequence[str],
-    emotions: bool,
-    skip_missing: bool,
-    root: Path | None = None,
-):
+def _as_utterances(rows: list[dict], path: Path, wanted: Wanted, root: Path | None = None):
     """The utterances that a table's rows list; `root`: the corpus's folder, where the table lies in one for a split."""
     if not rows:
         raise CorpusError(f"{str(path)!r} lists no recording")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    audio, label, speaker, language, text = find_columns(names, columns, str(path), emotions)
-    times, rated = find_times(names), find_ratings(names, attributes)
+    audio, label, speaker, language, text = find_columns(names, wanted.columns, str(path), wanted.emotions)
+    times, rated = find_times(names), find_ratings(names, wanted.attributes)
     split = next((name for name in names if name.lower() in SPLIT_COLUMNS), None)
     _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split, *rated.values()})
     found, missing = [], []
@@ -145,7 +118,7 @@ def _as_utterances(
         place = f"row {number} of {str(path)!r}"
         told = what_is_told(row, label, rated, place)
         has_recording = not is_nothing(row.get(audio))
-        if not has_recording and not skip_missing or emotions and not (told.emotion or told.ratings):
+        if not has_recording and not wanted.skip_missing or wanted.emotions and not (told.emotion or told.ratings):
             empty = label if has_recording else audio
             raise CorpusError(f"{place} has no {empty}: {row}; fill it in or take the row out")
         recording = _file_of(path.parent, str(row[audio])) if has_recording else None
@@ -157,7 +130,7 @@ def _as_utterances(
         about = {"speaker": speaker_of, "language": language_of, "text": words, "start": start, "end": end}
         given = text_of(row, split) or _split_of_place(recording, path, root)
         found.append(replace(told, audio=str(recording), split=given, **about))
-    _complain_of_missing(missing, len(rows), path, skip_missing)
+    _complain_of_missing(missing, len(rows), path, wanted.skip_missing)
     return found
 
 

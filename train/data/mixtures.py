@@ -12,7 +12,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from modeling_edrl_mea.frames import frame_lengths
 from modeling_edrl_mea.recordings import SAMPLING_RATE, find_audio, load_recording
+from train.degradation.effects import reverberate
 
 from .files import atomic_write
 
@@ -20,7 +22,6 @@ LEVEL = 0.05  # root mean square that openSMILE hears; it leaves 26 dB for peaks
 SHORTEST_DESCRIBED = 1600  # samples: below 100 ms openSMILE has no frame of its longest window
 N_DESCRIPTORS = 65
 DESCRIPTOR_HOP = 160  # samples: 10 ms
-CONVOLUTIONS = tuple(zip((10, 8, 8, 8), (5, 4, 4, 4), strict=True))  # kernel, stride: a frame every 20 ms
 
 
 def decode(path: str) -> np.ndarray:
@@ -127,13 +128,6 @@ class Recordings:
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-def num_frames(num_samples, convolutions=CONVOLUTIONS):
-    """Frames the feature encoder makes of so many samples."""
-    for kernel, stride in convolutions:
-        num_samples = (num_samples - kernel) // stride + 1
-    return num_samples
-
-
 def normalize(signal: np.ndarray) -> np.ndarray:
     """Zero mean, unit variance, as Wav2Vec2FeatureExtractor with do_normalize."""
     return (signal - signal.mean()) / np.sqrt(signal.var() + 1e-7)
@@ -165,27 +159,18 @@ def vary(signal: np.ndarray, rng) -> np.ndarray:
     return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(signal)).astype(np.float32)
 
 
-def reverberate(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """The signal in a room, its direct sound where it was."""
-    length = len(signal) + len(response)
-    wet = np.fft.irfft(np.fft.rfft(signal, length) * np.fft.rfft(response, length), length)
-    start = int(np.abs(response).argmax())
-    return wet[start : start + len(signal)].astype(np.float32)
-
-
 class MixtureStream(Dataset):
     """`stream[step]`: one batch, a function of (seed, rank, step) alone.
 
-    noisy, clean (batch, samples) float32 zero-padded, lengths (batch,), mask (batch, frames) bool: frames
-    hidden from the model; where there are functionals, these (batch, k) and descriptors (batch, frames, 65). Files are
-    drawn with probability proportional to (files in their folder)^-(1 - balance), so that small folders are heard
-    more often than their share.
+    noisy, clean (batch, samples) float32 zero-padded, lengths (batch,), mask (batch, frames) bool: frames hidden from
+    the model, of which `config` is; where there are functionals, these (batch, k) and descriptors (batch, frames, 65).
+    Files are drawn with probability proportional to (files in their folder)^-(1 - balance), so that small folders are
+    heard more often than their share.
     """
 
-    def __init__(self, speech, noise, functionals, args, rank=0, rooms=None, convolutions=CONVOLUTIONS):
+    def __init__(self, speech, noise, functionals, args, config, rank=0, rooms=None):
         self.speech, self.noise, self.functionals, self.rooms = speech, noise, functionals, rooms
-        self.convolutions = convolutions
-        self.args, self.rank = args, rank
+        self.args, self.config, self.rank = args, config, rank
         counts = np.bincount(speech.folder_of)
         weight = counts[speech.folder_of] ** (args.folder_balance - 1.0)
         self.probability = weight / weight.sum()
@@ -197,7 +182,7 @@ class MixtureStream(Dataset):
         longest = max(len(c) for c in crops)
         clean = np.zeros((len(crops), longest), np.float32)
         noisy = np.zeros_like(clean)
-        frames = [num_frames(len(signal), self.convolutions) for signal in crops]
+        frames = [frame_lengths(self.config, len(signal)) for signal in crops]
         mask = np.zeros((len(crops), max(frames)), bool)
         for i, signal in enumerate(crops):
             clean[i, : len(signal)] = normalize(signal)

@@ -55,6 +55,17 @@ class Utterance:
     shares: Mapping[str, float] | None = None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is read of a table's or dataset's rows: columns of audio, label and speaker (None: by their usual names),
+    what is rated, whether emotions, and whether rows without a recording are left out."""
+
+    columns: tuple[str, str | None, str | None] = ("audio", None, None)
+    attributes: tuple[str, ...] = ()
+    emotions: bool = True
+    skip_missing: bool = False
+
+
 def column_key(name: str) -> str:
     """The same for "Speaker ID", "speaker_id" and "SpeakerID"."""
     return re.sub(r"[\W_]", "", name.lower())

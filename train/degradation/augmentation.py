@@ -113,12 +113,7 @@ class Augmentation:
         }
         additive = [kind for kind in ADDITIVE if kind in self.kinds]
         stages = []
-        for kinds, probability in (
-            (("reverberation",), 0.3),
-            (additive, 1.0),
-            (CHANNEL, 0.3),
-            (("gain",), 0.5),
-        ):
+        for kinds, probability in ((("reverberation",), 0.3), (additive, 1.0), (CHANNEL, 0.3), (("gain",), 0.5)):
             present = [kind for kind in kinds if kind in self.kinds]
             if present:
                 stages.append(

@@ -24,26 +24,14 @@ meets the same noise clip from the same start at every level, and loses the same
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from .effects import (
-    TRANSITION,
-    add_gaussian,
-    clip_percentile,
-    gain_transition,
-    keyed_generator,
-    lose_packets,
-    mix_at_snr,
-    reverberate,
-    through_mp3,
-    through_opus,
-    through_telephone,
-)
+from . import effects
 from .rooms import can_simulate, measured_rooms, simulated_room, synthetic_room
 from .sources import SoundError, content_of, noise_files, noise_sources, recording
 
@@ -51,12 +39,6 @@ LEVELS = (1, 2, 3)
 NOISE_SNR_DB = (20, 10, 0)
 GAUSSIAN_SNR_DB = (30, 20, 10)
 RT60_SECONDS = ((0.1, 0.5), (0.5, 1.0), (1.0, 1.5))
-MP3_KBITS = (32, 16, 8)
-CLIPPED_PERCENT = (20, 40, 60)
-GAIN_DB = ((-20, 0), (-30, -10), (-40, -20))
-TELEPHONE_BITS = (8, 5, 3)
-OPUS_KBITS = (24, 12, 6)
-LOST_PACKETS = (0.05, 0.10, 0.20)
 ROOMS_PER_LEVEL = 4  # measured ones first, made ones for the rest
 
 Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -81,7 +63,7 @@ class Corruption:
         waveform = np.asarray(waveform, dtype=np.float32)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"{self.name} needs one channel of speech, got shape {waveform.shape} ({key}).")
-        return self.degrade(waveform, keyed_generator(self.seed, self.name, key))
+        return self.degrade(waveform, effects.keyed_generator(self.seed, self.name, key))
 
     def describe(self) -> dict:
         """Name, level, seed and setting, for reports."""
@@ -110,20 +92,10 @@ def corruptions(
     ValueError for an unknown name or level, and for a folder with no recordings for testing.
     """
     noises = _noises(noise_dir)
-    made = {}
-    for name, files in noises.items():
-        made[f"noise_{name}"] = partial(_noise, files)
-    made |= {
-        "gaussian": _gaussian,
-        "room": partial(_room, rir_dir),
-        "mp3": _mp3,
-        "clipping": _clipping,
-        "gain_transition": _gain_transition,
-        "telephone": _telephone,
-        "opus": _opus,
-        "packet_loss": _packet_loss,
-        "room_and_noise": partial(_room_and_noise, rir_dir, [file for files in noises.values() for file in files]),
-    }
+    every_noise = [file for files in noises.values() for file in files]
+    made = {f"noise_{name}": partial(_noise, files) for name, files in noises.items()}
+    made |= {"gaussian": None, "room": partial(_room, rir_dir)} | WITHOUT_RECORDINGS
+    made["room_and_noise"] = partial(_room_and_noise, rir_dir, every_noise)
     unknown = [name for name in names or () if name not in made]
     if unknown or set(levels) - set(LEVELS):
         raise ValueError(
@@ -131,106 +103,100 @@ def corruptions(
             f"there are {', '.join(made)}, at levels 1, 2, 3. Recorded noise needs noise_dir."
         )
     return [
-        Corruption(name, level, *make(level), seed=seed)
+        Corruption(name, level, *make(level=level), seed=seed)
         for name, make in made.items()
         if names is None or name in names
         for level in levels
     ]
 
 
-# --- one function per kind: level → (setting, what to do) ----------------------------------------------
+# --- each kind: level → (setting, what to do); named functions, so that a Corruption can be pickled for workers ------
+
+
+def _by_amount(setting: str, amounts: Sequence, degrade: Callable, level: int, **more) -> tuple[dict, Degrade]:
+    """Of a kind whose levels differ in one amount."""
+    amount = amounts[level - 1]
+    shown = list(amount) if isinstance(amount, tuple) else amount
+    return {setting: shown, **more}, partial(degrade, amount)
+
+
+def _gaussian(snr_db, speech, rng):
+    return effects.add_gaussian(speech, snr_db, rng)
+
+
+def _mp3(kbits, speech, rng):
+    return effects.through_mp3(speech, kbits)
+
+
+def _clipping(percent, speech, rng):
+    return effects.clip_percentile(speech, rng.uniform(0, percent))
+
+
+def _gain_transition(decibels, speech, rng):
+    return effects.gain_transition(speech, *decibels, rng)
+
+
+def _telephone(bits, speech, rng):
+    return effects.through_telephone(speech, bits)
+
+
+def _opus(kbits, speech, rng):
+    return effects.through_opus(speech, kbits)
+
+
+def _packet_loss(share, speech, rng):
+    return effects.lose_packets(speech, share, rng)
+
+
+WITHOUT_RECORDINGS = {
+    "gaussian": partial(_by_amount, "snr_db", GAUSSIAN_SNR_DB, _gaussian),
+    "mp3": partial(_by_amount, "kbits", (32, 16, 8), _mp3),
+    "clipping": partial(_by_amount, "percent_at_most", (20, 40, 60), _clipping),
+    "gain_transition": partial(
+        _by_amount, "gain_db", ((-20, 0), (-30, -10), (-40, -20)), _gain_transition, transition=effects.TRANSITION
+    ),
+    "telephone": partial(_by_amount, "bits", (8, 5, 3), _telephone, band_hz=[300, 3400]),
+    "opus": partial(_by_amount, "kbits", (24, 12, 6), _opus),
+    "packet_loss": partial(_by_amount, "share", (0.05, 0.10, 0.20), _packet_loss),
+}
 
 
 def _noise(files: list[Path], level: int) -> tuple[dict, Degrade]:
     snr_db = NOISE_SNR_DB[level - 1]
-    setting = {"snr_db": snr_db, "recordings": len(files), "recordings_hash": _recordings_hash(files)}
-    return setting, partial(_add_recording, files=files, snr_db=snr_db)
+    setting = {"snr_db": snr_db, "recordings": len(files), "recordings_hash": _hash(map(content_of, files))}
+    return setting, partial(_add_recording, files, snr_db)
 
 
-def _gaussian(level: int) -> tuple[dict, Degrade]:
-    snr_db = GAUSSIAN_SNR_DB[level - 1]
-    return {"snr_db": snr_db}, partial(_add_gaussian, snr_db=snr_db)
+def _add_recording(files, snr_db, speech, rng):
+    file = files[rng.integers(len(files))]
+    try:
+        return effects.mix_at_snr(speech, recording(file), snr_db, rng)
+    except ValueError as error:
+        raise SoundError(f"{file}: {error}") from error
 
 
 def _room(rir_dir, level: int) -> tuple[dict, Degrade]:
     rooms = _rooms(str(rir_dir) if rir_dir is not None else None, *RT60_SECONDS[level - 1])
     listed = {name: round(seconds, 2) for name, (_, seconds) in rooms.items()}
-    setting = {"rt60_s": list(RT60_SECONDS[level - 1]), "rooms": listed, "rooms_hash": _rooms_hash(rooms)}
-    return setting, partial(_put_in_room, rooms=[response for response, _ in rooms.values()])
+    setting = {
+        "rt60_s": list(RT60_SECONDS[level - 1]),
+        "rooms": listed,
+        "rooms_hash": _hash(response.tobytes() for response, _ in rooms.values()),
+    }
+    return setting, partial(_put_in_room, [response for response, _ in rooms.values()])
 
 
-def _mp3(level: int) -> tuple[dict, Degrade]:
-    kbits = MP3_KBITS[level - 1]
-    return {"kbits": kbits}, partial(_without_chance, through_mp3, kbits)
-
-
-def _clipping(level: int) -> tuple[dict, Degrade]:
-    percent = CLIPPED_PERCENT[level - 1]
-    return {"percent_at_most": percent}, partial(_clip, percent=percent)
-
-
-def _gain_transition(level: int) -> tuple[dict, Degrade]:
-    low, high = GAIN_DB[level - 1]
-    return {"gain_db": [low, high], "transition": TRANSITION}, partial(_move_gain, low_db=low, high_db=high)
-
-
-def _telephone(level: int) -> tuple[dict, Degrade]:
-    bits = TELEPHONE_BITS[level - 1]
-    return {"band_hz": [300, 3400], "bits": bits}, partial(_without_chance, through_telephone, bits)
-
-
-def _opus(level: int) -> tuple[dict, Degrade]:
-    kbits = OPUS_KBITS[level - 1]
-    return {"kbits": kbits}, partial(_without_chance, through_opus, kbits)
-
-
-def _packet_loss(level: int) -> tuple[dict, Degrade]:
-    share = LOST_PACKETS[level - 1]
-    return {"share": share}, partial(_lose, share=share)
+def _put_in_room(rooms, speech, rng):
+    return effects.reverberate(speech, rooms[int(rng.random() * len(rooms))])
 
 
 def _room_and_noise(rir_dir, files: list[Path], level: int) -> tuple[dict, Degrade]:
     room, put_in_room = _room(rir_dir, level)
-    noise, add_noise = _noise(files, level) if files else _gaussian(level)
-    return room | noise, partial(_one_after_another, steps=[put_in_room, add_noise])
+    noise, add_noise = _noise(files, level) if files else WITHOUT_RECORDINGS["gaussian"](level=level)
+    return room | noise, partial(_one_after_another, [put_in_room, add_noise])
 
 
-# --- what they do; named functions, so that a Corruption can be pickled for worker processes -------------
-
-
-def _add_recording(speech, rng, files, snr_db):
-    file = files[rng.integers(len(files))]
-    try:
-        return mix_at_snr(speech, recording(file), snr_db, rng)
-    except ValueError as error:
-        raise SoundError(f"{file}: {error}") from error
-
-
-def _add_gaussian(speech, rng, snr_db):
-    return add_gaussian(speech, snr_db, rng)
-
-
-def _put_in_room(speech, rng, rooms):
-    return reverberate(speech, rooms[int(rng.random() * len(rooms))])
-
-
-def _clip(speech, rng, percent):
-    return clip_percentile(speech, rng.uniform(0, percent))
-
-
-def _move_gain(speech, rng, low_db, high_db):
-    return gain_transition(speech, low_db, high_db, rng)
-
-
-def _lose(speech, rng, share):
-    return lose_packets(speech, share, rng)
-
-
-def _without_chance(degrade, amount, speech, rng):
-    return degrade(speech, amount)
-
-
-def _one_after_another(speech, rng, steps):
+def _one_after_another(steps, speech, rng):
     for step in steps:
         speech = step(speech, rng)
     return speech
@@ -256,7 +222,7 @@ def _rooms(rir_dir: str | None, low: float, high: float) -> dict[str, tuple[np.n
     """Measured rooms for testing with RT60 in `[low, high)`, and made ones where they are fewer than four."""
     rooms = measured_rooms(rir_dir, "testing", low, high) if rir_dir is not None else {}
     for index in range(ROOMS_PER_LEVEL - len(rooms)):
-        rng = keyed_generator(0, "room", low, index)  # rooms stay the same whatever the seed of the corruption
+        rng = effects.keyed_generator(0, "room", low, index)  # rooms stay the same whatever the seed of the corruption
         if can_simulate():
             rooms[f"simulated_{index}"] = simulated_room(low, high, rng)
         else:
@@ -269,15 +235,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _rooms_hash(rooms: dict[str, tuple[np.ndarray, float]]) -> str:
+def _hash(contents: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for response, _ in rooms.values():
-        digest.update(response.tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _recordings_hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(content_of(file))
+    for content in contents:
+        digest.update(content)
     return digest.hexdigest()[:12]

@@ -61,7 +61,7 @@ def noise_files(
         chosen = {path for path in folded if (fold_of[path] in TRAINING_FOLDS) == (part == "training")}
         for one in {_row(rows, path, folder).get("source") for path in files}:
             of_source = [path for path in files if _row(rows, path, folder).get("source") == one]
-            chosen |= _part([path for path in of_source if path not in folded], part, folder, _file_name)
+            chosen |= _part([path for path in of_source if path not in folded], part, folder, lambda path: path.name)
     if source is not None:
         chosen = {path for path in chosen if _row(rows, path, folder).get("source") == source}
     if not chosen:
@@ -116,10 +116,6 @@ def _content_of(path: str, size: int, modified: int) -> bytes:
 
 def _room_name(path: Path) -> str:
     return re.sub(r"[\W_]*(position|pos|mic|channel|ch|source|src)[\W_]*\d+$", "", path.stem, flags=re.I)
-
-
-def _file_name(path: Path) -> str:
-    return path.name
 
 
 def _part(files: list[Path], part: Part, folder: Path, group_of) -> set[Path]:

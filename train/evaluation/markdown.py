@@ -3,6 +3,13 @@
 from hub_card.wording import condition_and_setting, figures_explained, number, percent
 from train.data.summary import as_text
 
+TITLES = {
+    "clean": "Clean speech",
+    "corruption": "Corruptions",
+    "cross_corpus": "Cross-corpus",
+    "leave_one_corpus_out": "Leave-one-corpus-out",
+}
+
 
 def as_markdown(report: dict) -> str:
     """The whole report for people: what was run, means with intervals, comparisons, and every result."""
@@ -15,6 +22,7 @@ def as_markdown(report: dict) -> str:
         _summaries(report),
         _comparisons(report),
         _corruption_errors(report),
+        _calibration(report),
         _results(report),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -55,9 +63,9 @@ def _value_alone(entry: dict | None) -> str:
     return percent((entry or {}).get("value"))
 
 
-def markdown_table(head: list[str], lines: list[list[str]]) -> str:
+def markdown_table(head: list, lines: list[list]) -> str:
     rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in rows)
 
 
 def _data(report: dict) -> str:
@@ -119,15 +127,33 @@ def _ce(entry: dict | None) -> str:
     return (f"{entry['ce']:.0f}" + (f" ({relative:.0f})" if relative is not None else "")).replace("-", "−")
 
 
+def _calibration(report: dict) -> str:
+    """Of a benchmark: whether temperatures carry over to those whom they were not fitted on."""
+    if not report.get("summaries"):
+        return ""
+    found: dict[tuple[str, str], list] = {}
+    for row in report["results"]:
+        before, after = (row["metrics"].get(name, {}).get("value") for name in ("ece", "ece_calibrated"))
+        if before is not None and after is not None:
+            found.setdefault((row["model"], row["protocol"]), []).append((before, after))
+    columns = [protocol for protocol in TITLES if any(protocol == there for _, there in found)]
+    models = list(dict.fromkeys(model for model, _ in found))
+    lines = [[model, *(_both_errors(found.get((model, protocol))) for protocol in columns)] for model in models]
+    title = "## Expected calibration error %, mean over tests: as it is → at a temperature fitted on other speakers"
+    return f"{title}\n\n" + markdown_table(["model", *map(TITLES.get, columns)], lines) if found else ""
+
+
+def _both_errors(errors: list[tuple[float, float]] | None) -> str:
+    if not errors:
+        return "–"
+    before, after = (sum(part) / len(errors) for part in zip(*errors, strict=True))
+    lower = sum(after < before for before, after in errors)
+    return f"{percent(before)} → {percent(after)} (lower in {lower} of {len(errors)})"
+
+
 def _results(report: dict) -> str:
-    titles = {
-        "clean": "Clean speech",
-        "corruption": "Corruptions",
-        "cross_corpus": "Cross-corpus",
-        "leave_one_corpus_out": "Leave-one-corpus-out",
-    }
     parts = []
-    for protocol, title in titles.items():
+    for protocol, title in TITLES.items():
         rows = [row for row in report["results"] if row["protocol"] == protocol]
         tables = [table for table in (results_table(rows), attributes_table(rows)) if table]
         if tables:

@@ -26,26 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from hub_card.fingerprint import weights_fingerprint
-from hub_card.schema import REPORT_SCHEMA, SCHEMA, ReportError, validate
+from hub_card.schema import SCHEMA, validate
 from train.data.catalogue import CORPORA
 from train.data.files import atomic_write
 
 from .markdown import as_markdown
 from .metrics import bootstrap_interval, calibration_by_speaker, moments_by_speaker, recalls_of
 from .predictions import Predictions
-
-__all__ = [
-    "REPORT_SCHEMA",
-    "ReportError",
-    "SCHEMA",
-    "interval_entry",
-    "model_entry",
-    "new_report",
-    "result_row",
-    "training_entry",
-    "validate",
-    "write_report",
-]
 
 ATTRIBUTE_METRICS = ("ccc", "pearson", "rmse")
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "audiomentations", "pyroomacoustics")

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import yaml
 
+from hub_card.schema import validate
 from scripts import benchmark_robustness
 from tests.support.tones import EMOTIONS, write_backbone, write_corpus
 from train.benchmark import report as benchmark_report
@@ -17,7 +18,6 @@ from train.benchmark import runner as benchmark
 from train.benchmark.contenders import TrialPredictions
 from train.benchmark.recipes import Recipe
 from train.evaluation.predictions import SUFFIXES
-from train.evaluation.report import validate
 
 from .test_hub_models import stock_model
 

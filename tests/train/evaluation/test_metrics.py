@@ -1,10 +1,14 @@
 import warnings
 
+import datasets
 import evaluate
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
+from transformers import pipeline
 
+import modeling_edrl_mea  # noqa: F401  registers the model
+from tests.conftest import noise_recordings
 from train.evaluation import metrics
 from train.evaluation.metrics import SpeechEmotionMetrics, confusion_by_speaker, scores, uar
 
@@ -82,6 +86,30 @@ def test_the_evaluate_metric_works_without_a_network(predictions, as_probabiliti
     metric.add_batch(predictions=predictions[:100], references=references[:100])
     metric.add_batch(predictions=predictions[100:], references=references[100:])
     assert metric.compute(label_names=EMOTIONS) == pytest.approx(expected)
+
+
+def test_the_evaluator_of_evaluate_takes_a_models_folder_and_the_metric(model_folder):
+    """Of recordings as `datasets` holds them, without a network."""
+    recordings = noise_recordings(4)
+    rows = {"audio": [{"array": recording, "sampling_rate": 16_000} for recording in recordings], "label": [0, 1, 2, 3]}
+    found = evaluate.evaluator("audio-classification").compute(
+        model_or_pipeline=str(model_folder),
+        data=datasets.Dataset.from_dict(rows).with_format("numpy"),
+        input_column="audio",
+        label_column="label",
+        metric=SpeechEmotionMetrics(),
+        label_mapping={emotion: label for label, emotion in enumerate(EMOTIONS)},
+    )
+    classify = pipeline("audio-classification", model=str(model_folder))
+    right = [classify(one)[0]["label"] == emotion for one, emotion in zip(recordings, EMOTIONS, strict=True)]
+    assert found["wa"] == pytest.approx(np.mean(right))
+
+
+def test_metrics_of_evaluate_are_combined_with_ours():
+    both = evaluate.combine([SpeechEmotionMetrics(), evaluate.load(metrics.__file__)])
+    both.add_batch(predictions=[0, 1, 2, 3], references=[0, 1, 2, 2])
+    found = both.compute()
+    assert found["speech_emotion_metrics_0_uar"] == found["speech_emotion_metrics_1_uar"] == pytest.approx(2.5 / 3)
 
 
 @pytest.mark.parametrize(

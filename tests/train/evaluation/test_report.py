@@ -3,17 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from hub_card.schema import ReportError, validate
 from train.data.corpora import load_corpus
 from train.evaluation.predictions import Predictions
-from train.evaluation.report import (
-    ReportError,
-    model_entry,
-    new_report,
-    result_row,
-    training_entry,
-    validate,
-    write_report,
-)
+from train.evaluation.report import model_entry, new_report, result_row, training_entry, write_report
 
 EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
 
@@ -72,6 +65,24 @@ def test_a_written_report_is_valid_json_without_nan_beside_a_table(tmp_path):
     assert json.loads(text)["results"][0]["recall"]["sadness"] is None
     validate(json.loads(text))
     assert "| ours |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_benchmark_tells_on_the_mean_whether_temperatures_carry_over(tmp_path):
+    cases = [("clean", 1.3), ("clean", 0.2), ("cross_corpus", None)]
+    rows = [
+        result_row(
+            "ours", EMOTIONS, predictions_of(seed=seed), test="emodb", protocol=protocol, temperature=temperature
+        )
+        for seed, (protocol, temperature) in enumerate(cases)
+    ]
+    before, after = (
+        100 * np.array([row["metrics"][name]["value"] for row in rows[:2]]) for name in ("ece", "ece_calibrated")
+    )
+    mean = {"model": "ours", "over": "clean", "metric": "uar", "mean": {"value": 0.5, "low": None, "high": None}}
+    write_report(report(results=rows, summaries=[mean]), tmp_path)
+    shown = f"{before.mean():.1f} → {after.mean():.1f} (lower in {(after < before).sum()} of 2)"
+    page = (tmp_path / "report.md").read_text()
+    assert f"| model | Clean speech |\n| --- | --- |\n| ours | {shown} |" in page
 
 
 @pytest.mark.parametrize(

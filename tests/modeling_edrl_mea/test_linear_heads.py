@@ -1,12 +1,19 @@
-"""The regularized linear discriminant."""
+"""Linear heads in closed form."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from modeling_edrl_mea import closed_form
-from modeling_edrl_mea.discriminant import ABSENT, RIDGES, best_scale, discriminants, fit_discriminant, ridge_solver
+from modeling_edrl_mea import closed_form, linear_heads
+from modeling_edrl_mea.linear_heads import (
+    ABSENT,
+    DISCRIMINANT_RIDGES,
+    best_scale,
+    discriminants,
+    fit_discriminant,
+    ridge_solver,
+)
 from tests.modeling_edrl_mea.test_closed_form import embeddings
 
 
@@ -66,10 +73,10 @@ def test_held_out_recordings_choose_the_ridge_and_how_sure_it_is(data):
     found = fit_discriminant(features.numpy(), labels, torch.ones(120), 3, folds)
     held_out = torch.zeros(120, 3, dtype=torch.float64)
     for train, test in folds:
-        (one,) = discriminants(features[train], labels[train], torch.ones(90).double(), 3, [found.ridge])
+        (one,) = discriminants(features[train], labels[train], torch.ones(90).double(), 3, [found.regularization])
         held_out[test] = one.logits(features[test])
     scale = best_scale(held_out, labels, torch.ones(120))
-    (plain,) = discriminants(features, labels, torch.ones(120).double(), 3, [found.ridge])
+    (plain,) = discriminants(features, labels, torch.ones(120).double(), 3, [found.regularization])
     assert torch.allclose(found.weight, plain.weight * scale)
     losses = [
         torch.nn.functional.cross_entropy(held_out * factor, labels) for factor in (scale, 0.8 * scale, 1.25 * scale)
@@ -87,19 +94,19 @@ def test_a_model_takes_it_in_place_of_the_regression(tiny_model):
     model = tiny_model("linear", classifier="discriminant", fitted=False)
     data = embeddings(model)
     chosen = closed_form.train_classifier(model, data)
-    assert chosen in RIDGES
+    assert chosen in DISCRIMINANT_RIDGES
     features = torch.from_numpy(closed_form.classifier_features(model, data))
     found = fit_discriminant(
         features.numpy(),
         data.labels,
         data.sample_weights,
         4,
-        closed_form.speaker_folds(features, data.labels.numpy(), data.speakers),
+        linear_heads.speaker_folds(features, data.labels.numpy(), data.speakers),
     )
     assert torch.allclose(model.classifier.weight.double(), found.weight, atol=1e-5)
 
 
 def test_each_of_three_corpora_is_held_out_once():
-    folds = closed_form.corpus_folds(["a", "b", "a", "c"])
+    folds = linear_heads.corpus_folds(["a", "b", "a", "c"])
     assert [list(test) for _, test in folds] == [[0, 2], [1], [3]]
-    assert closed_form.corpus_folds(["a", "b"]) == []
+    assert linear_heads.corpus_folds(["a", "b"]) == []
