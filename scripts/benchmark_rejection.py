@@ -2,10 +2,11 @@
 `model.predict(…, coverage=0.9)` hold, on corpora that were left out of training.
 
     python scripts/benchmark_rejection.py --corpus emodb=DIR --corpus ravdess=DIR --corpus nemo=DIR --corpus ased=DIR \\
-        --noise DIR --recipe train/configs/compact.yaml --max_recordings 300 --output OUT [--calibrate MODEL]
+        --noise DIR --recipe train/configs/compact.yaml --max_recordings 300 --output OUT [--sounds DIR | --calibrate MODEL]
 
 Prints tables, and writes them to OUT/rejection.md with rejection.png (error by share of recordings answered) and
-timeline.png (speech, noise, speech). `--calibrate` gives the config of a trained MODEL, a folder, the thresholds that
+timeline.png (speech, noise, speech). `--sounds`: further sounds without speech to try the gate on, music or coughs, in
+a sub-folder each; no model learns from them. `--calibrate` gives the config of a trained MODEL, a folder, the thresholds that
 training by this version would store.
 """
 
@@ -49,23 +50,24 @@ def windows(waveform: np.ndarray) -> list[np.ndarray]:
     return [waveform[start : start + window] for start in starts]
 
 
-def sounds_without_speech(noise: str) -> dict[str, list[np.ndarray]]:
+def sounds_without_speech(folders: list[str]) -> dict[str, list[np.ndarray]]:
     generator, length = np.random.default_rng(0), SOUND_SECONDS * RATE
     found = {
         "digital silence and dither": [np.zeros(length), generator.integers(-1, 2, length) / 2**15],
         "white noise": [10 ** (level / 20) * generator.standard_normal(length) for level in LEVELS_DB],
     }
     by_folder: dict[str, list] = {}
-    for path in find_audio(noise):
-        by_folder.setdefault(path.relative_to(noise).parts[0], []).append(load_recording(path))
+    for folder in folders:
+        for path in find_audio(folder):
+            by_folder.setdefault(path.relative_to(folder).parts[0], []).append(load_recording(path))
     return found | by_folder
 
 
-def table_of_gates(study: Study, noise: str) -> list[list]:
+def table_of_gates(study: Study, noise: str, sounds: str | None) -> list[list]:
     """Windows that get an emotion."""
     from train.degradation.corruptions import corruptions
 
-    sets = sounds_without_speech(noise)
+    sets = sounds_without_speech([noise, sounds] if sounds else [noise])
     noisy = [one for one in corruptions(noise, None, levels=(2, 3)) if one.name == study.noise.name]
     for name, corpus in study.corpora.items():
         files = list(corpus["audio"])[:: max(1, len(corpus) // GATED)]
@@ -224,14 +226,15 @@ def calibrate(study: CalibratedStudy, folder: str) -> None:
     print(f"{path}: {config['coverage_thresholds']}")
 
 
-def tables(study: CalibratedStudy, noise: str) -> Iterator[tuple[str, list[list]]]:
-    yield "What the speech gate lets through", table_of_gates(study, noise)
+def tables(study: CalibratedStudy, noise: str, sounds: str | None) -> Iterator[tuple[str, list[list]]]:
+    yield "What the speech gate lets through", table_of_gates(study, noise, sounds)
     yield f"Sets at {COVERAGE}: % that hold the right label / labels in a set", table_of_sets(study)
     yield "Warning signs, area under the ROC curve", table_of_warnings(study)
 
 
 def main(argv=None) -> dict:
     parser = argument_parser(__doc__)
+    parser.add_argument("--sounds", metavar="DIR", help="further sounds without speech, a sub-folder a kind")
     parser.add_argument(
         "--calibrate", metavar="MODEL", help="folder whose config gets thresholds; nothing else is done"
     )
@@ -240,7 +243,7 @@ def main(argv=None) -> dict:
     study = CalibratedStudy(options)
     if options.calibrate:
         return calibrate(study, options.calibrate)
-    sections = print_tables(tables(study, options.noise), options.output / "rejection.md")
+    sections = print_tables(tables(study, options.noise, options.sounds), options.output / "rejection.md")
     plot_risk(study, options.output / "rejection.png")
     plot_timeline(study, options.noise, options.output / "timeline.png")
     return sections
