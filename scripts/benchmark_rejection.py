@@ -2,12 +2,13 @@
 `model.predict(…, coverage=0.9)` hold, on corpora that were left out of training.
 
     python scripts/benchmark_rejection.py --corpus emodb=DIR --corpus ravdess=DIR --corpus nemo=DIR --corpus ased=DIR \\
-        --noise DIR --recipe train/configs/compact.yaml --max_recordings 300 --output OUT [--sounds DIR | --calibrate MODEL]
+        --noise DIR --recipe train/configs/compact.yaml --max_recordings 300 --output OUT \\
+        [--sounds DIR | --calibrate MODEL]
 
 Prints tables, and writes them to OUT/rejection.md with rejection.png (error by share of recordings answered) and
-timeline.png (speech, noise, speech). `--sounds`: further sounds without speech to try the gate on, music or coughs, in
-a sub-folder each; no model learns from them. `--calibrate` gives the config of a trained MODEL, a folder, the thresholds that
-training by this version would store.
+timeline.png (speech, noise, speech). `--sounds`: further sounds without speech to try the gate on, such as music, in
+a sub-folder each; no model learns from them. `--calibrate` gives the config of a trained MODEL, a folder, the
+thresholds that training by this version would store.
 """
 
 import json
