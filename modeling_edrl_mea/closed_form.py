@@ -80,8 +80,10 @@ def ratings_of(config, data: Embeddings) -> Tensor:
 def with_aligned(model, data: Embeddings) -> Embeddings:
     """The same recordings as what MEA, which is fitted, makes of them."""
     model.eval()
-    parts = (model.edrl_mea.speech_embedding(part.to(model.device)) for part in data.layer_statistics.split(ROWS))
-    return replace(data, aligned=torch.cat([model.alignment([u]).cpu() for u in parts]))
+    aligned = torch.empty(len(data), model.config.n_components)
+    for rows, part in zip(aligned.split(ROWS), data.layer_statistics.split(ROWS), strict=True):
+        rows.copy_(model.alignment([model.edrl_mea.speech_embedding(part.to(model.device))]))
+    return replace(data, aligned=aligned)
 
 
 def train_classifier(model, data: Embeddings) -> float:
@@ -148,11 +150,13 @@ def labeled(features: np.ndarray, data: Embeddings, n_emotions: int) -> tuple[np
 def classifier_features(model, data: Embeddings) -> np.ndarray:
     """(N, k) aligned embeddings, or (N, S) speech embeddings where the arrangement has no MEA."""
     model.eval()
-    features = []
-    for statistics in data.layer_statistics.split(ROWS):
-        output = model.edrl_mea(layer_statistics=statistics.to(model.device))
-        features.append(output.speech_embedding if model.alignment is None else output.aligned_embedding)
-    return torch.cat(features).double().cpu().numpy()
+    features = None
+    for rows in torch.arange(len(data)).split(ROWS):
+        output = model.edrl_mea(layer_statistics=data.layer_statistics[rows[0] : rows[-1] + 1].to(model.device))
+        part = output.speech_embedding if model.alignment is None else output.aligned_embedding
+        features = np.empty((len(data), part.shape[1])) if features is None else features
+        features[rows] = part.cpu()
+    return features
 
 
 # --- noise metric ---

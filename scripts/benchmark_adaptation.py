@@ -44,8 +44,8 @@ EXAMPLES = (1, 2, 4, 8)  # labeled recordings of each emotion
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 WAYS = ("balanced", "true mix", "open")  # what may be expected of a set
 NEW_LABEL_SETS = {  # examples of each old emotion, and recordings without a label, beside four of the new label
-    "4 of the new label": (0, 0),
     "4 of the new label, 32 without labels": (0, 32),
+    "4 of the new label, 128 without labels": (0, 128),
     "4 of every label": (4, 0),
     "4 of every label, 32 without labels": (4, 32),
 }
@@ -264,21 +264,24 @@ def table_of_new_label(study: Study, chosen) -> list[list]:
 def new_label(
     corpus: LeftOut, new: LeftOut, old: int, unlabeled: int, seed: int, settings
 ) -> tuple[float, float, float]:
+    """Recall of the new label, and UAR of the others before and after. Of the recordings without labels a fair share
+    has the new label; tested on the rest of both."""
     generator = np.random.default_rng(seed)
-    shown = generator.choice(len(new.ids), 4, replace=False)
+    trained = corpus.model.config.labels
     part = examples(corpus, old, seed) if old else np.zeros(0, int)
-    rest = generator.permutation(np.setdiff1d(corpus.every, part))
-    pool, tested = rest[:unlabeled], rest[unlabeled:]
-    labels = [LEARNED_LATER] * 4 + [corpus.model.config.labels[one] for one in corpus.ids[part]] + [None] * unlabeled
-    pieces = new.rows(shown), corpus.rows(np.concatenate([part, pool]).astype(int))
+    rest, rest_new = (generator.permutation(rows) for rows in (np.setdiff1d(corpus.every, part), new.every))
+    n_new = 4 + unlabeled // (len(trained) + 1)
+    n_pool = unlabeled - (n_new - 4)
+    pieces = new.rows(rest_new[:n_new]), corpus.rows(np.concatenate([part, rest[:n_pool]]).astype(int))
     blocks = [np.concatenate(both) for both in zip(*(piece.blocks for piece in pieces), strict=True)]
     logits = np.concatenate([piece.logits for piece in pieces])
+    labels = [LEARNED_LATER] * 4 + [None] * (n_new - 4) + [trained[one] for one in corpus.ids[part]] + [None] * n_pool
     evidence = Evidence(logits, blocks, np.ones(len(logits)), labels)
     found = correct(evidence, settings, "balanced" if unlabeled else None)
-    others = np.setdiff1d(new.every, shown)
     says_new = found.apply(new.logits, new.evidence.embedding).argmax(1) == len(found.labels) - 1
     after = found.apply(corpus.logits, corpus.evidence.embedding)
-    return 100 * says_new[others].mean(), corpus.uar(corpus.logits, tested), corpus.uar(after, tested)
+    tested = rest[n_pool:]
+    return 100 * says_new[rest_new[n_new:]].mean(), corpus.uar(corpus.logits, tested), corpus.uar(after, tested)
 
 
 # --- the report ---

@@ -1,266 +1,154 @@
-"""Speed and memory at inference, against transformers' WavLM on the same weights and recordings, in one run.
+"""What a recording costs in every runtime that a user might pick: processor time on one thread, in one run.
 
-    python scripts/benchmark_inference.py
-    python scripts/benchmark_inference.py --model MODEL_DIR --recordings EMODB NEMO --corpus emodb=EMODB
+    python scripts/benchmark_inference.py checkpoints/edrl-mea-compact --recordings EMODB/wav
+    python scripts/benchmark_inference.py wavlm-base --tables lengths --seconds 1 5 20
 
-Tables: `latency` (one recording at a time, and what the arithmetic alone would take on this machine), `mixed` (many
-of different lengths, for each folder of `--recordings`), `pipeline` (a list of files through `pipeline`, arrays where
-there are no recordings), `heads` (share of the time that EDRL, MEA and classifier take), `memory` (peak over the
-loaded model, each in its own process), `uar` (what bfloat16 costs, on `--corpus`). Stock is transformers'
-WavLMForSequenceClassification as its documentation uses it. Contenders take turns, so that other load on the
-machine meets all alike: trust the ratios more than the times. Speed does not depend on what weights hold:
-without --model they are random, in WavLM-base's shape.
+Tables: `recordings` (of distinct lengths, sorted by length: first and second pass), `lengths` (one recording at a time,
+no two of quite the same length), `pipeline` (files to scores, decoding included), `timeline` (in passes of the backbone
+over the same audio), `memory` (what a recording adds to the loaded model). `wavlm-base` is that shape with random
+weights. Without --recordings, speech is synthesized by espeak-ng.
+
+Every contender is a process of its own and gets the same batches. They take turns, so that other work on the machine
+meets all alike: trust the ratios, of the first contender's time to each. What a contender cannot do is its row.
+`stock` is transformers' classifier on the same backbone (Whisper's pads every recording to 30 s); `onnx`, `int8` and
+`openvino` run exported graphs.
 """
 
 import argparse
 import ctypes
 import gc
+import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForSequenceClassification, pipeline
+from transformers import (
+    AutoModelForAudioClassification,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WhisperFeatureExtractor,
+    pipeline,
+)
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-import modeling_edrl_mea  # noqa: E402
-from modeling_edrl_mea import load_recording  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
+from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording, onnx_export  # noqa: E402
 from modeling_edrl_mea.prepared_weights import project  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, find_audio  # noqa: E402
+from train.evaluation.markdown import markdown_table  # noqa: E402
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TABLES = ["latency", "mixed", "pipeline", "heads", "memory", "uar"]
+RUNTIMES = ["float32", "bfloat16", "compiled", "onnx", "openvino"]
+CONTENDERS = [f"{kind} {runtime}" for kind in ("stock", "ours") for runtime in RUNTIMES] + ["ours int8"]
+REFERENCE = "ours float32"  # whose labels the others are held against
+TABLES = ["recordings", "lengths", "pipeline", "timeline", "memory"]
+BASE = "wavlm-base"
 EMOTIONS = dict(enumerate(["anger", "happiness", "neutral", "sadness"]))
-BASELINE = "stock float32"
-MEMORY_REPORT = "peak MiB over the loaded model:"
-# Lengths in seconds when no recordings are given: EMO-DB's are log-normal with this median and spread.
-MEDIAN_SECONDS, LOG_SPREAD, LONGEST_SECONDS = 2.6, 0.37, 9.0
+TURN = 8  # batches
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ANSWER = "answer: "  # what exporters print besides is not one
 
-Waveforms = list[np.ndarray]
-
-
-def load(name: str, directory: str, whole_model: str | None) -> tuple[nn.Module, Wav2Vec2FeatureExtractor]:
-    """Model and feature extractor of a contender like `ours bfloat16`; `directory` has the stock weights."""
-    kind, dtype = name.split()
-    if kind == "stock":
-        model = WavLMForSequenceClassification.from_pretrained(directory, num_labels=len(EMOTIONS))
-    elif whole_model:
-        model = modeling_edrl_mea.EdrlMeaForAudioClassification.from_pretrained(whole_model)
-    else:
-        model_class = modeling_edrl_mea.EdrlMeaForAudioClassification
-        model = model_class.from_backbone(directory, id2label=EMOTIONS, normalize_waveform=False)
-    # As in WavLM-base's own preprocessor config; with it stock gets no mask, which is its fastest way.
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=kind == "ours")
-    return model.eval().to(DTYPES[dtype]), extractor
+Classify = Callable[[list], list[int]]  # a batch of waveforms, or of files, to their labels
 
 
-def classifier(model: nn.Module, extractor: Wav2Vec2FeatureExtractor, device: str) -> Callable[[Waveforms], None]:
-    """Runs one padded batch from waveforms to logits."""
-    model.to(device)
-    dtype = next(model.parameters()).dtype
+def our_model(name: str) -> EdrlMeaForAudioClassification:
+    torch.manual_seed(0)
+    if name == BASE:
+        return EdrlMeaForAudioClassification.from_backbone(WavLMConfig(), id2label=EMOTIONS).eval()
+    return EdrlMeaForAudioClassification.from_pretrained(name).eval()
 
-    def classify(waveforms: Waveforms) -> None:
-        inputs = extractor(waveforms, sampling_rate=SAMPLING_RATE, padding=True, return_tensors="pt").to(device)
-        inputs["input_values"] = inputs["input_values"].to(dtype)
-        with torch.inference_mode():
-            model(**inputs)
-        if device != "cpu":
-            torch.cuda.synchronize()
+
+def stock_model(name: str) -> tuple[torch.nn.Module, object]:
+    """transformers' classifier, with our backbone's weights, and its feature extractor."""
+    ours = our_model(name)
+    config = ours.config.backbone_config
+    config.num_labels = len(EMOTIONS)
+    attention = "sdpa" if config.model_type == "whisper" else "eager"  # all that transformers has
+    model = AutoModelForAudioClassification.from_config(config, attn_implementation=attention).eval()
+    if config.model_type == "whisper":
+        model.encoder.load_state_dict(ours.backbone.encoder.state_dict())
+        return model, WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    model.base_model.load_state_dict(ours.backbone.state_dict(), strict=False)
+    # Without a mask, as in WavLM-base's own preprocessor config: its fastest way.
+    normalizes = ours.config.normalize_waveform
+    return model, Wav2Vec2FeatureExtractor(do_normalize=normalizes, return_attention_mask=False)
+
+
+def contender(model_name: str, name: str, graphs: Path) -> Classify:
+    kind, runtime = name.split()
+    if runtime == "pipeline" and not shutil.which("ffmpeg"):
+        raise RuntimeError("pipeline decodes files by the ffmpeg program, and there is none")
+    model, extract = stock_model(model_name) if kind == "stock" else (our_model(model_name), None)
+    extract = extract or model.feature_extractor()
+    if runtime == "pipeline":
+        classify_files = pipeline("audio-classification", model=model, feature_extractor=extract, device="cpu")
+        return lambda files: [model.config.label2id[scores[0]["label"]] for scores in classify_files(files)]
+    padding = "max_length" if isinstance(extract, WhisperFeatureExtractor) else True
+
+    def prepare(waveforms: list) -> dict[str, torch.Tensor]:
+        return dict(extract(waveforms, sampling_rate=SAMPLING_RATE, padding=padding, return_tensors="pt"))
+
+    if runtime in ("onnx", "int8", "openvino"):
+        if runtime == "openvino":
+            import openvino  # noqa: F401 (before the work, where there is none)
+        example = prepare([noise(1.5), noise(1.5)])
+        export = partial(onnx_export.export, model) if kind == "ours" else partial(export_stock, model, example)
+        run = graph(written(graphs / f"{kind}.onnx", export), runtime)
+        return lambda waveforms: run(as_arrays(prepare(waveforms))).argmax(-1).tolist()
+    dtype = torch.bfloat16 if runtime == "bfloat16" else torch.float32
+    run = torch.compile(model, dynamic=True) if runtime == "compiled" else model.to(dtype)
+
+    @torch.inference_mode()
+    def classify(waveforms: list) -> list[int]:
+        inputs = {key: x.to(dtype) if x.is_floating_point() else x for key, x in prepare(waveforms).items()}
+        return run(**inputs).logits.argmax(-1).tolist()
 
     return classify
 
 
-def seconds_of_turns(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of each contender in each turn; they alternate, after one turn that does not count."""
-    times = {name: [] for name in contenders}
-    for turn in range(repeats + 1):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in times.items()}
+def graph(path: Path, runtime: str) -> Callable[[dict], np.ndarray]:
+    """Inputs to logits."""
+    if runtime == "int8":
+        onnx_export.quantize(path, path := path.with_stem("int8"))
+    if runtime == "openvino":
+        import openvino
+
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1})
+        return lambda inputs: compiled(inputs)["logits"]
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(["logits"], inputs)[0]
 
 
-def print_times(title: str, times: dict[str, np.ndarray], audio_seconds: float, baseline: str) -> None:
-    print(f"\n{title}\n{'':28}{'p50 ms':>10}{'p95 ms':>10}{'x real time':>13}{'x ' + baseline:>38}")
-    for name, values in times.items():
-        median = np.median(values)
-        # The ratio is taken turn by turn: neighbors in time met the same load.
-        ratio = np.median(times[baseline] / values)
-        p95 = np.percentile(values, 95)
-        print(f"{name:28}{1e3 * median:10.0f}{1e3 * p95:10.0f}{audio_seconds / median:13.1f}{ratio:38.2f}")
-    sys.stdout.flush()
+def written(path: Path, export: Callable[[Path], None]) -> Path:
+    """A graph, by the first of the contenders that needs it."""
+    if not path.exists():
+        export(path)
+    return path
 
 
-def print_latency(models: dict, args) -> None:
-    for seconds in args.seconds:
-        waveform = [noise(seconds)]
-        runs = {n: partial(classifier(*m, args.device), waveform) for n, m in models.items()}
-        times = seconds_of_turns(runs, args.repeats)
-        print_times(f"One recording of {seconds:g} s at a time", times, seconds, BASELINE)
-        if BASELINE in models:
-            print_least_times(models[BASELINE][0], waveform[0], np.median(times[BASELINE]), args.device)
+def export_stock(model, example: dict[str, torch.Tensor], path: Path) -> None:
+    ((name, value),) = example.items()
+    dynamic = {0: torch.export.Dim.DYNAMIC} | ({1: torch.export.Dim.DYNAMIC} if value.ndim == 2 else {})
+    names = {"input_names": [name], "output_names": ["logits"]}
+    torch.onnx.export(model, kwargs=example, dynamic_shapes={name: dynamic}, dynamo=True, **names).save(path)
 
 
-def print_least_times(stock: nn.Module, waveform: np.ndarray, seconds_of_stock: float, device: str) -> None:
-    """What this machine's matrix products alone would take for stock's arithmetic: no program doing the same
-    arithmetic can be faster."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():  # which cannot count in inference mode
-        stock(torch.from_numpy(waveform)[None].to(device))
-    for name, dtype in DTYPES.items():
-        least = counter.get_total_flops() / flops_per_second(dtype, device)
-        print(f"{'arithmetic alone ' + name:28}{1e3 * least:10.0f}{'':23}{seconds_of_stock / least:38.2f}", flush=True)
-
-
-@torch.inference_mode()
-def flops_per_second(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 20) -> float:
-    """The best of some matrix products, too large for overhead to count, their weights packed beforehand on the CPU."""
-    layer = nn.Linear(size, size, bias=False).to(device, dtype).eval()
-    x, best = torch.randn(size, size, device=device, dtype=dtype), np.inf
-    clock = time.process_time if device == "cpu" else time.perf_counter  # other work on the machine counts little
-    for _ in range(repeats):
-        start = clock()
-        project(layer, x)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, clock() - start)
-    return 2 * size**3 / best
-
-
-def print_mixed(models: dict, args, folder: str | None) -> None:
-    waveforms = [load_recording(path) for path in files_of(folder, args.n_recordings)] or of_mixed_lengths(args)
-    total = sum(map(len, waveforms)) / SAMPLING_RATE
-    runs = {}
-    for name, model in models.items():
-        classify = classifier(*model, args.device)
-        sizes = [1, args.batch_size] if name.startswith("stock") else [args.batch_size]
-        for size in sizes:
-            runs[f"{name}, batches of {size}"] = lambda f=classify, s=size: in_batches(f, waveforms, s)
-        if name.startswith("ours"):
-            by_length = sorted(waveforms, key=len)
-            runs[f"{name}, sorted"] = lambda f=classify, w=by_length: in_batches(f, w, args.batch_size)
-    times = seconds_of_turns(runs, max(2, args.repeats // 4))
-    title = f"{len(waveforms)} recordings of mixed lengths ({folder or 'noise'}), {total:.0f} s in all"
-    print_times(title, times, total, f"{BASELINE}, batches of {args.batch_size}")
-
-
-def in_batches(classify: Callable[[Waveforms], None], waveforms: Waveforms, size: int) -> None:
-    for i in range(0, len(waveforms), size):
-        classify(waveforms[i : i + size])
-
-
-def print_pipeline(models: dict, args, folder: str | None) -> None:
-    waveforms = [load_recording(path) for path in files_of(folder, args.n_recordings)] or of_mixed_lengths(args)
-    total = sum(map(len, waveforms)) / SAMPLING_RATE
-    arrays = [{"raw": waveform, "sampling_rate": SAMPLING_RATE} for waveform in waveforms]
-    given = files_of(folder, args.n_recordings) or arrays
-    runs = {}
-    for name, (model, extractor) in models.items():
-        if name.startswith("ours"):
-            extractor = modeling_edrl_mea.EdrlMeaFeatureExtractor()
-        dtype = next(model.parameters()).dtype
-        pipe = pipeline(
-            "audio-classification", model=model, feature_extractor=extractor, dtype=dtype, device=args.device
-        )
-        runs[name] = lambda p=pipe: p([dict(one) if isinstance(one, dict) else one for one in given])
-    times = seconds_of_turns(runs, max(2, args.repeats // 4))
-    kind = f"files of {folder}" if folder else "arrays"
-    print_times(f"`pipeline` over a list of {len(waveforms)} {kind}", times, total, BASELINE)
-
-
-@torch.inference_mode()
-def print_heads(models: dict, args) -> None:
-    """What comes after the pooled statistics, against the whole, for one recording of 1 s and one of 5 s."""
-    print("\nEDRL, MEA and classifier, share of the whole in %, batch 1")
-    for name, (model, _) in models.items():
-        if not name.startswith("ours"):
-            continue
-        for seconds in (1, 5):
-            waveform = torch.from_numpy(noise(seconds))[None].to(args.device, model.dtype)
-            statistics = model.edrl_mea.layer_statistics(waveform)
-            runs = {
-                "heads": lambda m=model, s=statistics: m(layer_statistics=s),
-                "all": lambda m=model, w=waveform: m(w),
-            }
-            times = seconds_of_turns(runs, 3 * args.repeats)
-            share = np.median(times["heads"]) / np.median(times["all"])
-            print(f"{name:28}{seconds:4d} s{1e3 * np.median(times['heads']):10.2f} ms{100 * share:10.2f} %", flush=True)
-
-
-@torch.inference_mode()
-def print_uar(args) -> None:
-    """UAR of the trained model on a labeled corpus in both precisions; it saw some of the speakers in training."""
-    from train.data.corpora import load_corpus
-    from train.evaluation.metrics import uar
-
-    corpus = load_corpus(args.corpus, label_scheme=args.label_scheme)
-    waveforms = [load_recording(audio) for audio in corpus["audio"]]
-    found = {}
-    for dtype in DTYPES:
-        model = modeling_edrl_mea.EdrlMeaForAudioClassification.from_pretrained(args.model).eval()
-        model, extract = model.to(args.device, DTYPES[dtype]), model.feature_extractor()
-        rows = (extract(w, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_values"] for w in waveforms)
-        found[dtype] = [int(model(row.to(args.device, DTYPES[dtype])).logits.argmax()) for row in rows]
-        labels = model.config.labels
-    references = [labels.index(corpus.features["label"].names[label]) for label in corpus["label"]]
-    changed = sum(a != b for a, b in zip(*found.values(), strict=True))
-    values = {dtype: 100 * uar(references, predictions) for dtype, predictions in found.items()}
-    print(f"\nUAR % on {len(references)} recordings of {args.corpus}, {changed} predictions changed")
-    for dtype, value in values.items():
-        print(f"ours {dtype:23}{value:10.2f}{value - values['float32']:+10.2f}", flush=True)
-
-
-def print_memory(directory: str, args) -> None:
-    print(f"\nPeak memory over the loaded model, MiB\n{'':28}" + "".join(f"{s:>9g} s" for s in args.seconds))
-    for name in args.contenders:
-        peaks = [peak_memory(name, directory, s, args) for s in args.seconds]
-        print(f"{name:28}" + "".join(f"{peak:11.0f}" for peak in peaks), flush=True)
-
-
-def peak_memory(name: str, directory: str, seconds: float, args) -> float:
-    command = [sys.executable, __file__, "--measure_memory", name, directory, "--seconds", str(seconds)]
-    if args.model:
-        command += ["--model", args.model]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split(MEMORY_REPORT)[1])
-
-
-def measure_memory(name: str, directory: str, args) -> None:
-    """In a process of its own: what one recording adds to the memory after a first, short one.
-
-    The short one lets libraries settle; weights that it prepared count as the model's.
-    """
-    model, extractor = load(name, directory, args.model)
-    classify = classifier(model, extractor, "cpu")
-    classify([noise(0.5)])
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or what loading left free would hide what the recording takes
-    before = resident_mib()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
-    classify([noise(args.seconds[0])])
-    print(MEMORY_REPORT, peak_resident_mib() - before)
-
-
-def resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def peak_resident_mib() -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**10
+def as_arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {key: x.numpy() if x.is_floating_point() else x.long().numpy() for key, x in inputs.items()}
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -268,48 +156,206 @@ def noise(seconds: float) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal(n_samples)).astype(np.float32)
 
 
-def of_mixed_lengths(args) -> Waveforms:
-    """Noise of EMO-DB's lengths."""
-    lengths = MEDIAN_SECONDS * np.exp(LOG_SPREAD * np.random.default_rng(0).standard_normal(args.n_recordings))
-    return [noise(min(length, LONGEST_SECONDS)) for length in lengths]
+class Server:
+    """A contender in its process. Its public methods are what can be asked of it."""
+
+    def __init__(self, args):
+        name, graphs = args.serve
+        self._model_name, self._runtime = args.model, name.split()[1]
+        self._classify = contender(args.model, name, Path(graphs))
+        self._size = args.batch_size
+        files = chosen_files(args)
+        pairs = sorted(zip(map(load_recording, files), files, strict=True), key=lambda pair: len(pair[0]))
+        self._waveforms, self._files = (list(column) for column in zip(*pairs, strict=True))
+
+    def recordings(self, start: int, end: int) -> tuple[float, list[int]]:
+        """Seconds of processor time, and the labels, of recordings `start` to `end`."""
+        given = (self._files if self._runtime == "pipeline" else self._waveforms)[start:end]
+        batches = [given[i : i + self._size] for i in range(0, len(given), self._size)]
+        return timed(lambda: sum(map(self._classify, batches), []))
+
+    def length(self, seconds: float) -> tuple[float, list[int]]:
+        return timed(lambda: self._classify([noise(seconds)]))
+
+    def timeline(self, seconds: float) -> tuple[float, float]:
+        """Seconds that a timeline takes, and one pass of the backbone over the same."""
+        model = our_model(self._model_name).to(getattr(torch, self._runtime))
+        call = np.concatenate(self._waveforms)[: int(seconds * SAMPLING_RATE)]
+        whole = torch.from_numpy(call)[None].to(model.dtype)
+        with torch.inference_mode():
+            one_pass, _ = timed(lambda: model.edrl_mea.layer_statistics(whole))
+        return timed(lambda: model.predict_timeline(call, SAMPLING_RATE, speech_gate=None))[0], one_pass
+
+    def memory(self, seconds: float) -> tuple[float]:
+        """MiB that a recording adds after a short one, which lets libraries settle and weights be prepared."""
+        self._classify([noise(0.5)])
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or what loading left free would hide what the recording takes
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
+        before = resident_mib("VmRSS")
+        self._classify([noise(seconds)])
+        return (resident_mib("VmHWM") - before,)
 
 
-def files_of(folder: str | None, count: int) -> list[str]:
+def timed(run: Callable) -> tuple[float, object]:
+    """Seconds of processor time, that of child processes (FFmpeg) too, and what came out."""
+    start = processor_seconds()
+    result = run()
+    return processor_seconds() - start, result
+
+
+def processor_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def resident_mib(field: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+def serve(args) -> None:
+    server = Server(args)
+    print(ANSWER + "[]", flush=True)  # ready
+    for line in sys.stdin:
+        task, *numbers = json.loads(line)
+        print(ANSWER + json.dumps(getattr(server, task)(*numbers)), flush=True)
+
+
+class Contender:
+    """The other end; `failure` says why it answers no more."""
+
+    def __init__(self, name: str, graphs: str):
+        command = [sys.executable, *sys.argv, "--serve", name, graphs]
+        self.name, self.failure, self.log = name, None, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | ONE_THREAD,
+        )
+        self.answer()
+
+    def ask(self, request: list):
+        """Its answer; None where it has failed."""
+        if self.failure:
+            return None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def answer(self):
+        for line in self.process.stdout:
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        status = self.process.wait()
+        self.log.seek(0)
+        said = [line.strip() for line in self.log if line.strip()]
+        self.failure = said[-1][:100] if said else f"exit status {status}"
+        return None
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def print_table(title: str, names: list[str], columns: dict[str, list[list]], cell: Callable, warm_up: bool) -> None:
+    """`columns`: the requests of each, put to one contender after the other; `cell(answers, name, column)` is text."""
+    answers = {name: {column: [] for column in columns} for name in names}
+    rows = []
+    with ExitStack() as stack:
+        graphs = stack.enter_context(tempfile.TemporaryDirectory())
+        contenders = [Contender(name, graphs) for name in names]
+        for one in contenders:
+            stack.callback(one.end)
+        for column, requests in columns.items():
+            for turn, request in enumerate([*requests[:1], *requests] if warm_up else requests):
+                for one in contenders:
+                    answers[one.name][column] += [one.ask(request)][: turn >= warm_up]
+        for one in contenders:
+            cells = [f"fails: {one.failure}"] if one.failure else [cell(answers, one.name, key) for key in columns]
+            rows.append([one.name, *cells, *[""] * (len(columns) - len(cells))])
+    print(f"\n{title}\n\n{markdown_table(['', *columns], rows)}", flush=True)
+
+
+def milliseconds(answers: dict, name: str, column: str) -> str:
+    """Of one batch or recording, and the first contender's time to it."""
+    first, spent = (sum(x[0] if x else np.nan for x in answers[one][column]) for one in (next(iter(answers)), name))
+    n_recordings = sum(len(labels) for _, labels in answers[name][column])
+    return f"{1e3 * spent / n_recordings:.1f} ms, {first / spent:.2f} ×"
+
+
+def print_recordings(title: str, names: list[str], args) -> None:
+    n = len(chosen_files(args))
+    step = TURN * args.batch_size
+    requests = [["recordings", start, min(start + step, n)] for start in range(0, n, step)]
+    agreement = f"labels of {REFERENCE}"
+
+    def cell(answers: dict, name: str, column: str) -> str:
+        if column != agreement:
+            return milliseconds(answers, name, column)
+        if name.startswith("stock") or not answers.get(REFERENCE, {}).get("second pass"):
+            return ""
+        found, expected = (sum((x[1] for x in answers[one]["second pass"]), []) for one in (name, REFERENCE))
+        return f"{sum(map(int.__eq__, found, expected))} of {n}"
+
+    columns = {"first pass": requests, "second pass": requests, agreement: []}
+    print_table(f"{title}: {n}, in batches of {args.batch_size}", names, columns, cell, warm_up=False)
+
+
+def print_lengths(names: list[str], args) -> None:
+    def requests(seconds: float) -> list[list]:
+        return [["length", seconds * share] for share in np.linspace(0.95, 1.05, args.repeats)]
+
+    columns = {f"{seconds:g} s": requests(seconds) for seconds in args.seconds}
+    print_table("One recording at a time, within 5% of", names, columns, milliseconds, warm_up=True)
+
+
+def print_timeline(args) -> None:
+    def passes(answers: dict, name: str, column: str) -> str:
+        whole, one_pass = (sum(times) for times in zip(*answers[name][column], strict=True))
+        return f"{whole / one_pass:.2f} passes, {whole / args.repeats:.2f} s"
+
+    seconds = max(args.seconds)
+    columns = {f"{seconds:g} s, windows of 3 s every second": [["timeline", seconds]] * args.repeats}
+    print_table("A timeline", [REFERENCE, "ours bfloat16"], columns, passes, warm_up=True)
+
+
+def print_memory(names: list[str], args) -> None:
+    def mebibytes(answers: dict, name: str, column: str) -> str:
+        return f"{answers[name][column][0][0]:.0f} MiB"
+
+    columns = {f"{seconds:g} s": [["memory", seconds]] for seconds in args.seconds}
+    print_table("Memory over the loaded model, for a recording of", names, columns, mebibytes, warm_up=False)
+
+
+def chosen_files(args) -> list[str]:
     """So many recordings of a folder (any depth)."""
-    if folder is None:
-        return []
-    files = find_audio(Path(folder))
+    files = find_audio(Path(args.recordings))
     if not files:
-        raise SystemExit(f"no audio file under {folder}")
-    return [str(files[i]) for i in np.random.default_rng(0).permutation(len(files))[:count]]
+        raise SystemExit(f"no audio file under {args.recordings}")
+    return [str(files[i]) for i in np.random.default_rng(0).permutation(len(files))[: args.n_recordings]]
+
+
+@torch.inference_mode()
+def gigaflops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """The best of some matrix products, too large for overhead to count: no program does the same arithmetic faster."""
+    layer, x = torch.nn.Linear(size, size, bias=False).to(dtype).eval(), torch.randn(size, size, dtype=dtype)
+    return 2e-9 * size**3 / min(timed(lambda: project(layer, x))[0] for _ in range(repeats))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", help="our model directory; stock gets its backbone (default: WavLM-base's shape)")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 5, 20, 60])
-    parser.add_argument("--contenders", nargs="+", default=[f"{k} {d}" for d in DTYPES for k in ("stock", "ours")])
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--recordings", nargs="+", default=[None], help="folders of real recordings for mixed lengths")
-    parser.add_argument("--corpus", help="labeled corpus for the table of UAR, as train/run.py takes it")
-    parser.add_argument("--label_scheme", default="four_emotions")
-    parser.add_argument("--n_recordings", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--measure_memory", nargs=2, help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help=f"directory of a model, or {BASE}")
+    parser.add_argument("--recordings", help="folder of audio files")
+    parser.add_argument("--n_recordings", type=int, default=120)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 2.5, 5, 10, 20])
+    parser.add_argument("--repeats", type=int, default=8, help="recordings of each length")
+    parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS)
+    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def save_stock(directory: str, whole_model: str | None) -> None:
-    """Stock WavLM with the weights that ours has, for both to load."""
-    if whole_model:
-        backbone = modeling_edrl_mea.EdrlMeaForAudioClassification.from_pretrained(whole_model).backbone
-        backbone.save_pretrained(directory)
-    else:
-        torch.manual_seed(0)
-        WavLMForSequenceClassification(WavLMConfig(num_labels=len(EMOTIONS))).save_pretrained(directory)
 
 
 def main() -> None:
@@ -317,29 +363,27 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(args.threads)
-    if args.measure_memory:
-        return measure_memory(*args.measure_memory, args)
-    with tempfile.TemporaryDirectory() as directory:
-        save_stock(directory, args.model)
-        print(f"ours: {args.model or 'WavLM-base shape, random weights'}; stock: its backbone in transformers' WavLM")
-        print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
-        models = {}
-        if set(args.tables) - {"memory", "uar"}:
-            models = {name: load(name, directory, args.model) for name in args.contenders}
-        if "latency" in args.tables:
-            print_latency(models, args)
-        for folder in args.recordings:
-            if "mixed" in args.tables:
-                print_mixed(models, args, folder)
+    torch.set_num_threads(1)
+    if args.serve:
+        return serve(args)
+    peaks = ", ".join(f"{gigaflops(getattr(torch, name)):.0f} GFLOP/s in {name}" for name in RUNTIMES[:2])
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"{args.model}, one thread, {capability}, torch {torch.__version__}; this machine's matrix products: {peaks}")
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.recordings:
+            subprocess.run([sys.executable, ROOT / "scripts/make_demo_corpus.py", folder], check=True)
+            sys.argv += ["--recordings", folder]
+            args.recordings = folder
+        if "recordings" in args.tables:
+            print_recordings("Recordings sorted by length", args.contenders, args)
+        if "lengths" in args.tables:
+            print_lengths(args.contenders, args)
         if "pipeline" in args.tables:
-            print_pipeline(models, args, args.recordings[0])
-        if "heads" in args.tables:
-            print_heads(models, args)
+            print_recordings("Files through `pipeline`", ["stock pipeline", "ours pipeline"], args)
+        if "timeline" in args.tables:
+            print_timeline(args)
         if "memory" in args.tables:
-            print_memory(directory, args)
-        if "uar" in args.tables and args.model and args.corpus:
-            print_uar(args)
+            print_memory(args.contenders, args)
 
 
 if __name__ == "__main__":
