@@ -265,15 +265,15 @@ class AdaptationMixin:
             speakers: who speaks in each; every speaker then has biases of their own, used where [`forward`] is told
                 who speaks.
             labels: the emotion of each, None where not known; or a mapping from paths. Words that the model does not
-                know become labels of it.
+                know become labels of it; they need recordings of other emotions, or without labels, beside them.
             sampling_rate: Hz of arrays; the model's own by default.
 
         Returns:
             the model itself.
 
         Raises:
-            ValueError: before anything is embedded, where `expected`, `speakers` or `labels` do not fit; no usable
-                recording. RecordingError: one that cannot be read.
+            ValueError: before anything is embedded, where `expected`, `speakers` or `labels` do not fit, or new labels
+                stand alone; no usable recording. RecordingError: one that cannot be read.
         """
         if self.config.is_regression:
             raise ValueError("adapt corrects how often emotions are predicted, and this model rates attributes alone.")
@@ -282,6 +282,7 @@ class AdaptationMixin:
         speakers = _speakers_of(recordings, speakers)
         known = dict.fromkeys([*self.config.labels, *(name for name in labels if name is not None)])
         expected_mix(expected, list(known))  # before the recordings are read
+        self._check_new_labels(labels, expected)
         statistics, kept, weights = _embedded(self, recordings, sampling_rate)
         evidence = evidence_of(self, statistics, weights)
         evidence.labels = [labels[row] for row in kept]
@@ -290,6 +291,17 @@ class AdaptationMixin:
         found.report.n_left_out = len(recordings) - len(kept)
         install(self, found)
         return self
+
+    def _check_new_labels(self, labels: Sequence[str | None], expected) -> None:
+        """Recordings of a new label alone do not tell what is particular to it from what all recordings of there share:
+        learned from them, it would be predicted everywhere."""
+        trained = self.config.labels[: self.config.n_trained_labels]
+        new = {name for name in labels if name is not None and name not in trained}
+        if new and not any(name in trained or (name is None and expected is not None) for name in labels):
+            raise ValueError(
+                f"labels has only {', '.join(sorted(new))}, new to the model: give recordings of other emotions too, "
+                'or some without a label (None) and the expected mix, such as expected="balanced".'
+            )
 
     @property
     def adaptation(self) -> AdaptationReport | None:

@@ -6,7 +6,7 @@ from transformers import TrainerCallback
 
 from . import closed_form
 from .embeddings import Embeddings
-from .labels import IGNORED, as_ids
+from .targets import IGNORED, as_ids
 
 
 class AlignmentCallback(TrainerCallback):

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from .attributes import split_targets
 from .embeddings import ROWS, Embeddings
-from .labels import as_targets
 from .linear_heads import LinearHead, corpus_folds, fit_discriminant, fit_ratings, fit_regression, speaker_folds
 from .multiblock_pls import MultiblockPLS
+from .targets import as_targets, split_targets
 
 
 def fit_speech_embedding(model, data: Embeddings) -> None:

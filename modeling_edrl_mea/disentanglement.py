@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attributes import attribute_loss
 from .global_batch import GlobalBatch
-from .labels import IGNORED, as_targets
+from .targets import IGNORED, as_targets, attribute_loss
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .labels import IGNORED
+from .targets import IGNORED
 
 ROWS = 512  # recordings per pass through the heads
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attributes import attribute_loss
+from .targets import attribute_loss
 
 # For features of unit variance, and where nothing can be held out.
 INVERSE_REGULARIZATION, OF_ONE_SPEAKER = [0.0001, 0.001, 0.01, 0.1], 0.1  # C of the logistic regression

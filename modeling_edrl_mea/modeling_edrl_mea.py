@@ -11,18 +11,17 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .adaptation import AdaptationMixin, OutputAdaptation
 from .alignment import EmbeddingAlignment
-from .attributes import attribute_loss, on_scale, split_targets, to_unit
 from .backbone import build_backbone, check_architecture, input_settings, load_backbone
 from .configuration_edrl_mea import EdrlMeaConfig
 from .disentanglement import Disentanglement, EmotionDisentanglement, cross_entropy, init_linear
 from .evaluation_mode import evaluating
 from .feature_extraction_edrl_mea import is_silence
 from .frames import BackboneOutput
-from .labels import as_targets
 from .prediction import PredictionMixin
 from .pretrained import EdrlMeaPreTrainedModel
 from .recordings import load_recording
 from .speech_embedding import SpeechEmbedding
+from .targets import as_targets, attribute_loss, on_scale, split_targets, to_unit
 from .timeline_stream import TimelineMixin
 from .windows import run_in_windows
 

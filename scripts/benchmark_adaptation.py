@@ -25,7 +25,7 @@ from modeling_edrl_mea.adaptation import Evidence, correct  # noqa: E402
 from train.benchmark.adaptation_study import (  # noqa: E402
     LEARNED_LATER,
     SETTINGS,
-    Heard,
+    LeftOut,
     Study,
     argument_parser,
     gain_interval,
@@ -44,8 +44,8 @@ EXAMPLES = (1, 2, 4, 8)  # labeled recordings of each emotion
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 WAYS = ("balanced", "true mix", "open")  # what may be expected of a set
 NEW_LABEL_SETS = {  # examples of each old emotion, and recordings without a label, beside four of the new label
-    "4 of the new label": (0, 0),
     "4 of the new label, 32 without labels": (0, 32),
+    "4 of the new label, 128 without labels": (0, 128),
     "4 of every label": (4, 0),
     "4 of every label, 32 without labels": (4, 32),
 }
@@ -54,22 +54,22 @@ NEW_LABEL_SETS = {  # examples of each old emotion, and recordings without a lab
 # --- which recordings ---
 
 
-def draws(heard: Heard, count: int | None) -> Iterator[np.ndarray]:
+def draws(corpus: LeftOut, count: int | None) -> Iterator[np.ndarray]:
     """Rows of some drawings of so many recordings; None: all of them, once."""
-    if count is None or count >= len(heard.ids):
-        yield heard.every
+    if count is None or count >= len(corpus.ids):
+        yield corpus.every
         return
     for seed in range(DRAWS):
-        yield np.random.default_rng(seed).choice(len(heard.ids), count, replace=False)
+        yield np.random.default_rng(seed).choice(len(corpus.ids), count, replace=False)
 
 
-def examples(heard: Heard, count: int, seed: int) -> np.ndarray:
+def examples(corpus: LeftOut, count: int, seed: int) -> np.ndarray:
     """Rows of so many recordings of each emotion."""
-    return drawn_by(heard.ids, count, np.random.default_rng(seed))
+    return drawn_by(corpus.ids, count, np.random.default_rng(seed))
 
 
-def two_a_speaker(heard: Heard) -> np.ndarray:
-    return drawn_by(heard.speakers, 2, np.random.default_rng(0))
+def two_a_speaker(corpus: LeftOut) -> np.ndarray:
+    return drawn_by(corpus.speakers, 2, np.random.default_rng(0))
 
 
 def drawn_by(groups: np.ndarray, count: int, generator) -> np.ndarray:
@@ -78,10 +78,10 @@ def drawn_by(groups: np.ndarray, count: int, generator) -> np.ndarray:
     return np.concatenate([generator.choice(own, min(count, len(own)), replace=False) for own in rows])
 
 
-def skewed(heard: Heard, emotion: int, share: float, seed: int) -> np.ndarray:
+def skewed(corpus: LeftOut, emotion: int, share: float, seed: int) -> np.ndarray:
     """Rows of a set in which one emotion has this share."""
     generator = np.random.default_rng(seed)
-    own, other = np.flatnonzero(heard.ids == emotion), np.flatnonzero(heard.ids != emotion)
+    own, other = np.flatnonzero(corpus.ids == emotion), np.flatnonzero(corpus.ids != emotion)
     size = min(SKEWED_SET, int(len(own) / share))
     n_own = round(size * share)
     return np.concatenate([generator.choice(own, n_own, False), generator.choice(other, size - n_own, False)])
@@ -92,7 +92,7 @@ def skewed(heard: Heard, emotion: int, share: float, seed: int) -> np.ndarray:
 
 def choose(study: Study) -> dict[str, SimpleNamespace]:
     """By test corpus: priors and strengths by the training corpora."""
-    return {test: chosen_for(study, test, heard.model.config) for test, heard in study.tests().items()}
+    return {test: chosen_for(study, test, corpus.model.config) for test, corpus in study.tests().items()}
 
 
 def chosen_for(study: Study, test: str, config) -> SimpleNamespace:
@@ -121,11 +121,11 @@ def table_of_settings(chosen) -> list[list]:
     ]
 
 
-def gains(study: Study, after: Callable[[str, Heard], np.ndarray]) -> list[tuple[float, float, float]]:
+def gains(study: Study, after: Callable[[str, LeftOut], np.ndarray]) -> list[tuple[float, float, float]]:
     """In each condition the gain and its interval, from confusion matrices `after` adaptation."""
     return [
-        gain_interval([(one.confusion(one.logits), after(test, one)) for test, one in heard.items()])
-        for heard in study.conditions().values()
+        gain_interval([(one.confusion(one.logits), after(test, one)) for test, one in tests.items()])
+        for tests in study.conditions().values()
     ]
 
 
@@ -137,9 +137,9 @@ def gains_by_count(study: Study, chosen) -> dict[str, list[tuple]]:
     """By condition (recordings without labels, gain, low, high)."""
 
     def after(count):
-        def mean(test, heard):
-            adapted = (heard.adapted(rows, chosen[test]) for rows in draws(heard, count))
-            return np.mean([heard.confusion(logits) for logits in adapted], axis=0)
+        def mean(test, corpus):
+            adapted = (corpus.adapted(rows, chosen[test]) for rows in draws(corpus, count))
+            return np.mean([corpus.confusion(logits) for logits in adapted], axis=0)
 
         return mean
 
@@ -152,15 +152,15 @@ def gains_by_count(study: Study, chosen) -> dict[str, list[tuple]]:
 
 def table_of_counts(study: Study, chosen, curves) -> list[list]:
     conditions = study.conditions()
-    plain = [np.mean([one.uar(one.logits) for one in heard.values()]) for heard in conditions.values()]
+    plain = [np.mean([one.uar(one.logits) for one in tests.values()]) for tests in conditions.values()]
     rows = [["recordings", *conditions], ["none", *(f"{value:.1f}" for value in plain)]]
     for points in zip(*curves.values(), strict=True):
         rows.append([points[0][0] or "all", *in_words(interval for _, *interval in points)])
 
     def by_speaker(subset):
-        return lambda test, heard: heard.confusion(heard.adapted(subset(heard), chosen[test], by_speaker=True))
+        return lambda test, corpus: corpus.confusion(corpus.adapted(subset(corpus), chosen[test], by_speaker=True))
 
-    rows.append(["all, by speaker", *in_words(gains(study, by_speaker(lambda heard: heard.every)))])
+    rows.append(["all, by speaker", *in_words(gains(study, by_speaker(lambda corpus: corpus.every)))])
     rows.append(["two a speaker, by speaker", *in_words(gains(study, by_speaker(two_a_speaker)))])
     return rows
 
@@ -171,27 +171,27 @@ def table_of_harm(study: Study, chosen) -> list[list]:
     tests = study.tests().items()
     for share in SKEWS:
         parts = [
-            (test, heard, skewed(heard, emotion, share, seed))
-            for test, heard in tests
-            for emotion in np.unique(heard.ids)
+            (test, corpus, skewed(corpus, emotion, share, seed))
+            for test, corpus in tests
+            for emotion in np.unique(corpus.ids)
             for seed in range(DRAWS // 2)
         ]
-        scores = [scores_by_way(heard, part, part, chosen[test]) for test, heard, part in parts]
+        scores = [scores_by_way(corpus, part, part, chosen[test]) for test, corpus, part in parts]
         rows.append([f"{share:.0%} one emotion", *harm_cells(scores)])
     for count in (1, 2, 4, 8):
-        parts = [(test, heard, part) for test, heard in tests for part in draws(heard, count)]
-        scores = [scores_by_way(heard, part, heard.every, chosen[test]) for test, heard, part in parts]
+        parts = [(test, corpus, part) for test, corpus in tests for part in draws(corpus, count)]
+        scores = [scores_by_way(corpus, part, corpus.every, chosen[test]) for test, corpus, part in parts]
         rows.append([f"{count} recordings, tested on all", *harm_cells(scores)])
     return rows
 
 
-def scores_by_way(heard: Heard, part: np.ndarray, tested: np.ndarray, settings) -> list[tuple[float, float]]:
+def scores_by_way(corpus: LeftOut, part: np.ndarray, tested: np.ndarray, settings) -> list[tuple[float, float]]:
     """UAR and accuracy on the rows `tested` as it is, and adapted to `part` by each of [`WAYS`]; the true mix is that
     of the rows tested."""
-    labels, ids = heard.model.config.labels, heard.ids[tested]
+    labels, ids = corpus.model.config.labels, corpus.ids[tested]
     true = dict(zip(labels, np.bincount(ids, minlength=len(labels)) / len(ids), strict=True))
-    logits = [heard.logits, *(heard.adapted(part, settings, mix) for mix in ("balanced", true, None))]
-    return [(heard.uar(one, tested), 100 * float((one.argmax(1)[tested] == ids).mean())) for one in logits]
+    logits = [corpus.logits, *(corpus.adapted(part, settings, mix) for mix in ("balanced", true, None))]
+    return [(corpus.uar(one, tested), 100 * float((one.argmax(1)[tested] == ids).mean())) for one in logits]
 
 
 def harm_cells(scores) -> list[str]:
@@ -204,32 +204,32 @@ def table_of_methods(study: Study, chosen) -> list[list]:
     rows = [["method", *study.conditions(), "settings chosen"]]
     for name, (act, options) in METHODS.items():
 
-        def logits(heard, option, act=act):
-            return act(heard.model, heard.statistics, option).numpy()
+        def logits(corpus, option, act=act):
+            return act(corpus.model, corpus.statistics, option).numpy()
 
-        def score(heard, option, logits=logits):
-            return heard.uar(logits(heard, option))
+        def score(corpus, option, logits=logits):
+            return corpus.uar(logits(corpus, option))
 
         settings = {test: study.chosen(test, options, score) for test in study.corpora}
 
-        def after(test, heard, logits=logits, settings=settings):
-            return heard.confusion(logits(heard, settings[test]))
+        def after(test, corpus, logits=logits, settings=settings):
+            return corpus.confusion(logits(corpus, settings[test]))
 
         rows.append([name, *in_words(gains(study, after)), ", ".join(map(str, settings.values()))])
     ours = gains(study, lambda test, one: one.confusion(one.adapted(one.every, chosen[test])))
     return [*rows, ["**class biases (ours)**", *in_words(ours), "as above"]]
 
 
-def labeled(heard: Heard, count: int, seed: int, settings, blocks=None, knows=True) -> tuple[float, float]:
+def labeled(corpus: LeftOut, count: int, seed: int, settings, blocks=None, knows=True) -> tuple[float, float]:
     """UAR before and after so many labeled recordings an emotion, on the others. `blocks`: another embedding to learn
     on; `knows` False: from the examples alone."""
-    part = examples(heard, count, seed)
-    rest = np.setdiff1d(heard.every, part)
-    own = heard.evidence
+    part = examples(corpus, count, seed)
+    rest = np.setdiff1d(corpus.every, part)
+    own = corpus.evidence
     changed = replace(own, blocks=blocks or own.blocks, logits=own.logits if knows else np.zeros_like(own.logits))
-    labels = [heard.model.config.labels[one] for one in heard.ids[part]]
-    after = replace(heard, evidence=changed).adapted(part, settings, labels=labels)
-    return heard.uar(heard.logits, rest), heard.uar(after, rest)
+    labels = [corpus.model.config.labels[one] for one in corpus.ids[part]]
+    after = replace(corpus, evidence=changed).adapted(part, settings, labels=labels)
+    return corpus.uar(corpus.logits, rest), corpus.uar(after, rest)
 
 
 def table_of_labels(study: Study, chosen) -> list[list]:
@@ -237,12 +237,12 @@ def table_of_labels(study: Study, chosen) -> list[list]:
     rows = [[*head, "from the examples alone: EDRL + MEA", "speech embedding"]]
     for count in EXAMPLES:
         found = []
-        for test, heard in study.tests().items():
+        for test, corpus in study.tests().items():
             with torch.no_grad():
-                speech = [heard.model.edrl_mea.speech_embedding(heard.statistics).double().numpy()]
+                speech = [corpus.model.edrl_mea.speech_embedding(corpus.statistics).double().numpy()]
             for seed in range(DRAWS):
-                alone = [labeled(heard, count, seed, chosen[test], blocks, False)[1] for blocks in (None, speech)]
-                found.append((*labeled(heard, count, seed, chosen[test]), *alone))
+                alone = [labeled(corpus, count, seed, chosen[test], blocks, False)[1] for blocks in (None, speech)]
+                found.append((*labeled(corpus, count, seed, chosen[test]), *alone))
         rows.append([count, *(f"{value:.1f}" for value in np.mean(found, axis=0))])
     return rows
 
@@ -252,31 +252,36 @@ def table_of_new_label(study: Study, chosen) -> list[list]:
     rows = [["given", f"recall of {LEARNED_LATER}", "UAR of the others, as it is", "with the new label"]]
     for title, (old, unlabeled) in NEW_LABEL_SETS.items():
         found = []
-        for test, heard in study.tests().items():
+        for test, corpus in study.tests().items():
             if (name := f"{test} {LEARNED_LATER}") in study.later:
-                new = study.hear(study.others(test), name)
-                found += [new_label(heard, new, old, unlabeled, seed, chosen[test]) for seed in range(DRAWS)]
+                new = study.left_out(study.others(test), name)
+                found += [new_label(corpus, new, old, unlabeled, seed, chosen[test]) for seed in range(DRAWS)]
         if found:
             rows.append([title, *(f"{value:.1f}" for value in np.mean(found, axis=0))])
     return rows
 
 
-def new_label(heard: Heard, new: Heard, old: int, unlabeled: int, seed: int, settings) -> tuple[float, float, float]:
+def new_label(
+    corpus: LeftOut, new: LeftOut, old: int, unlabeled: int, seed: int, settings
+) -> tuple[float, float, float]:
+    """Recall of the new label, and UAR of the others before and after. Of the recordings without labels a fair share
+    has the new label; tested on the rest of both."""
     generator = np.random.default_rng(seed)
-    shown = generator.choice(len(new.ids), 4, replace=False)
-    part = examples(heard, old, seed) if old else np.zeros(0, int)
-    rest = generator.permutation(np.setdiff1d(heard.every, part))
-    pool, tested = rest[:unlabeled], rest[unlabeled:]
-    labels = [LEARNED_LATER] * 4 + [heard.model.config.labels[one] for one in heard.ids[part]] + [None] * unlabeled
-    pieces = new.rows(shown), heard.rows(np.concatenate([part, pool]).astype(int))
+    trained = corpus.model.config.labels
+    part = examples(corpus, old, seed) if old else np.zeros(0, int)
+    rest, rest_new = (generator.permutation(rows) for rows in (np.setdiff1d(corpus.every, part), new.every))
+    n_new = 4 + unlabeled // (len(trained) + 1)
+    n_pool = unlabeled - (n_new - 4)
+    pieces = new.rows(rest_new[:n_new]), corpus.rows(np.concatenate([part, rest[:n_pool]]).astype(int))
     blocks = [np.concatenate(both) for both in zip(*(piece.blocks for piece in pieces), strict=True)]
     logits = np.concatenate([piece.logits for piece in pieces])
+    labels = [LEARNED_LATER] * 4 + [None] * (n_new - 4) + [trained[one] for one in corpus.ids[part]] + [None] * n_pool
     evidence = Evidence(logits, blocks, np.ones(len(logits)), labels)
     found = correct(evidence, settings, "balanced" if unlabeled else None)
-    others = np.setdiff1d(new.every, shown)
     says_new = found.apply(new.logits, new.evidence.embedding).argmax(1) == len(found.labels) - 1
-    after = found.apply(heard.logits, heard.evidence.embedding)
-    return 100 * says_new[others].mean(), heard.uar(heard.logits, tested), heard.uar(after, tested)
+    after = found.apply(corpus.logits, corpus.evidence.embedding)
+    tested = rest[n_pool:]
+    return 100 * says_new[rest_new[n_new:]].mean(), corpus.uar(corpus.logits, tested), corpus.uar(after, tested)
 
 
 # --- the report ---

@@ -2,11 +2,13 @@
 `model.predict(…, coverage=0.9)` hold, on corpora that were left out of training.
 
     python scripts/benchmark_rejection.py --corpus emodb=DIR --corpus ravdess=DIR --corpus nemo=DIR --corpus ased=DIR \\
-        --noise DIR --recipe train/configs/compact.yaml --max_recordings 300 --output OUT [--calibrate MODEL]
+        --noise DIR --recipe train/configs/compact.yaml --max_recordings 300 --output OUT \\
+        [--sounds DIR | --calibrate MODEL]
 
 Prints tables, and writes them to OUT/rejection.md with rejection.png (error by share of recordings answered) and
-timeline.png (speech, noise, speech). `--calibrate` gives the config of a trained MODEL, a folder, the thresholds that
-training by this version would store.
+timeline.png (speech, noise, speech). `--sounds`: further sounds without speech to try the gate on, such as music, in
+a sub-folder each; no model learns from them. `--calibrate` gives the config of a trained MODEL, a folder, the
+thresholds that training by this version would store.
 """
 
 import json
@@ -23,7 +25,7 @@ from modeling_edrl_mea.adaptation import evidence_of  # noqa: E402
 from modeling_edrl_mea.correction import softmax  # noqa: E402
 from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 from modeling_edrl_mea.timeline_stream import HOP_SECONDS, WINDOW_SECONDS  # noqa: E402
-from train.benchmark.adaptation_study import Heard, Study, argument_parser, print_tables, settings_of  # noqa: E402
+from train.benchmark.adaptation_study import LeftOut, Study, argument_parser, print_tables, settings_of  # noqa: E402
 from train.data.embeddings import fingerprint_of  # noqa: E402
 from train.evaluation.calibration import coverage_thresholds, fit_temperature  # noqa: E402
 from train.evaluation.metrics import expected_calibration_error  # noqa: E402
@@ -49,23 +51,24 @@ def windows(waveform: np.ndarray) -> list[np.ndarray]:
     return [waveform[start : start + window] for start in starts]
 
 
-def sounds_without_speech(noise: str) -> dict[str, list[np.ndarray]]:
+def sounds_without_speech(folders: list[str]) -> dict[str, list[np.ndarray]]:
     generator, length = np.random.default_rng(0), SOUND_SECONDS * RATE
     found = {
         "digital silence and dither": [np.zeros(length), generator.integers(-1, 2, length) / 2**15],
         "white noise": [10 ** (level / 20) * generator.standard_normal(length) for level in LEVELS_DB],
     }
     by_folder: dict[str, list] = {}
-    for path in find_audio(noise):
-        by_folder.setdefault(path.relative_to(noise).parts[0], []).append(load_recording(path))
+    for folder in folders:
+        for path in find_audio(folder):
+            by_folder.setdefault(path.relative_to(folder).parts[0], []).append(load_recording(path))
     return found | by_folder
 
 
-def table_of_gates(study: Study, noise: str) -> list[list]:
+def table_of_gates(study: Study, noise: str, sounds: str | None) -> list[list]:
     """Windows that get an emotion."""
     from train.degradation.corruptions import corruptions
 
-    sets = sounds_without_speech(noise)
+    sets = sounds_without_speech([noise, sounds] if sounds else [noise])
     noisy = [one for one in corruptions(noise, None, levels=(2, 3)) if one.name == study.noise.name]
     for name, corpus in study.corpora.items():
         files = list(corpus["audio"])[:: max(1, len(corpus) // GATED)]
@@ -113,19 +116,19 @@ class CalibratedStudy(Study):
         return {name: thresholds_of(model, data, validation)[COVERAGE] for name, data in found.items()}
 
 
-def probabilities(heard: Heard, adapted: bool) -> np.ndarray:
-    logits = heard.adapted(heard.every, settings_of(heard.model.config)) if adapted else heard.logits
+def probabilities(left_out: LeftOut, adapted: bool) -> np.ndarray:
+    logits = left_out.adapted(left_out.every, settings_of(left_out.model.config)) if adapted else left_out.logits
     return softmax(logits)
 
 
 def table_of_sets(study: CalibratedStudy) -> list[list]:
     """How many sets hold the right label, and how many labels are in them."""
     figures = []
-    for test, heard in study.tests().items():
+    for test, left_out in study.tests().items():
         thresholds = study.thresholds(test)
-        found = {adapted: probabilities(heard, adapted) for adapted in (False, True)}
-        cells = [held(one, heard.ids, bound) for bound in thresholds.values() for one in found.values()]
-        cells.append([100 * expected_calibration_error(heard.ids, one) for one in found.values()])
+        found = {adapted: probabilities(left_out, adapted) for adapted in (False, True)}
+        cells = [held(one, left_out.ids, bound) for bound in thresholds.values() for one in found.values()]
+        cells.append([100 * expected_calibration_error(left_out.ids, one) for one in found.values()])
         figures.append(cells)
     rows = [
         [test, *("{:.1f} / {:.2f}".format(*cell) for cell in cells[:-1]), "{:.1f} / {:.1f}".format(*cells[-1])]
@@ -147,20 +150,20 @@ def table_of_warnings(study: CalibratedStudy) -> list[list]:
     from sklearn.metrics import roc_auc_score
 
     found = []
-    for test, heard in study.tests().items():
+    for test, left_out in study.tests().items():
         names = study.others(test)
         known = study.training(names), study.validation(names)
-        trained, held_out = (evidence_of(heard.model, data.layer_statistics) for data in known)
+        trained, held_out = (evidence_of(left_out.model, data.layer_statistics) for data in known)
         near = LedoitWolf().fit(trained.embedding)
         signs = {
             "1 − confidence": lambda one: 1 - softmax(one.logits).max(1),
             "Mahalanobis distance from the training data": lambda one, near=near: near.mahalanobis(one.embedding),
         }
-        is_wrong = heard.logits.argmax(1) != heard.ids
-        is_elsewhere = np.repeat([0, 1], [len(held_out.logits), len(heard.ids)])
+        is_wrong = left_out.logits.argmax(1) != left_out.ids
+        is_elsewhere = np.repeat([0, 1], [len(held_out.logits), len(left_out.ids)])
         areas = []
         for sign in signs.values():
-            told, of_others = sign(heard.evidence), sign(held_out)
+            told, of_others = sign(left_out.evidence), sign(held_out)
             both = np.concatenate([of_others, told])
             areas.append((roc_auc_score(is_wrong, told), roc_auc_score(is_elsewhere, both)))
         found.append(areas)
@@ -182,7 +185,9 @@ def plot_risk(study: CalibratedStudy, path: Path) -> None:
     for name, condition, style in (("clean", None, "-"), ("noise at 0 dB", study.noise, "--")):
         tests = study.tests(condition).values()
         for adapted, color in ((False, "C0"), (True, "C1")):
-            risks = np.mean([risk(probabilities(heard, adapted), heard.ids, shares) for heard in tests], axis=0)
+            risks = np.mean(
+                [risk(probabilities(left_out, adapted), left_out.ids, shares) for left_out in tests], axis=0
+            )
             axes.plot(100 * shares, risks, style, color=color, label=f"{name}, {'adapted' if adapted else 'as it is'}")
     axes.set(xlabel="recordings answered, the surest first, %", ylabel="wrong answers, %", ylim=(0, None))
     axes.legend(frameon=False)
@@ -198,12 +203,12 @@ def risk(probabilities: np.ndarray, ids: np.ndarray, shares: np.ndarray) -> np.n
 
 def plot_timeline(study: CalibratedStudy, noise: str, path: Path) -> None:
     """Some speech, noise and silence, and speech again, by a model that knows neither."""
-    test, heard = next(iter(study.tests().items()))
-    files = [study.corpora[test]["audio"][row] for row in np.linspace(0, len(heard.ids) - 1, 6).astype(int)]
+    test, left_out = next(iter(study.tests().items()))
+    files = [study.corpora[test]["audio"][row] for row in np.linspace(0, len(left_out.ids) - 1, 6).astype(int)]
     spoken = [load_recording(file) for file in files]
     sounds = [load_recording(file)[: 4 * RATE] for file in find_audio(noise)[::40][:3]]
     call = np.concatenate([*spoken[:3], *sounds, np.zeros(2 * RATE, np.float32), *spoken[3:]])
-    heard.model.predict_timeline(call, RATE, window_s=2, hop_s=0.5).plot().figure.savefig(path, dpi=150)
+    left_out.model.predict_timeline(call, RATE, window_s=2, hop_s=0.5).plot().figure.savefig(path, dpi=150)
 
 
 # --- the report ---
@@ -222,14 +227,15 @@ def calibrate(study: CalibratedStudy, folder: str) -> None:
     print(f"{path}: {config['coverage_thresholds']}")
 
 
-def tables(study: CalibratedStudy, noise: str) -> Iterator[tuple[str, list[list]]]:
-    yield "What the speech gate lets through", table_of_gates(study, noise)
+def tables(study: CalibratedStudy, noise: str, sounds: str | None) -> Iterator[tuple[str, list[list]]]:
+    yield "What the speech gate lets through", table_of_gates(study, noise, sounds)
     yield f"Sets at {COVERAGE}: % that hold the right label / labels in a set", table_of_sets(study)
     yield "Warning signs, area under the ROC curve", table_of_warnings(study)
 
 
 def main(argv=None) -> dict:
     parser = argument_parser(__doc__)
+    parser.add_argument("--sounds", metavar="DIR", help="further sounds without speech, a sub-folder a kind")
     parser.add_argument(
         "--calibrate", metavar="MODEL", help="folder whose config gets thresholds; nothing else is done"
     )
@@ -238,7 +244,7 @@ def main(argv=None) -> dict:
     study = CalibratedStudy(options)
     if options.calibrate:
         return calibrate(study, options.calibrate)
-    sections = print_tables(tables(study, options.noise), options.output / "rejection.md")
+    sections = print_tables(tables(study, options.noise, options.sounds), options.output / "rejection.md")
     plot_risk(study, options.output / "rejection.png")
     plot_timeline(study, options.noise, options.output / "timeline.png")
     return sections

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, closed_form
 from modeling_edrl_mea.embeddings import Embeddings
-from modeling_edrl_mea.labels import IGNORED, as_ids
+from modeling_edrl_mea.targets import IGNORED, as_ids
 from train.data.dataset import SpeechDataset, WaveformCollator, epoch_loader
 from train.data.embeddings import EmbeddingCache
 from train.data.files import write_tensors

@@ -122,7 +122,7 @@ def test_the_console_command_adapts_times_embeds_and_exports(installed, model_fo
 
 # Of each room one test file, none of which needs the network, a model download or minutes.
 TESTS_OF_THE_SDIST = [
-    "tests/modeling_edrl_mea/test_labels.py",
+    "tests/modeling_edrl_mea/test_targets.py",
     "tests/modeling_edrl_mea/test_frames.py",
     "tests/train/data/test_files.py",
     "tests/hub_card/test_wording.py",

@@ -57,10 +57,10 @@ def test_the_upload_is_weights_extractor_code_card_plots_report_and_settings(ori
 
 
 CODE = """
-    adaptation alignment attributes backbone configuration_edrl_mea correction disentanglement evaluation_mode
-    exact_buffers feature_encoder feature_extraction_edrl_mea frames global_batch labels loading log_mel_encoders
+    adaptation alignment backbone configuration_edrl_mea correction disentanglement evaluation_mode
+    exact_buffers feature_encoder feature_extraction_edrl_mea frames global_batch loading log_mel_encoders
     modeling_edrl_mea prediction prepared_weights pretrained recordings speech_embedding speech_gate stock_encoders
-    timeline timeline_stream wavlm windows
+    targets timeline timeline_stream wavlm windows
 """
 
 

@@ -129,6 +129,8 @@ BAD = [
     ({"labels": ["anger", 3, None, None]}, "a word"),
     ({"labels": {"other.wav": "anger"}}, "none of the 4 recordings"),
     ({"speakers": ["a"]}, "1 speakers for 4 recordings"),
+    ({"labels": ["bored"] * 4}, "has only bored"),
+    ({"labels": ["bored", "bored", None, None], "expected": None}, "has only bored"),
 ]
 
 

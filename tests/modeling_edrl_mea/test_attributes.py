@@ -8,9 +8,9 @@ import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
 from modeling_edrl_mea import AlignmentCallback, EdrlMeaConfig, EdrlMeaForAudioClassification, closed_form
-from modeling_edrl_mea.attributes import attribute_loss
 from modeling_edrl_mea.embeddings import Embeddings
 from modeling_edrl_mea.linear_heads import fit_ratings
+from modeling_edrl_mea.targets import attribute_loss
 from tests.conftest import every_arrangement, inputs_of, noise_recordings
 
 NAMES = ["arousal", "valence"]

@@ -27,9 +27,11 @@ def test_every_table_and_picture_is_made_and_a_model_is_calibrated(tmp_path, tin
     given = [part for name in "abcd" for part in ("--corpus", f"{name}={tmp_path / name}")]
     given += ["--noise", str(tmp_path / "noise"), "--recipe", str(tmp_path / "recipe.yaml")]
     given += ["--output", str(tmp_path / "out")]
-    sections = benchmark_rejection.main(given)
+    (tmp_path / "sounds" / "music").mkdir(parents=True)
+    soundfile.write(tmp_path / "sounds" / "music" / "hold.wav", 0.1 * np.sin(np.arange(16_000) / 5), 16_000)
+    sections = benchmark_rejection.main([*given, "--sounds", str(tmp_path / "sounds")])
     gates, sets, signs = sections.values()
-    assert {"white noise", "speech: a", "0.wav"} <= {row[0] for row in gates}
+    assert {"white noise", "speech: a", "0.wav", "music"} <= {row[0] for row in gates}
     assert [row[0] for row in sets[1:]] == ["a", "b", "c", "d", "mean"] and len(signs) == 3
     assert all((tmp_path / "out" / name).is_file() for name in ("rejection.md", "rejection.png", "timeline.png"))
 

@@ -1,4 +1,4 @@
-"""Every corpus in turn left out of training, and how models of the rest hear it: what the studies of adaptation
+"""Every corpus in turn left out of training, and what models of the rest make of it: what the studies of adaptation
 (scripts/benchmark_adaptation.py) and of rejection (scripts/benchmark_rejection.py) both begin with.
 
 Settings are chosen by cross-validation over the training corpora alone: each is left out of a further training, and
@@ -33,8 +33,8 @@ SETTINGS = ("adaptation_prior", "balanced_strength", "speaker_prior", "label_rid
 
 
 @dataclass
-class Heard:
-    """A corpus as a model that was not trained on it hears it: N recordings with class ids (N,) and speakers (N,)."""
+class LeftOut:
+    """A corpus as a model that was not trained on it sees it: N recordings with class ids (N,) and speakers (N,)."""
 
     model: object
     statistics: torch.Tensor
@@ -96,7 +96,7 @@ class Study:
         self.data = BenchmarkData({**self.corpora, **self.later}, self.recipe.cache, augmentation)
         noises = [one for one in corruptions(options.noise, None, levels=(3,)) if one.name.startswith("noise_")]
         self.noise = min(noises, key=lambda one: "esc" not in one.name)
-        self.models, self.heard = {}, {}
+        self.models, self.known = {}, {}
 
     def trial(self, names: frozenset):
         """The rows of these corpora to train and to validate on."""
@@ -113,29 +113,29 @@ class Study:
             self.models[names] = model.eval().requires_grad_(False)
         return self.models[names]
 
-    def hear(self, trained: frozenset, corpus: str, condition=None) -> Heard:
+    def left_out(self, trained: frozenset, corpus: str, condition=None) -> LeftOut:
         place = trained, corpus, condition is None
-        if place not in self.heard:
+        if place not in self.known:
             model, statistics = self.model(trained), self.data.statistics(corpus, condition)
             ids, speakers = (np.array(self.data.corpora[corpus][column]) for column in ("label", "speaker"))
-            self.heard[place] = Heard(model, statistics, evidence_of(model, statistics), ids, speakers)
-        return self.heard[place]
+            self.known[place] = LeftOut(model, statistics, evidence_of(model, statistics), ids, speakers)
+        return self.known[place]
 
     def others(self, test: str) -> frozenset:
         return frozenset(self.corpora) - {test}
 
-    def tests(self, condition=None) -> dict[str, Heard]:
-        return {name: self.hear(self.others(name), name, condition) for name in self.corpora}
+    def tests(self, condition=None) -> dict[str, LeftOut]:
+        return {name: self.left_out(self.others(name), name, condition) for name in self.corpora}
 
-    def conditions(self) -> dict[str, dict[str, Heard]]:
+    def conditions(self) -> dict[str, dict[str, LeftOut]]:
         return {"clean": self.tests(), "noise at 0 dB": self.tests(self.noise)}
 
     def chosen(self, test: str, options: Sequence, score: Callable) -> object:
-        """The option of the highest mean score (heard, option) over the training corpora, as models that saw neither
-        them nor the test hear them."""
+        """The option of the highest mean score (left_out, option) over the training corpora, as models that saw neither
+        them nor the test see them."""
         training = self.others(test)
-        inner = [self.hear(training - {name}, name) for name in sorted(training)]
-        means = [np.mean([score(heard, option) for heard in inner]) for option in options]
+        inner = [self.left_out(training - {name}, name) for name in sorted(training)]
+        means = [np.mean([score(left_out, option) for left_out in inner]) for option in options]
         return options[int(np.argmax(means))]
 
 

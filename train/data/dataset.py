@@ -17,8 +17,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_edrl_mea import EdrlMeaFeatureExtractor, load_recording
 from modeling_edrl_mea.embeddings import Embeddings, balanced_weights
-from modeling_edrl_mea.labels import IGNORED
 from modeling_edrl_mea.recordings import SAMPLING_RATE
+from modeling_edrl_mea.targets import IGNORED
 
 from .embeddings import EmbeddingCache
 from .ratings import attributes_of

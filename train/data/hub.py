@@ -23,9 +23,10 @@ from modeling_edrl_mea.recordings import SAMPLING_RATE, RecordingError, find_aud
 from .audformat import HEADER
 from .files import atomic_write, content_hash, fingerprint, read_sealed, write_sealed
 from .given_splits import is_split
-from .manifests import emotion_of, find_columns, find_times, shares_of, text_of, times_of
+from .manifests import emotion_of, find_columns, shares_of, text_of
 from .ratings import find_ratings, ratings_of
 from .recordings import CorpusError, Utterance, Wanted, recordings_folder
+from .segments import find_times, times_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _read_part(part, split: str, source: str, wanted: Wanted, folder: Path, firs
     """Rows of what `Utterance` takes, in its order."""
     names, features, n_missing = part.column_names or list(next(iter(part))), part.features or {}, 0
     audio, label, *others = find_columns(names, wanted.columns, source, wanted.emotions)
-    times, rated = find_times(names), find_ratings(names, wanted.attributes)
+    times, rated = find_times(names, source), find_ratings(names, wanted.attributes)
     classes = _classes(features.get(label))
     part = part.select_columns([column for column in (audio, label, *others, *times, *rated.values()) if column])
     if isinstance(features.get(audio), Audio):  # not decoded: for that, datasets needs torchcodec and FFmpeg

@@ -22,7 +22,7 @@ from .emotions import canonical_emotion
 from .given_splits import role_of_split
 from .ratings import find_ratings, ratings_of
 from .recordings import CorpusError, Utterance, Wanted, column_key, first_files, is_nothing, read_table
-from .segments import seconds_of
+from .segments import find_times, times_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +31,21 @@ AUDIO_COLUMNS = (
     *("file_name", "audio", "path", "file", "audio_path", "file_path", "audio_file", "audio_file_path"),
     *("audio_filename", "wav", "wav_file", "wav_path", "recording"),
 )
-LABEL_COLUMNS = ("emotion", "label", "labels", "emotions", "major_emotion", "emotion_label", "emo", "category", "class")
+LABEL_COLUMNS = (
+    *("emotion_name", "emotion", "label_name", "label", "labels", "emotions", "major_emotion", "emotion_label", "emo"),
+    *("category", "class_name", "class"),  # a name before the number that stands for it
+)
 SPEAKER_COLUMNS = (
     *("speaker", "speaker_id", "spk", "spk_id", "spkr_id", "speakers", "speaker_name", "actor", "actor_id"),
-    *("client_id", "subject_id", "participant_id"),
+    *("client_id", "subject", "subject_id", "participant", "participant_id", "talker", "talker_id"),
 )
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "raw_text", "normalized_text")
-START_COLUMNS = ("start", "start_time", "start_s", "begin", "onset", "offset")
-END_COLUMNS = ("end", "end_time", "end_s", "stop")
-DURATION_COLUMNS = ("duration", "duration_s", "dur")  # counts with a start and without an end
 SPLIT_COLUMNS = ("split", "split_set", "subset", "partition", "set")
 METADATA_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.parquet")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+# Folders that are called so hold one person's recordings, and are no emotions.
+_PEOPLE = re.compile(r"(actor|speaker|spk|subject|participant|person|talker|voice|user|session)[\W_]*\w{0,2}\d+", re.I)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
@@ -110,7 +112,7 @@ def _as_utterances(rows: list[dict], path: Path, wanted: Wanted, root: Path | No
         raise CorpusError(f"{str(path)!r} lists no recording")
     names = list(dict.fromkeys(name for row in rows for name in row))
     audio, label, speaker, language, text = find_columns(names, wanted.columns, str(path), wanted.emotions)
-    times, rated = find_times(names), find_ratings(names, wanted.attributes)
+    times, rated = find_times(names, str(path)), find_ratings(names, wanted.attributes)
     split = next((name for name in names if name.lower() in SPLIT_COLUMNS), None)
     _say_what_is_not_used(path, names, {audio, label, speaker, language, text, *times, split, *rated.values()})
     found, missing = [], []
@@ -168,24 +170,6 @@ def _complain_of_missing(missing: list[str], n_rows: int, path: Path, skip_missi
             "leaves some out"
         )
     logger.warning("%s: left out", what)
-
-
-def find_times(names: list[str]) -> tuple[str | None, ...]:
-    """Names of the columns with start, end and duration of a part of a file; a duration counts with a start alone."""
-    by_name = {name.lower(): name for name in names}
-    found = [next((by_name[name] for name in usual if name in by_name), None) for usual in (START_COLUMNS, END_COLUMNS)]
-    duration = next((by_name[name] for name in DURATION_COLUMNS if name in by_name), None)
-    if not any(found):
-        return (None, None, None)
-    return (*found, duration if found[0] and not found[1] else None)
-
-
-def times_of(row: Mapping, columns: tuple, where: str) -> tuple[float | None, float | None]:
-    """(start, end) in seconds of a row's part of its file. Raises CorpusError."""
-    start, end, duration = (seconds_of(row.get(name), f"{where}, {name}") if name else None for name in columns)
-    if end is None and duration is not None:
-        end = (start or 0.0) + duration
-    return start, end
 
 
 def what_is_told(row: Mapping, label: str | None, rated: Mapping[str, str], where: str) -> Utterance:
@@ -289,10 +273,11 @@ def _read_class_folders(root: Path) -> list[Utterance]:
         )
     depth = label_depth(parents)
     names = {parts[depth] for parts in parents} if depth is not None else set()
-    if len(names) == 1 and canonical_emotion(*names) is None:
+    if not any(map(canonical_emotion, names)) and (len(names) == 1 or names and all(map(_PEOPLE.fullmatch, names))):
+        others = " and the like" * (len(names) > 1)
         raise CorpusError(
-            f"all recordings in {str(root)!r} lie in {names.pop()!r}, which is no known emotion: put them into folders "
-            "named by emotion, or add metadata.csv with file_name, emotion and speaker"
+            f"all recordings in {str(root)!r} lie in {min(names)!r}{others}, which is no known emotion: put them into "
+            "folders named by emotion, or add metadata.csv with file_name, emotion and speaker"
         )
     _say_which_folders_are_empty(root)
     if depth is None:

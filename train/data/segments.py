@@ -6,6 +6,7 @@ corpus is read. Sixteen-bit sources stay bit-exact; what a lossy codec decodes t
 
 import logging
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +18,7 @@ from modeling_edrl_mea import RecordingError, load_recording
 from modeling_edrl_mea.recordings import SAMPLING_RATE
 
 from .files import atomic_write, content_hash
-from .recordings import CorpusError, Utterance, listed, recordings_folder
+from .recordings import CorpusError, Utterance, column_key, listed, recordings_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,52 @@ def seconds_of(value, what: str = "time") -> float | None:
         return float(text.replace(",", "."))
     except ValueError:
         raise CorpusError(f'{what} {text!r}: write seconds (2.5), 00:00:02.5 or "0 days 00:00:02.5".') from None
+
+
+# As tables call them: start, Start time, start_ms, begin, onset, xmin …
+_TIMES = re.compile(
+    r"(start|begin|onset|xmin|offset|end|stop|xmax|duration|dur)(time)?(in)?(s|secs?|seconds?|(ms|msecs?|millis(econds)?))?"
+)
+
+
+def find_times(names: list[str], where: str) -> tuple[str | None, ...]:
+    """Names of the columns with start, end and duration of a part of a file; a duration counts with a start alone.
+
+    An offset is a start, as in NeMo's manifests, or the end where there is an onset. CorpusError where one of the two
+    is not found, since the wrong part of the file would be taken for the utterance.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if time := _TIMES.fullmatch(column_key(name)):
+            found.setdefault(time[1], name)
+    start, end, duration = (next((found[word] for word in words if word in found), None) for words in _words(found))
+    if not start and not end:
+        return (None, None, None)
+    if not start or not (end or duration):
+        known, other = (end, "start") if end else (start, "end")
+        raise CorpusError(f"{where} has the column {known!r} and none called {other}: give both, or neither")
+    return start, end, None if end else duration
+
+
+def _words(found: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """What a start, an end and a duration may be called in a table with these columns."""
+    offset = ("offset",)
+    starts, ends = ("start", "begin", "onset", "xmin"), ("end", "stop", "xmax")
+    return starts + offset * ("onset" not in found), ends + offset * ("onset" in found), ("duration", "dur")
+
+
+def times_of(row: Mapping, columns: tuple, where: str) -> tuple[float | None, float | None]:
+    """(start, end) in seconds of a row's part of its file. Raises CorpusError."""
+    start, end, duration = (_time_of(row, name, where) if name else None for name in columns)
+    if end is None and duration is not None:
+        end = (start or 0.0) + duration
+    return start, end
+
+
+def _time_of(row: Mapping, name: str, where: str) -> float | None:
+    seconds = seconds_of(row.get(name), f"{where}, {name}")
+    is_in_thousandths = _TIMES.fullmatch(column_key(name))[5]
+    return seconds / 1000 if is_in_thousandths and seconds is not None else seconds
 
 
 def cut_segments(utterances: list[Utterance], name: str, skip_bad: bool = False) -> list[Utterance]:

@@ -11,7 +11,7 @@ from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.adaptation import correct, evidence_of
 from modeling_edrl_mea.correction import softmax
 from modeling_edrl_mea.embeddings import ROWS, Embeddings
-from modeling_edrl_mea.labels import IGNORED
+from modeling_edrl_mea.targets import IGNORED
 
 from .calibration import with_temperature
 from .metrics import confusion_by_speaker

@@ -12,8 +12,8 @@ import torch
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.correction import class_biases, softmax
 from modeling_edrl_mea.embeddings import ROWS, Embeddings, balanced_weights
-from modeling_edrl_mea.labels import IGNORED
 from modeling_edrl_mea.linear_heads import fit_discriminant
+from modeling_edrl_mea.targets import IGNORED
 
 from .calibration import coverage_thresholds, fit_temperature
 from .predictions import evaluate

@@ -87,12 +87,6 @@ def test_a_chunk_damaged_anywhere_is_computed_again(tmp_path, audio, tiny_model,
         assert chunk.read_bytes() == whole, place
 
 
-def test_progress_counts_recordings(tmp_path, audio, tiny_model, capsys):
-    assert len(audio) % embeddings.CHUNK
-    EmbeddingCache(tiny_model("linear"), tmp_path).embed(audio)
-    assert f"{len(audio)}/{len(audio)}" in capsys.readouterr().err
-
-
 def test_a_chunk_of_another_backbone_is_computed_again(tmp_path, audio, tiny_model):
     cache, other = (
         EmbeddingCache(tiny_model("linear", normalize_waveform=normalized), tmp_path) for normalized in (False, True)

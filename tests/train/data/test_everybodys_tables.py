@@ -180,6 +180,33 @@ def test_a_start_with_a_duration_is_a_segment_and_a_duration_alone_is_none(tmp_p
     assert load(write_table(tmp_path / "b.csv", [row]))["audio"][0] == str(tmp_path / "long.wav")
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"begin_time": 2, "end_time": 5},
+        {"Start (ms)": 2000, "End (ms)": 5000},
+        {"start_ms": 2000, "duration_ms": 3000},
+        {"onset": 2, "offset": 5},
+        {"offset": 2, "duration": 3},
+        {"xmin": 2, "xmax": 5},
+        {"StartTime": "00:00:02,000", "EndTime": "00:00:05,000"},
+    ],
+    ids=lambda times: " and ".join(times),
+)
+def test_times_are_found_by_the_names_that_tables_give_them(times, tmp_path):
+    ramp(tmp_path / "long.wav")
+    path = load(write_table(tmp_path / "a.csv", [{"file": "long.wav", "emotion": "fear"} | times]))["audio"][0]
+    assert set(soundfile.read(path, dtype="int16")[0].tolist()) == {2000, 3000, 4000}
+
+
+@pytest.mark.parametrize(("known", "lacking"), [("end_time", "start"), ("start", "end"), ("offset", "end")])
+def test_half_a_pair_of_times_is_refused(known, lacking, tmp_path):
+    """The part taken for the utterance would be another."""
+    ramp(tmp_path / "long.wav")
+    with pytest.raises(CorpusError, match=f"the column '{known}' and none called {lacking}"):
+        load(write_table(tmp_path / "a.csv", [{"file": "long.wav", known: 2, "emotion": "fear", "t0": 1}]))
+
+
 def test_recordings_that_are_cut_already_are_not_cut_again(tmp_path):
     ramp(tmp_path / "part.wav", seconds=3)
     row = {"file": "part.wav", "start": "120", "end": "123", "emotion": "fear"}
@@ -211,7 +238,7 @@ def test_segments_that_cannot_be_are_named_or_left_out(tmp_path):
         load(tmp_path / "a.csv")
     assert len(load(tmp_path / "a.csv", skip_missing=True)) == 1
     with pytest.raises(CorpusError, match="row 1 .*, start 'soon'"):
-        load(write_table(tmp_path / "b.csv", [{"file": "long.wav", "start": "soon", "emotion": "fear"}]))
+        load(write_table(tmp_path / "b.csv", [{"file": "long.wav", "start": "soon", "end": "9", "emotion": "fear"}]))
 
 
 @pytest.mark.parametrize(

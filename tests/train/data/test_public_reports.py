@@ -204,6 +204,11 @@ READ = {  # name: (how it lies there, classes with counts, speakers without the 
     ),
     "a Parquet table beside its recordings": (in_parquet("train.parquet"), {"anger": 1, "fear": 1}, {"1", "2"}),
     "samples that datasets saved": (saved(samples(1), samples(2)), {"anger": 1, "fear": 1}, {"a", "b"}),
+    "a number and the name that it stands for": (
+        csv("file_name,label,label_name,subject\n0.wav,0,anger,a\n1.wav,1,fear,b\n"),
+        {"anger": 1, "fear": 1},
+        {"a", "b"},
+    ),
     "an empty class": (
         lambda root: (touch(root, "anger/0.wav", "fear/1.wav"), (root / "sadness").mkdir()),
         {"anger": 1, "fear": 1},
@@ -247,6 +252,7 @@ REFUSED = {
     "a column for each emotion": (csv("path,anger,fear\n0.wav,1,0\n"), "no label column"),
     "arousal and valence alone": (csv("path,arousal,valence\n0.wav,3.2,1.1\n"), "no label column.*arousal"),
     "one folder that is no emotion": (folders("wav/0.wav", "wav/1.wav"), "lie in 'wav', which is no known emotion"),
+    "folders of people": (folders("Actor_01/a1.wav", "Actor_02/a1.wav"), "lie in 'Actor_01' and the like, which is no"),
     "samples without a rate": (saved([0.1] * 99, [0.2] * 99), "row 0 .*samples without a rate"),
     "a row of nothing": (saved({"bytes": b"1", "path": "0.wav"}, None), "row 1 .*no recording.*on_bad_audio skip"),
     "no Parquet": (csv("path,emotion", name="metadata.parquet"), "cannot be read"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_edrl_mea.embeddings import Embeddings
-from modeling_edrl_mea.labels import IGNORED
+from modeling_edrl_mea.targets import IGNORED
 from train.evaluation.unseen_corpora import right_on_left_out, thresholds_of
 
 COUNT = 80  # recordings of each corpus

@@ -5,7 +5,7 @@ import torch
 from transformers import Trainer
 
 from modeling_edrl_mea import EdrlMeaConfig
-from modeling_edrl_mea.labels import as_ids, as_targets
+from modeling_edrl_mea.targets import as_ids, as_targets
 from tests.conftest import inputs_of, noise_recordings
 
 IDS = torch.tensor([3, 0, 1])
