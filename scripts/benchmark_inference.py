@@ -26,7 +26,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -241,7 +241,8 @@ class Contender:
         """Its answer; None where it has failed."""
         if self.failure:
             return None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended: then there is no answer
+            print(json.dumps(request), file=self.process.stdin, flush=True)
         return self.answer()
 
     def answer(self):
@@ -255,7 +256,7 @@ class Contender:
         return None
 
     def end(self) -> None:
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()
 
 
@@ -338,7 +339,7 @@ def chosen_files(args) -> list[str]:
 
 
 @torch.inference_mode()
-def gigaflops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+def gigaflops(dtype: torch.dtype, size: int = 1024, repeats: int = 10) -> float:
     """The best of some matrix products, too large for overhead to count: no program does the same arithmetic faster."""
     layer, x = torch.nn.Linear(size, size, bias=False).to(dtype).eval(), torch.randn(size, size, dtype=dtype)
     return 2e-9 * size**3 / min(timed(lambda: project(layer, x))[0] for _ in range(repeats))
