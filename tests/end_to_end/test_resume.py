@@ -85,7 +85,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(command, undisturbed, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", range(4))  # test_stops.py stops at every place
+@pytest.mark.parametrize("trial", range(2))  # test_stops.py stops at every place
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(command, undisturbed, tmp_path, trial):
     weights, seconds = undisturbed
     folder = tmp_path / "out"
