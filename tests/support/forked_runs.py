@@ -26,6 +26,7 @@ from transformers import dynamic_module_utils
 
 from modeling_edrl_mea import linear_heads
 from train import run
+from train.data import files
 from train.trainer import EdrlMeaTrainer
 
 FORK = multiprocessing.get_context("fork")
@@ -70,6 +71,7 @@ def _train(argv: list[str], log: Path, hinder: Callable | None) -> None:
     # Of the forty files of code that a model is saved with, a few: all are written alike.
     imported = dynamic_module_utils.get_relative_import_files
     dynamic_module_utils.get_relative_import_files = lambda file: imported(file)[:1]
+    files.SETTLED = -1  # else the time decides how often it is written which files are whole
     gc.freeze()  # else every collection goes through all that the parent holds
     if hinder is not None:
         hinder()
