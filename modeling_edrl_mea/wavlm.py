@@ -96,8 +96,8 @@ class GatedAttention(WavLMAttention):
         if output_attentions:
             scores = query @ key.transpose(2, 3) * self.scaling + gated_bias(gate, bias, key_bias)
             weights = scores.softmax(-1)
-            attended = F.dropout(weights, self.dropout, self.training) @ value
             weights = backwards(weights, 3)  # in the order of time, as they are returned
+            attended = F.dropout(weights, self.dropout, self.training) @ backwards(value, 2)
         else:
             weights, attended = None, self.attend(query, key, value, gate, bias, key_bias)
         return project(self.out_proj, attended.transpose(1, 2).flatten(2)), weights
