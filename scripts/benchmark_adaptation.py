@@ -270,7 +270,7 @@ def new_label(
     trained = corpus.model.config.labels
     part = examples(corpus, old, seed) if old else np.zeros(0, int)
     rest, rest_new = (generator.permutation(rows) for rows in (np.setdiff1d(corpus.every, part), new.every))
-    n_new = 4 + unlabeled // (len(trained) + 1)
+    n_new = 4 + min(unlabeled // (len(trained) + 1), (len(new.ids) - 4) // 2)
     n_pool = unlabeled - (n_new - 4)
     pieces = new.rows(rest_new[:n_new]), corpus.rows(np.concatenate([part, rest[:n_pool]]).astype(int))
     blocks = [np.concatenate(both) for both in zip(*(piece.blocks for piece in pieces), strict=True)]
