@@ -154,13 +154,14 @@ class EdrlMeaTrainer(Trainer):
         if stands_still:
             aligned = (data and closed_form.with_aligned(self.model, data) for data in datasets)
             self.train_dataset, self.eval_dataset = aligned
-        if stands_still and layers is not None:
+        stands_still = stands_still and layers is not None
+        if stands_still:
             layers.requires_grad_(False)
         try:
             yield
         finally:
             self.train_dataset, self.eval_dataset = datasets
-            if layers is not None:
+            if stands_still:
                 layers.requires_grad_()
 
     @step

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from safetensors.torch import save
 
-from train.degradation.sources import content_of
+from modeling_edrl_mea.recordings import check_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("modeling_edrl_mea", "train")  # whose code decides what a model predicts
@@ -150,7 +150,8 @@ def content_hash(recording) -> bytes:
         if recording.get("bytes"):
             return hashlib.sha256(recording["bytes"]).digest()
         recording = recording["path"]
-    return bytes.fromhex(HASHES.of(Path(recording), lambda path: content_of(path).hex()))
+    check_file(recording)
+    return bytes.fromhex(HASHES.of(Path(recording), file_hash))
 
 
 HASHES = StampedFacts()  # of recordings' files
