@@ -1,6 +1,6 @@
 """Noisy copies of training speech, through audiomentations; off in the paper-faithful recipe.
 
-In the order in which sound travels: the room, then noise beside the speaker, then the channel, then its gain.
+In the order in which sound travels: the speaker, the room, noise beside them, then the channel and its gain.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import audiomentations
 import numpy as np
+import soxr
 from audiomentations.core.transforms_interface import BaseWaveformTransform
 
 from modeling_edrl_mea.recordings import SAMPLING_RATE
@@ -24,10 +25,22 @@ from .sources import SoundError, content_of, noise_files, recording
 
 ADDITIVE = {"noise": 3, "babble": 1, "gaussian": 1, "coloured": 1}  # how often each; recordings teach most
 CHANNEL = ("band_limit", "codec")
-KINDS = ("reverberation", *ADDITIVE, *CHANNEL, "gain")
+KINDS = ("speed", "reverberation", *ADDITIVE, *CHANNEL, "tilt", "gain")
+SPEED = 1.19  # at most so many times as fast, and as high, or as slow and low: another voice rather than another mood
+TILT_DB = 6.0  # of the highs against the lows, as between microphones
 MP3_KBITS = (8, 16, 24, 32, 64)
 VOICES = (3, 8)  # fewer are competing speakers, more are a steady hum
 LONGEST_RT60 = 2.5  # seconds; in the churches beyond, no emotion is left to learn
+
+# One of each stage's kinds, with this probability.
+STAGES = (
+    (("speed",), 0.5),
+    (("reverberation",), 0.3),
+    (tuple(ADDITIVE), 0.85),
+    (CHANNEL, 0.3),
+    (("tilt",), 0.5),
+    (("gain",), 0.5),
+)
 
 _global_generators = threading.Lock()
 
@@ -38,9 +51,9 @@ class Augmentation:
     `noise_dir`, `rir_dir`: folders of noise recordings and of room impulse responses, of which only the
     training part is used (see sources.py); rooms are synthetic, half of them with `rir_dir`.
     `babble`: recordings of the *training* speakers (paths, or arrays `(n,)` at 16 kHz), mixed into babble.
-    `kinds`: some of `KINDS`; default: all that the recordings given allow. Every copy gets one additive
-    kind at an SNR drawn from `snr_db`; room, channel and gain come with probability 0.3, 0.3 and 0.5 (always,
-    where no additive kind is asked for).
+    `kinds`: some of `KINDS`; default: all that the recordings given allow. A copy gets one additive kind, at an SNR
+    drawn from `snr_db`, with probability 0.85; room and channel come with 0.3, speed, tilt and gain with 0.5. A single
+    kind always comes. Speed changes the length.
 
     ValueError for an unknown kind, for one that lacks its recordings, and for an empty folder.
     """
@@ -63,7 +76,7 @@ class Augmentation:
         self._chain = self._chain_of_transforms()
 
     def __call__(self, waveform: np.ndarray, key: str | int) -> np.ndarray:
-        """A noisy copy `(n,)` of a waveform `(n,)`, float32, 16 kHz; the same for the same seed and key.
+        """A noisy copy `(m,)` of a waveform `(n,)`, float32, 16 kHz; the same for the same seed and key.
 
         ValueError where the waveform is empty or not one channel.
         """
@@ -102,6 +115,7 @@ class Augmentation:
         low, high = self.snr_db
         snr = {"min_snr_db": low, "max_snr_db": high, "p": 1.0}
         made = {
+            "speed": Speed,
             "reverberation": lambda: Reverberation([response for response, _ in self.rooms.values()]),
             "noise": lambda: RecordedNoise(self.noise, low, high),
             "babble": lambda: Babble(self.babble, low, high),
@@ -109,21 +123,30 @@ class Augmentation:
             "coloured": lambda: audiomentations.AddColorNoise(**snr, min_f_decay=-6.0, max_f_decay=3.0),
             "band_limit": lambda: audiomentations.LowPassFilter(1500.0, 7000.0, p=1.0),
             "codec": Mp3,
+            "tilt": lambda: audiomentations.HighShelfFilter(500.0, 4000.0, -TILT_DB, TILT_DB, p=1.0),
             "gain": lambda: audiomentations.Gain(-20.0, 6.0, p=1.0),
         }
-        additive = [kind for kind in ADDITIVE if kind in self.kinds]
         stages = []
-        for kinds, probability in ((("reverberation",), 0.3), (additive, 1.0), (CHANNEL, 0.3), (("gain",), 0.5)):
+        for kinds, probability in STAGES:
             present = [kind for kind in kinds if kind in self.kinds]
             if present:
-                stages.append(
-                    audiomentations.OneOf(
-                        [made[kind]() for kind in present],
-                        p=probability if additive else 1.0,
-                        weights=[ADDITIVE.get(kind, 1) for kind in present],
-                    )
-                )
+                weights = [ADDITIVE.get(kind, 1) for kind in present]
+                always = len(present) == len(self.kinds)
+                chosen = [made[kind]() for kind in present]
+                stages.append(audiomentations.OneOf(chosen, p=1.0 if always else probability, weights=weights))
         return audiomentations.Compose(stages)
+
+
+class Speed(BaseWaveformTransform):
+    """Plays speech faster or slower, which changes pitch and formants with it."""
+
+    def __init__(self):
+        super().__init__(p=1.0)
+
+    def apply(self, samples, sample_rate):
+        speed = SPEED ** random.uniform(-1, 1)
+        changed = soxr.resample(samples, sample_rate * speed, sample_rate)
+        return changed if len(changed) else samples
 
 
 class RecordedNoise(BaseWaveformTransform):
