@@ -1,12 +1,14 @@
 """Adaptation of a model to the user's own recordings, without labels or with a handful.
 
-Everything it finds corrects the logits (see correction.py), so it costs no pass of the backbone beyond the one over the
-recordings, and takes C numbers to store: biases of the classes, biases of each speaker, and, where labels are given,
-weights on EDRL's and MEA's embeddings, also for labels that the model did not know.
+It costs no gradient, and no pass of the backbone beyond the one over the recordings. The speech embedding is standardized
+anew; the rest corrects the logits (see correction.py): biases of the classes and of each speaker, a discriminant that the
+recordings' own predictions teach, and, where labels are given, weights on EDRL's and MEA's embeddings, also for labels
+that the model did not know.
 """
 
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -14,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from transformers import initialization as init
 
-from .correction import class_biases, expected_mix, label_correction, log_sum_exp, softmax
+from .correction import (
+    SELF_TRAINING_PRIOR,
+    class_biases,
+    expected_mix,
+    label_correction,
+    log_sum_exp,
+    own_discriminant,
+    softmax,
+    spread,
+)
 from .evaluation_mode import evaluating
 from .exact_buffers import ExactBuffers
 from .recordings import FAINTEST_DB, SHORTEST_SECONDS, find_audio, is_usable, load_recording
@@ -63,7 +74,8 @@ class AdaptationReport:
 class OutputAdaptation(ExactBuffers):
     """The correction of the logits as a part of the model; all zero it changes nothing.
 
-    Buffers: biases (C,), weights (C, E) on the label embedding, speaker_biases (speakers, C) beside `biases`.
+    Buffers: biases (C,), weights (C, E) on the label embedding, speech_weights (C, S) on the speech embedding,
+    speaker_biases (speakers, C) beside `biases`.
     Their sizes are in the config: `added_labels` and `adapted_speakers`.
     """
 
@@ -73,14 +85,16 @@ class OutputAdaptation(ExactBuffers):
         n_labels, n_speakers = config.num_labels, len(config.adapted_speakers)
         self.register_buffer("biases", torch.zeros(n_labels, dtype=torch.float32))
         self.register_buffer("weights", torch.zeros(n_labels, config.label_embedding_size, dtype=torch.float32))
+        self.register_buffer("speech_weights", torch.zeros(n_labels, config.speech_embedding_size, dtype=torch.float32))
         self.register_buffer("speaker_biases", torch.zeros(n_speakers, n_labels, dtype=torch.float32))
 
-    def forward(self, logits, embedding, speakers: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B, C trained) and label embedding (B, E) → (B, C). `speakers` (B,): places in the config's
-        `adapted_speakers`, -1 for somebody else."""
+    def forward(self, logits, embedding, speech, speakers: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (B, C trained), label embedding (B, E) and speech embedding (B, S) → (B, C). `speakers` (B,): places
+        in the config's `adapted_speakers`, -1 for somebody else."""
         if self.n_added:  # theirs are odds against everything known before
             logits = F.pad(logits.log_softmax(-1), (0, self.n_added))
         correction = self.biases + embedding.to(self.weights.dtype) @ self.weights.T
+        correction = correction + speech.to(self.weights.dtype) @ self.speech_weights.T
         if speakers is not None:
             known = F.pad(self.speaker_biases, (0, 0, 0, 1))  # the last row, of somebody else, is zero
             correction = correction + known[speakers]
@@ -103,12 +117,14 @@ class Correction:
     speakers: list[str]
     biases: np.ndarray
     weights: np.ndarray
+    speech_weights: np.ndarray
     speaker_biases: np.ndarray
-    report: AdaptationReport
+    report: AdaptationReport | None = None
 
-    def apply(self, logits: np.ndarray, embedding: np.ndarray, speakers: Sequence | None = None) -> np.ndarray:
-        """(N, C) logits of recordings with these trained logits and label embedding."""
-        corrected = _with_new_labels(logits, len(self.labels)) + embedding @ self.weights.T + self.biases
+    def apply(self, evidence: "Evidence", speakers: Sequence | None = None) -> np.ndarray:
+        """(N, C) logits of recordings as the model sees them."""
+        corrected = _with_new_labels(evidence.logits, len(self.labels)) + self.biases
+        corrected += evidence.embedding @ self.weights.T + evidence.speech @ self.speech_weights.T
         if speakers is not None and self.speakers:
             places = {name: place for place, name in enumerate(self.speakers)}
             rows = np.array([places.get(str(name), -1) for name in speakers])
@@ -118,11 +134,12 @@ class Correction:
 
 @dataclass
 class Evidence:
-    """N recordings as a model sees them: trained logits (N, C), label embedding in blocks (N, E_b), weights (N,) of at
-    most 1, label and speaker of each or None."""
+    """N recordings as a model sees them: trained logits (N, C), label embedding in blocks (N, E_b), speech embedding
+    (N, S), weights (N,) of at most 1, label and speaker of each or None."""
 
     logits: np.ndarray
     blocks: list[np.ndarray]
+    speech: np.ndarray
     weights: np.ndarray
     labels: list[str | None]
     speakers: list[str] | None = None
@@ -154,15 +171,35 @@ def correct(evidence: Evidence, config, mix, kept_weights: np.ndarray | None = N
     logits = logits + evidence.embedding @ weights.T
     strength = config.balanced_strength if mix == "balanced" else 1.0
     mix = expected_mix(mix, labels)
-    used = np.arange(len(logits)) if mix is not None else np.array(known, int)
+    found = Correction(labels, [], biases, weights, np.zeros((len(labels), evidence.speech.shape[1])), np.zeros(0))
     if mix is not None:
-        targets[np.setdiff1d(used, known)] = mix
-        settings = {"targets": targets, "weights": evidence.weights, "center": biases, "strength": strength}
-        biases = class_biases(logits, mix, config.adaptation_prior, **settings)
-    speakers, of_speakers = _by_speaker(evidence, logits, targets, mix, biases, strength, config)
-    found = Correction(labels, speakers, biases, weights, of_speakers, None)
+        targets[np.setdiff1d(np.arange(len(logits)), known)] = mix
+    _find_biases(found, evidence, logits, targets, mix, biases, strength, config)
+    if mix is not None and config.self_training:
+        _teach_itself(found, evidence, logits, targets[known], known, strength, config)
+        logits = logits + evidence.speech @ found.speech_weights.T
+        _find_biases(found, evidence, logits, targets, mix, biases, strength, config)
     found.report = _report(evidence, found, mix, strength, len(known), config)
     return found
+
+
+def _find_biases(found: Correction, evidence: Evidence, logits, targets, mix, center, strength, config) -> None:
+    """Under which the mean prediction is the mix, for everybody and by speaker; those of the labels for an open mix."""
+    if mix is not None:
+        settings = {"targets": targets, "weights": evidence.weights, "center": center, "strength": strength}
+        found.biases = class_biases(logits, mix, config.adaptation_prior, **settings)
+    of_speakers = _by_speaker(evidence, logits, targets, mix, found.biases, strength, config)
+    found.speakers, found.speaker_biases = of_speakers
+
+
+def _teach_itself(found: Correction, evidence: Evidence, logits, known_targets, known, strength, config) -> None:
+    """A discriminant by what is predicted so far, its logits spread as far as the model's, times its share."""
+    predicted = found.apply(evidence, evidence.speakers)
+    model_spread, predicted = spread(logits), softmax(predicted)
+    predicted[known] = known_targets
+    weights = own_discriminant(evidence.speech, predicted, evidence.weights)
+    share = strength * config.self_training * _strength(float(evidence.weights.sum()), SELF_TRAINING_PRIOR)
+    found.speech_weights = weights * (share * model_spread / max(spread(evidence.speech @ weights.T), 1e-9))
 
 
 def _with_new_labels(logits: np.ndarray, n_labels: int) -> np.ndarray:
@@ -214,10 +251,11 @@ def _report(evidence: Evidence, found: Correction, mix, strength, n_labeled: int
     n_trained = evidence.logits.shape[1]
     names, total = found.labels, float(evidence.weights.sum())
     before = softmax(evidence.logits).mean(0)
-    after = softmax(found.apply(evidence.logits, evidence.embedding, evidence.speakers)).mean(0)
+    after = softmax(found.apply(evidence, evidence.speakers)).mean(0)
     strengths = {}
     if mix is not None:
         strengths["biases"] = strength * _strength(total, config.adaptation_prior)
+        strengths["self-training"] = strength * config.self_training * _strength(total, SELF_TRAINING_PRIOR)
     if found.speakers:
         strengths["speakers"] = strength * _strength(total / len(found.speakers), config.speaker_prior)
     if n_labeled:
@@ -253,9 +291,11 @@ class AdaptationMixin:
     def adapt(self, recordings, expected="balanced", speakers=None, labels=None, sampling_rate: int | None = None):
         """Adapt to recordings of your own, without labels or with a few. No gradient; save the result like any model.
 
-        One number a class is added to the logits, so that over these recordings they predict the expected mix. It is
-        as strong as there is evidence: see `adaptation_prior` and `speaker_prior` of the config, and the report in
-        `adaptation`. Adapting again starts from the trained model, but keeps labels that were learned.
+        Their embedding is standardized anew, one number a class is added to the logits, so that over these recordings
+        they predict the expected mix, and a linear discriminant that these predictions teach has a say. Each is as
+        strong as there is evidence: see `standardization_prior`, `adaptation_prior`, `self_training` and
+        `speaker_prior` of the config, and the report in `adaptation`. Adapting again starts from the trained model, but
+        keeps labels that were learned.
 
         Args:
             recordings: paths, arrays, dicts as `datasets` makes them, in a list, generator or dataset; or a folder.
@@ -280,15 +320,20 @@ class AdaptationMixin:
         recordings = _as_list(recordings)
         labels = _labels_of(recordings, labels)
         speakers = _speakers_of(recordings, speakers)
-        known = dict.fromkeys([*self.config.labels, *(name for name in labels if name is not None)])
-        expected_mix(expected, list(known))  # before the recordings are read
+        known = list(dict.fromkeys([*self.config.labels, *(name for name in labels if name is not None)]))
+        expected_mix(expected, known)  # before the recordings are read
         self._check_new_labels(labels, expected)
         statistics, kept, weights = _embedded(self, recordings, sampling_rate)
+        self.edrl_mea.speech_embedding.forget_adaptation()
+        before = softmax(evidence_of(self, statistics).logits).mean(0)
+        share = standardize(self, statistics, weights, expected, known)
         evidence = evidence_of(self, statistics, weights)
         evidence.labels = [labels[row] for row in kept]
         evidence.speakers = [speakers[row] for row in kept] if speakers else None
         found = correct(evidence, self.config, expected, self.output_adaptation.weights.double().cpu().numpy())
         found.report.n_left_out = len(recordings) - len(kept)
+        found.report.before = dict(zip(self.config.labels, before.round(4).tolist(), strict=False))
+        found.report.strength |= {"standardization": share} if share else {}
         install(self, found)
         return self
 
@@ -310,6 +355,7 @@ class AdaptationMixin:
 
     def forget_adaptation(self) -> None:
         """Predict as trained: no biases, no labels of the user's own."""
+        self.edrl_mea.speech_embedding.forget_adaptation()
         _resize(self, self.config.labels[: self.config.n_trained_labels], [])
         self.config.adaptation = None
 
@@ -325,15 +371,41 @@ class AdaptationMixin:
 @torch.no_grad()
 def evidence_of(model, statistics: torch.Tensor, weights: np.ndarray | None = None) -> Evidence:
     """Evidence from layer statistics (N, L+1, S'), without labels."""
-    logits, blocks = [], []
+    logits, blocks, speech = [], [], []
     with evaluating(model):
         for part in statistics.split(EMBEDDED_AT_ONCE * 8):
             output = model.edrl_mea(layer_statistics=part.to(model.device))
             logits.append(model.trained_logits(output).double().cpu().numpy())
             blocks.append([block.double().cpu().numpy() for block in model.label_embedding(output)])
+            speech.append(output.speech_embedding.float().cpu().numpy())
     blocks = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
     weights = np.ones(len(statistics)) if weights is None else weights
-    return Evidence(np.concatenate(logits), blocks, weights, [None] * len(statistics))
+    return Evidence(np.concatenate(logits), blocks, np.concatenate(speech), weights, [None] * len(statistics))
+
+
+def standardize(model, statistics: torch.Tensor, weights: np.ndarray, expected, labels=None, config=None) -> float:
+    """Move the model's standardization to these recordings, and return how far: 0 where the mix that is expected of
+    their `labels` is not even, since their mean is then not that of recordings in general."""
+    config = config or model.config
+    mix, share = expected_mix(expected, labels or list(config.labels)), 0.0
+    if mix is not None and np.ptp(mix) < 1e-6:
+        share = _strength(float(weights.sum()), config.standardization_prior)
+        share *= config.balanced_strength if expected == "balanced" else 1.0
+    model.edrl_mea.speech_embedding.adapt(statistics, torch.from_numpy(weights), share)
+    return round(share, 3)
+
+
+@contextmanager
+def standardized(model, statistics: torch.Tensor, weights: np.ndarray, expected, config=None) -> Iterator[None]:
+    """Within it as [`standardize`] leaves the model, which is then as it was."""
+    speech = model.edrl_mea.speech_embedding
+    kept = speech.adapted_shift.clone(), speech.adapted_log_spread.clone()
+    try:
+        standardize(model, statistics, weights, expected, config=config)
+        yield
+    finally:
+        speech.adapted_shift.copy_(kept[0])
+        speech.adapted_log_spread.copy_(kept[1])
 
 
 def install(model, found: Correction) -> None:

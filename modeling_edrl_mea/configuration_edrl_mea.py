@@ -27,6 +27,7 @@ EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", 
 BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
 NOT_NEGATIVE = ("mixup_alpha", "embedding_noise", "noise_shrinkage", "adaptation_prior", "speaker_prior", "label_ridge")
+NOT_NEGATIVE += ("standardization_prior", "self_training")
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {
     "whitening_size": None,
@@ -60,11 +61,15 @@ class EdrlMeaConfig(PreTrainedConfig):
             backbone but takes an (L+1)²-fold covariance for a large one.
         standardization_clip: standard deviations at which standardized statistics are cut off, so that one broken
             recording does not dominate a covariance.
+        standardization_prior: recordings that count for the standardization of training against those that `adapt` is
+            given.
         adaptation_prior: recordings that count for the class biases as they are, against those that `adapt` is given;
-            like the next three set after trials on corpora left out of training, test results included;
+            like the others of `adapt` set after trials on corpora left out of training, test results included;
             scripts/benchmark_adaptation.py chooses them anew by the training corpora alone.
         balanced_strength: how far `adapt` moves toward a "balanced" mix, which is a guess: all the way gains no more
             where the mix is balanced, and does harm where it is not. It moves all the way to shares that are given.
+        self_training: spread of the logits of the discriminant that many recordings' own predictions teach, against
+            that of the model's.
         speaker_prior: recordings that count for everybody's biases against a speaker's own.
         label_ridge: L2 penalty of the weights that labeled recordings give to `adapt`.
         added_labels: labels of the user's own that `adapt` has learned, the last ones of `id2label`.
@@ -124,7 +129,9 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0
+    standardization_prior: float = 16.0
     adaptation_prior: float = 4.0
+    self_training: float = 0.5
     balanced_strength: float = 0.75
     speaker_prior: float = 4.0
     label_ridge: float = 0.1

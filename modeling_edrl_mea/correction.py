@@ -8,16 +8,23 @@ offsets lᵢ (the logits as they are), biases b and weights W minimize the conve
 where qᵢ is the expected mix of classes for a recording without a label, and the label where there is one. The gradient
 for b is the summed predictions less the summed qᵢ, so the mean prediction ends at the mix: what Sinkhorn's fixed point
 finds too, here in a few Newton steps. With labels alone it is logistic regression that starts from what the model says.
+
+What is left is told by the recordings themselves: a discriminant of their own, taught by these predictions.
 """
 
 import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+
+from .linear_heads import ridge_solver
 
 SMALLEST_SHARE = 1e-3  # of an expected emotion: a share of nothing would take a bias without bound
 SHARPNESS = 4.0  # of logits before their mean is compared with an uneven mix
 LARGEST_STEP = 3.0  # of one Newton step, in units of the logits
+SELF_TRAINING_PRIOR = 100  # recordings, against which those count that teach a discriminant of their own
+RIDGE_SHARE = 1 / 40  # of the speech embedding's size: that discriminant's ridge
 N_STEPS = 50  # three to six are usual
 TOLERANCE = 1e-8  # of the mean prediction
 
@@ -133,6 +140,27 @@ def label_correction(
     ridges = np.append(0.0, np.full(coordinates.shape[1], ridge))
     found = _newton(logits, targets, weights, design, ridges)
     return found[1:].T @ directions[kept], found[0]
+
+
+def own_discriminant(speech: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weights (C, S) of a linear discriminant of the recordings by their own predictions: speech embeddings (N, S) of
+    about unit variance, `predicted` (N, C), `weights` (N,) how much each recording counts.
+
+    A class with few recordings is drawn to the mean of all, by one recording.
+    """
+    rows, predicted, weights = (torch.from_numpy(np.asarray(part, np.float64)) for part in (speech, predicted, weights))
+    rows = rows - (weights @ rows) / weights.sum()
+    shares = weights[:, None] * predicted
+    centers = (shares.T @ rows) / (shares.sum(0) + 1)[:, None]
+    around = (rows - predicted @ centers) * (weights / weights.sum()).sqrt()[:, None]
+    centers = centers - centers.mean(0)
+    return ridge_solver(around)(centers.T, RIDGE_SHARE * rows.shape[1]).T.numpy()
+
+
+def spread(logits: np.ndarray) -> float:
+    """How far logits (N, C) differ between classes and recordings: root mean square without the means of both."""
+    around = logits - logits.mean(1, keepdims=True)
+    return float(np.sqrt(np.square(around - around.mean(0)).mean()))
 
 
 def _newton(offsets, targets, weights, design, ridges, start=None) -> np.ndarray:

@@ -291,7 +291,8 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
         )
         trained, output.attributes = self.trained_outputs(output)
         if not self.config.is_regression:
-            output.logits = self.output_adaptation(trained, torch.cat(self.label_embedding(output), -1), speakers)
+            embeddings = torch.cat(self.label_embedding(output), -1), output.speech_embedding
+            output.logits = self.output_adaptation(trained, *embeddings, speakers)
         if input_values is not None and not self.training:
             self.hear_nothing_in_silence(output, input_values, attention_mask)
         if self.config.is_regression:

@@ -35,8 +35,8 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     # Standardization and PLS rotations do not survive bfloat16.
     _keep_in_fp32_modules_strict = ["alignment", "speech_embedding"]
-    # Models saved before there was adaptation of the output are not adapted.
-    _keys_to_ignore_on_load_missing = [r"output_adaptation\."]
+    # Models saved before there was adaptation are not adapted.
+    _keys_to_ignore_on_load_missing = [r"output_adaptation\.", r"speech_embedding\.adapted_"]
 
     def get_input_embeddings(self):
         """None: speech has no vocabulary. torchao asks."""

@@ -70,6 +70,9 @@ class SpeechEmbedding(ExactBuffers):
         self.register_buffer("scale", torch.ones(n_layers, size, dtype=torch.float32))
         # Recordings behind mean and scale; 0: not fitted.
         self.register_buffer("n_recordings", torch.zeros((), dtype=torch.float32))
+        # What adaptation moves standardized statistics by; zero: nothing.
+        for name in ("adapted_shift", "adapted_log_spread"):
+            self.register_buffer(name, torch.zeros(n_layers, size, dtype=torch.float32))
         self.layer_logits = None if self.concatenate else nn.Parameter(torch.zeros(n_layers, dtype=torch.float32))
 
     def forward(self, layer_statistics: torch.Tensor) -> torch.Tensor:
@@ -78,7 +81,11 @@ class SpeechEmbedding(ExactBuffers):
             return self.combine(self.standardize(layer_statistics))
 
     def standardize(self, layer_statistics: torch.Tensor) -> torch.Tensor:
-        return ((layer_statistics.float() - self.mean) / self.scale).clamp(-self.clip, self.clip)
+        standardized = (self._by_training(layer_statistics) - self.adapted_shift) * (-self.adapted_log_spread).exp()
+        return standardized.clamp(-self.clip, self.clip)
+
+    def _by_training(self, layer_statistics: torch.Tensor) -> torch.Tensor:
+        return (layer_statistics.float() - self.mean) / self.scale
 
     def combine(self, standardized: torch.Tensor) -> torch.Tensor:
         if self.concatenate:
@@ -95,6 +102,8 @@ class SpeechEmbedding(ExactBuffers):
         init.zeros_(self.mean)
         init.ones_(self.scale)
         init.zeros_(self.n_recordings)
+        init.zeros_(self.adapted_shift)
+        init.zeros_(self.adapted_log_spread)
         if self.layer_logits is not None:
             init.zeros_(self.layer_logits)
 
@@ -108,6 +117,27 @@ class SpeechEmbedding(ExactBuffers):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.n_recordings.fill_(float(n_recordings))
+        self.forget_adaptation()
+
+    @torch.no_grad()
+    def adapt(self, layer_statistics: torch.Tensor, weights: torch.Tensor, share: float) -> None:
+        """Standardize by the mean and deviation of these statistics (N, L+1, S'), recordings counting as `weights` (N,)
+        say, for `share` of the way from those of training (AdaBN, Li et al. 2017; the share after Schneider et al.
+        2020)."""
+        self.forget_adaptation()
+        if share == 0:
+            return
+        rows = self._by_training(layer_statistics.to(self.mean.device)).double()
+        weights = (weights / weights.sum()).to(rows)[:, None, None]
+        mean = (weights * rows).sum(0)
+        variance = 1 - share + share * (weights * (rows - mean).square()).sum(0)
+        self.adapted_shift.copy_(share * mean)
+        self.adapted_log_spread.copy_(variance.clamp_min(MINIMUM_SCALE).log() / 2)
+
+    @torch.no_grad()
+    def forget_adaptation(self) -> None:
+        self.adapted_shift.zero_()
+        self.adapted_log_spread.zero_()
 
 
 def mean_and_scale(layer_statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from modeling_edrl_mea.adaptation import Evidence, correct  # noqa: E402
+from modeling_edrl_mea.adaptation import correct, evidence_of, standardized  # noqa: E402
 from train.benchmark.adaptation_study import (  # noqa: E402
+    BIASES,
     LEARNED_LATER,
     SETTINGS,
     LeftOut,
@@ -37,6 +38,9 @@ from train.benchmark.published_adaptation import METHODS  # noqa: E402
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, None)  # recordings adapted to; None: all
 DRAWS = 10  # ways to draw so many
 BIAS_SETTINGS = tuple(product((2.0, 4.0, 8.0), (0.5, 0.75, 1.0)))  # priors and strengths
+STANDARDIZATION_PRIORS = (4.0, 16.0, 64.0)
+SELF_TRAINING = (0.0, 0.25, 0.5, 1.0)
+CHOSEN_BY = 4, 32, None  # recordings
 SPEAKER_PRIORS = (2.0, 4.0, 8.0, 16.0)
 SKEWS = (0.5, 0.7, 0.9, 1.0)  # share of one emotion
 SKEWED_SET = 60  # recordings
@@ -54,12 +58,12 @@ NEW_LABEL_SETS = {  # examples of each old emotion, and recordings without a lab
 # --- which recordings ---
 
 
-def draws(corpus: LeftOut, count: int | None) -> Iterator[np.ndarray]:
+def draws(corpus: LeftOut, count: int | None, n_draws: int = DRAWS) -> Iterator[np.ndarray]:
     """Rows of some drawings of so many recordings; None: all of them, once."""
     if count is None or count >= len(corpus.ids):
         yield corpus.every
         return
-    for seed in range(DRAWS):
+    for seed in range(n_draws):
         yield np.random.default_rng(seed).choice(len(corpus.ids), count, replace=False)
 
 
@@ -96,9 +100,11 @@ def choose(study: Study) -> dict[str, SimpleNamespace]:
 
 
 def chosen_for(study: Study, test: str, config) -> SimpleNamespace:
-    def biases(inner, option):
-        settings = settings_of(config, adaptation_prior=option[0], balanced_strength=option[1])
-        return np.mean([inner.uar(inner.adapted(rows, settings)) for n in (4, 32, None) for rows in draws(inner, n)])
+    def without_labels(inner, option):
+        settings = settings_of(config, **found, **option)
+        return np.mean(
+            [np.mean([inner.uar(inner.adapted(rows, settings)) for rows in draws(inner, n)]) for n in CHOSEN_BY]
+        )
 
     def by_speaker(inner, option):
         settings = settings_of(config, **found, speaker_prior=option)
@@ -109,7 +115,13 @@ def chosen_for(study: Study, test: str, config) -> SimpleNamespace:
         settings = settings_of(config, **found, label_ridge=option)
         return np.mean([labeled(inner, n, seed, settings)[1] for n in (2, 8) for seed in range(3)])
 
-    found = dict(zip(SETTINGS, study.chosen(test, BIAS_SETTINGS, biases), strict=False))
+    found = {}
+    for options in (
+        [dict(zip(BIASES, values, strict=True)) for values in BIAS_SETTINGS],
+        [{"standardization_prior": value} for value in STANDARDIZATION_PRIORS],
+        [{"self_training": value} for value in SELF_TRAINING],
+    ):
+        found |= study.chosen(test, options, without_labels)
     found["speaker_prior"] = study.chosen(test, SPEAKER_PRIORS, by_speaker)
     return settings_of(config, **found, label_ridge=study.chosen(test, RIDGES, by_labels))
 
@@ -217,19 +229,29 @@ def table_of_methods(study: Study, chosen) -> list[list]:
 
         rows.append([name, *in_words(gains(study, after)), ", ".join(map(str, settings.values()))])
     ours = gains(study, lambda test, one: one.confusion(one.adapted(one.every, chosen[test])))
-    return [*rows, ["**class biases (ours)**", *in_words(ours), "as above"]]
+    return [*rows, ["**`adapt` (ours)**", *in_words(ours), "as above"]]
 
 
-def labeled(corpus: LeftOut, count: int, seed: int, settings, blocks=None, knows=True) -> tuple[float, float]:
-    """UAR before and after so many labeled recordings an emotion, on the others. `blocks`: another embedding to learn
-    on; `knows` False: from the examples alone."""
+def labeled(corpus: LeftOut, count: int, seed: int, settings) -> tuple[float, float]:
+    """UAR before and after so many labeled recordings an emotion, on the others."""
     part = examples(corpus, count, seed)
     rest = np.setdiff1d(corpus.every, part)
-    own = corpus.evidence
-    changed = replace(own, blocks=blocks or own.blocks, logits=own.logits if knows else np.zeros_like(own.logits))
-    labels = [corpus.model.config.labels[one] for one in corpus.ids[part]]
-    after = replace(corpus, evidence=changed).adapted(part, settings, labels=labels)
+    after = corpus.adapted(part, settings, labels=names(corpus, part))
     return corpus.uar(corpus.logits, rest), corpus.uar(after, rest)
+
+
+def from_examples_alone(corpus: LeftOut, count: int, seed: int, settings, blocks=None) -> float:
+    """The same UAR where nothing counts but the examples; `blocks`: another embedding to learn on."""
+    part = examples(corpus, count, seed)
+    evidence = replace(corpus.evidence, blocks=blocks or corpus.evidence.blocks, logits=np.zeros_like(corpus.logits))
+    given = corpus.rows(part, evidence)
+    given.labels = names(corpus, part)
+    after = correct(given, settings, None).apply(evidence)
+    return corpus.uar(after, np.setdiff1d(corpus.every, part))
+
+
+def names(corpus: LeftOut, rows) -> list[str]:
+    return [corpus.model.config.labels[one] for one in corpus.ids[rows]]
 
 
 def table_of_labels(study: Study, chosen) -> list[list]:
@@ -241,7 +263,7 @@ def table_of_labels(study: Study, chosen) -> list[list]:
             with torch.no_grad():
                 speech = [corpus.model.edrl_mea.speech_embedding(corpus.statistics).double().numpy()]
             for seed in range(DRAWS):
-                alone = [labeled(corpus, count, seed, chosen[test], blocks, False)[1] for blocks in (None, speech)]
+                alone = [from_examples_alone(corpus, count, seed, chosen[test], blocks) for blocks in (None, speech)]
                 found.append((*labeled(corpus, count, seed, chosen[test]), *alone))
         rows.append([count, *(f"{value:.1f}" for value in np.mean(found, axis=0))])
     return rows
@@ -272,14 +294,15 @@ def new_label(
     rest, rest_new = (generator.permutation(rows) for rows in (np.setdiff1d(corpus.every, part), new.every))
     n_new = 4 + min(unlabeled // (len(trained) + 1), (len(new.ids) - 4) // 2)
     n_pool = unlabeled - (n_new - 4)
-    pieces = new.rows(rest_new[:n_new]), corpus.rows(np.concatenate([part, rest[:n_pool]]).astype(int))
-    blocks = [np.concatenate(both) for both in zip(*(piece.blocks for piece in pieces), strict=True)]
-    logits = np.concatenate([piece.logits for piece in pieces])
-    labels = [LEARNED_LATER] * 4 + [None] * (n_new - 4) + [trained[one] for one in corpus.ids[part]] + [None] * n_pool
-    evidence = Evidence(logits, blocks, np.ones(len(logits)), labels)
-    found = correct(evidence, settings, "balanced" if unlabeled else None)
-    says_new = found.apply(new.logits, new.evidence.embedding).argmax(1) == len(found.labels) - 1
-    after = found.apply(corpus.logits, corpus.evidence.embedding)
+    pieces = [(new, rest_new[:n_new]), (corpus, np.concatenate([part, rest[:n_pool]]).astype(int))]
+    expected = "balanced" if unlabeled else None
+    statistics = torch.cat([one.statistics[rows] for one, rows in pieces])
+    with standardized(corpus.model, statistics, np.ones(len(statistics)), expected, settings):
+        given, *everything = (evidence_of(corpus.model, one) for one in (statistics, new.statistics, corpus.statistics))
+    given.labels = [LEARNED_LATER] * 4 + [None] * (n_new - 4) + names(corpus, part) + [None] * n_pool
+    found = correct(given, settings, expected)
+    of_new, after = (found.apply(one) for one in everything)
+    says_new = of_new.argmax(1) == len(found.labels) - 1
     tested = rest[n_pool:]
     return 100 * says_new[rest_new[n_new:]].mean(), corpus.uar(corpus.logits, tested), corpus.uar(after, tested)
 

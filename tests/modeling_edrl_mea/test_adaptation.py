@@ -38,7 +38,12 @@ def test_adapting_brings_the_predicted_mix_to_the_expected_and_changes_nothing_t
     after = predicted_mix(model.eval(), recordings)
     assert np.abs(after - 0.25).max() < np.abs(mix - 0.25).max()
     changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
-    assert changed == {"output_adaptation.biases"}
+    assert changed == {
+        "edrl_mea.speech_embedding.adapted_shift",
+        "edrl_mea.speech_embedding.adapted_log_spread",
+        "output_adaptation.biases",
+        "output_adaptation.speech_weights",
+    }
     model.forget_adaptation()
     assert model.adaptation is None and predicted_mix(model, recordings) == pytest.approx(mix, abs=1e-6)
 
@@ -46,6 +51,7 @@ def test_adapting_brings_the_predicted_mix_to_the_expected_and_changes_nothing_t
 def test_an_open_mix_concludes_nothing_from_recordings_without_labels(tiny_model):
     model = tiny_model().adapt(elsewhere(), expected=None)
     assert model.output_adaptation.is_idle and model.adaptation.strength == {}
+    assert not model.edrl_mea.speech_embedding.adapted_shift.any()
 
 
 def test_adapting_again_gives_the_same(tiny_model):
@@ -164,7 +170,7 @@ def labeled_evidence(per_label: int, new: bool, seed: int = 0) -> Evidence:
     ids = np.repeat(np.arange(len(names)), per_label)
     centers = np.random.default_rng(9).normal(size=(5, 12))
     embedding = centers[ids] + 0.3 * generator.normal(size=(len(ids), 12))
-    return Evidence(np.zeros((len(ids), 4)), [embedding], np.ones(len(ids)), [names[one] for one in ids])
+    return Evidence(np.zeros((len(ids), 4)), [embedding], embedding, np.ones(len(ids)), [names[one] for one in ids])
 
 
 SETTINGS = SimpleNamespace(
@@ -208,8 +214,8 @@ def test_a_label_of_ones_own_stays_when_the_model_adapts_again(tiny_model):
 
 def test_speakers_of_few_recordings_stay_with_everybodys_biases():
     ids, logits = shifted_logits(64)
-    few = Evidence(logits, [np.zeros((64, 1))], np.ones(64), [None] * 64, [str(n) for n in range(64)])
-    many = Evidence(logits, [np.zeros((64, 1))], np.ones(64), [None] * 64, ["a"] * 32 + ["b"] * 32)
+    few = Evidence(logits, [np.zeros((64, 1))], np.zeros((64, 1)), np.ones(64), [None] * 64, [str(n) for n in range(64)])
+    many = Evidence(logits, [np.zeros((64, 1))], np.zeros((64, 1)), np.ones(64), [None] * 64, ["a"] * 32 + ["b"] * 32)
     own = [np.abs(correct(one, SETTINGS, "balanced").speaker_biases).mean() for one in (few, many)]
     plain = uar(ids, logits)
     adapted = [uar(ids, correct(one, SETTINGS, "balanced").apply(logits, np.zeros((64, 1)), one.speakers))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaConfig
-from modeling_edrl_mea.adaptation import Evidence, correct, evidence_of
+from modeling_edrl_mea.adaptation import Evidence, correct, evidence_of, standardized
 from train.data.corpora import load_corpus
 from train.degradation.augmentation import Augmentation
 from train.degradation.corruptions import corruptions
@@ -29,7 +29,8 @@ from .protocols import capped, plan
 from .recipes import Recipe
 
 LEARNED_LATER = "fear"  # the label that the models never see in training
-SETTINGS = ("adaptation_prior", "balanced_strength", "speaker_prior", "label_ridge")
+BIASES = ("adaptation_prior", "balanced_strength")
+SETTINGS = (*BIASES, "standardization_prior", "self_training", "speaker_prior", "label_ridge")
 
 
 @dataclass
@@ -51,19 +52,21 @@ class LeftOut:
         """The rows of all recordings."""
         return np.arange(len(self.ids))
 
-    def rows(self, rows) -> Evidence:
-        blocks = [block[rows] for block in self.evidence.blocks]
-        return Evidence(self.logits[rows], blocks, np.ones(len(rows)), [None] * len(rows))
+    def rows(self, rows, evidence: Evidence | None = None) -> Evidence:
+        whole = evidence or self.evidence
+        blocks = [block[rows] for block in whole.blocks]
+        return Evidence(whole.logits[rows], blocks, whole.speech[rows], np.ones(len(rows)), [None] * len(rows))
 
     def adapted(self, rows, settings, expected="balanced", by_speaker=False, labels=None) -> np.ndarray:
         """Logits of all recordings after adapting to some rows."""
-        evidence = self.rows(rows)
+        with standardized(self.model, self.statistics[rows], np.ones(len(rows)), expected, settings):
+            evidence = evidence_of(self.model, self.statistics)
+        part = self.rows(rows, evidence)
         if labels is not None:
-            evidence.labels = labels
+            part.labels = labels
         if by_speaker:
-            evidence.speakers = [str(name) for name in self.speakers[rows]]
-        found = correct(evidence, settings, expected)
-        return found.apply(self.logits, self.evidence.embedding, self.speakers if by_speaker else None)
+            part.speakers = [str(name) for name in self.speakers[rows]]
+        return correct(part, settings, expected).apply(evidence, self.speakers if by_speaker else None)
 
     def uar(self, logits: np.ndarray, rows=slice(None)) -> float:
         """In per cent; NaN of no recording."""

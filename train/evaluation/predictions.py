@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
-from modeling_edrl_mea.adaptation import correct, evidence_of
+from modeling_edrl_mea.adaptation import correct, evidence_of, standardized
 from modeling_edrl_mea.correction import softmax
 from modeling_edrl_mea.embeddings import ROWS, Embeddings
 from modeling_edrl_mea.targets import IGNORED
@@ -125,7 +125,8 @@ def probabilities_of(
     """
     if mode == "plain":
         return predict(model, _unlabeled(statistics))
-    evidence = evidence_of(model, statistics)
+    with standardized(model, statistics, np.ones(len(statistics)), "balanced"):
+        evidence = evidence_of(model, statistics)
     evidence.speakers = list(map(str, speakers)) if mode == "speaker" else None
     found = correct(evidence, model.config, "balanced", model.output_adaptation.weights.double().cpu().numpy())
-    return softmax(found.apply(evidence.logits, evidence.embedding, evidence.speakers))
+    return softmax(found.apply(evidence, evidence.speakers))
