@@ -1,9 +1,9 @@
 """Adaptation of a model to the user's own recordings, without labels or with a handful.
 
-It costs no gradient, and no pass of the backbone beyond the one over the recordings. The speech embedding is standardized
-anew; the rest corrects the logits (see correction.py): biases of the classes and of each speaker, a discriminant that the
-recordings' own predictions teach, and, where labels are given, weights on EDRL's and MEA's embeddings, also for labels
-that the model did not know.
+It costs no gradient, and no pass of the backbone beyond the one over the recordings. Their speech embedding is
+standardized anew; the rest corrects the logits (see correction.py): biases of the classes and of each speaker, a
+discriminant that the recordings' own predictions teach, and, where labels are given, weights on EDRL's and MEA's
+embeddings, also for labels that the model did not know.
 """
 
 import os
@@ -333,7 +333,7 @@ class AdaptationMixin:
         found = correct(evidence, self.config, expected, self.output_adaptation.weights.double().cpu().numpy())
         found.report.n_left_out = len(recordings) - len(kept)
         found.report.before = dict(zip(self.config.labels, before.round(4).tolist(), strict=False))
-        found.report.strength |= {"standardization": share} if share else {}
+        found.report.strength |= {"standardization": round(share, 3)} if share else {}
         install(self, found)
         return self
 
@@ -383,16 +383,22 @@ def evidence_of(model, statistics: torch.Tensor, weights: np.ndarray | None = No
     return Evidence(np.concatenate(logits), blocks, np.concatenate(speech), weights, [None] * len(statistics))
 
 
+def standardization_share(evidence: float, expected, labels: Sequence[str], config) -> float:
+    """How far the standardization moves to so many recordings: not at all where the mix that is expected of them is not
+    even, since their mean is then not that of recordings in general."""
+    mix = expected_mix(expected, labels)
+    if mix is None or np.ptp(mix) > 1e-6:
+        return 0.0
+    strength = config.balanced_strength if expected == "balanced" else 1.0
+    return strength * _strength(evidence, config.standardization_prior)
+
+
 def standardize(model, statistics: torch.Tensor, weights: np.ndarray, expected, labels=None, config=None) -> float:
-    """Move the model's standardization to these recordings, and return how far: 0 where the mix that is expected of
-    their `labels` is not even, since their mean is then not that of recordings in general."""
+    """Move the model's standardization to these recordings, and return how far."""
     config = config or model.config
-    mix, share = expected_mix(expected, labels or list(config.labels)), 0.0
-    if mix is not None and np.ptp(mix) < 1e-6:
-        share = _strength(float(weights.sum()), config.standardization_prior)
-        share *= config.balanced_strength if expected == "balanced" else 1.0
+    share = standardization_share(float(weights.sum()), expected, labels or list(config.labels), config)
     model.edrl_mea.speech_embedding.adapt(statistics, torch.from_numpy(weights), share)
-    return round(share, 3)
+    return share
 
 
 @contextmanager

@@ -97,7 +97,8 @@ def test_the_explanation_shows_what_the_adaptation_adds(tiny_model):
     assert "adaptation" not in model.explain(recordings[0])["logit_contributions"]
     told = model.adapt(recordings).explain(recordings[0])
     winner = LABELS.index(told["label"])
-    expected = float(model.output_adaptation.biases[winner])
+    u = model.edrl_mea.speech_embedding(model.embed_recordings(recordings[:1]))[0]
+    expected = float(model.output_adaptation.biases[winner] + model.output_adaptation.speech_weights[winner] @ u)
     assert told["logit_contributions"]["adaptation"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -174,7 +175,13 @@ def labeled_evidence(per_label: int, new: bool, seed: int = 0) -> Evidence:
 
 
 SETTINGS = SimpleNamespace(
-    labels=LABELS, n_trained_labels=4, adaptation_prior=4.0, balanced_strength=0.75, speaker_prior=4.0, label_ridge=0.1
+    labels=LABELS,
+    n_trained_labels=4,
+    adaptation_prior=4.0,
+    balanced_strength=0.75,
+    self_training=0.5,
+    speaker_prior=4.0,
+    label_ridge=0.1,
 )
 
 
@@ -182,7 +189,7 @@ SETTINGS = SimpleNamespace(
 def test_four_examples_a_label_teach_what_the_embedding_shows(new):
     found = correct(labeled_evidence(4, new), SETTINGS, "balanced")
     test = labeled_evidence(20, new, seed=1)
-    answers = np.array(found.labels)[found.apply(test.logits, test.embedding).argmax(1)]
+    answers = np.array(found.labels)[found.apply(test).argmax(1)]
     assert (answers == np.array(test.labels)).mean() > 0.9
 
 
@@ -214,10 +221,55 @@ def test_a_label_of_ones_own_stays_when_the_model_adapts_again(tiny_model):
 
 def test_speakers_of_few_recordings_stay_with_everybodys_biases():
     ids, logits = shifted_logits(64)
-    few = Evidence(logits, [np.zeros((64, 1))], np.zeros((64, 1)), np.ones(64), [None] * 64, [str(n) for n in range(64)])
-    many = Evidence(logits, [np.zeros((64, 1))], np.zeros((64, 1)), np.ones(64), [None] * 64, ["a"] * 32 + ["b"] * 32)
-    own = [np.abs(correct(one, SETTINGS, "balanced").speaker_biases).mean() for one in (few, many)]
+    silent = np.zeros((64, 1))
+
+    def spoken_by(speakers):
+        return Evidence(logits, [silent], silent, np.ones(64), [None] * 64, speakers)
+
+    both = spoken_by([str(n) for n in range(64)]), spoken_by(["a"] * 32 + ["b"] * 32)
+    own = [np.abs(correct(one, SETTINGS, "balanced").speaker_biases).mean() for one in both]
     plain = uar(ids, logits)
-    adapted = [uar(ids, correct(one, SETTINGS, "balanced").apply(logits, np.zeros((64, 1)), one.speakers))
-               for one in (few, many)]  # fmt: skip
+    adapted = [uar(ids, correct(one, SETTINGS, "balanced").apply(one, one.speakers)) for one in both]
     assert own[0] < 1.0 and min(adapted) >= plain
+
+
+# Standardization and self-training
+
+
+def test_another_level_and_spread_of_every_statistic_are_standardized_away(tiny_model):
+    """Elsewhere every statistic is another times one number plus another."""
+    speech, generator = tiny_model().edrl_mea.speech_embedding, torch.Generator().manual_seed(0)
+    here = torch.randn(50, *speech.mean.shape, generator=generator)
+    elsewhere = here * torch.rand(speech.mean.shape, generator=generator).add(0.5) + 3 * torch.randn(speech.mean.shape)
+    found = []
+    for statistics in (here, elsewhere):
+        speech.adapt(statistics, torch.ones(50), share=1.0)
+        found.append(speech(statistics))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("expected", "moves"), [("balanced", True), ({"anger": 0.25}, True), ({"anger": 0.7}, False)])
+def test_standardization_moves_where_the_mix_is_that_of_training(tiny_model, expected, moves):
+    model = tiny_model().adapt(elsewhere(), expected=expected)
+    assert bool(model.edrl_mea.speech_embedding.adapted_shift.any()) == moves
+    assert ("standardization" in model.adaptation.strength) == moves
+
+
+def test_recordings_teach_what_else_tells_their_emotions_apart():
+    """Logits that are right more often than not, and an embedding in which emotions are plain to see."""
+    evidence = labeled_evidence(100, False)
+    ids = np.repeat(np.arange(4), 100)
+    evidence.labels = [None] * len(ids)
+    evidence.logits = 2 * np.eye(4)[ids] + 2 * np.random.default_rng(1).normal(size=(len(ids), 4))
+    taught = uar(ids, correct(evidence, SETTINGS, "balanced").apply(evidence))
+    alone = SimpleNamespace(**vars(SETTINGS) | {"self_training": 0.0})
+    untaught = uar(ids, correct(evidence, alone, "balanced").apply(evidence))
+    assert taught > untaught + 0.1
+
+
+def test_a_model_adapts_to_the_same_by_whatever_it_was_adapted_to_before(tiny_model):
+    model, recordings = tiny_model(), elsewhere()
+    once = {name: values.clone() for name, values in model.adapt(recordings).state_dict().items()}
+    model.adapt(elsewhere(7, seed=8))
+    again = model.adapt(recordings).state_dict()
+    assert all(torch.equal(values, once[name]) for name, values in again.items())

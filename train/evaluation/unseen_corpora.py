@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
-from modeling_edrl_mea.correction import class_biases, softmax
+from modeling_edrl_mea.adaptation import Evidence, correct, standardization_share
+from modeling_edrl_mea.correction import softmax
 from modeling_edrl_mea.embeddings import ROWS, Embeddings, balanced_weights
 from modeling_edrl_mea.linear_heads import fit_discriminant
 from modeling_edrl_mea.targets import IGNORED
@@ -44,11 +45,11 @@ def right_on_left_out(model, train: Embeddings, validation: Embeddings) -> list[
     u, heard = speech_embeddings(model, train), speech_embeddings(model, validation)
     found = []
     for name in names:
-        logits = _classifier(model, train, u, (corpora != name) & (corpora != ""))
+        classify = _classifier(model, train, u, (corpora != name) & (corpora != ""))
         others = (held_out_corpora != name) & (held_out_corpora != "")
-        temperature = _temperature(logits, validation, heard, others)
+        temperature = _temperature(classify, validation, heard, others)
         rows = (corpora == name) & is_clean
-        probabilities = _adapted(logits(u[rows]) / temperature, model.config)
+        probabilities = _adapted(u[rows], classify, temperature, model.config)
         found.append(probabilities[np.arange(len(probabilities)), train.labels.numpy()[rows]])
     return found
 
@@ -79,7 +80,10 @@ def _temperature(logits: Logits, data: Embeddings, u: np.ndarray, rows: np.ndarr
     return fit_temperature(data.labels.numpy()[rows], softmax(logits(u[rows])), np.array(data.speakers)[rows])
 
 
-def _adapted(logits: np.ndarray, config) -> np.ndarray:
+def _adapted(u: np.ndarray, classify: Logits, temperature: float, config) -> np.ndarray:
     """Probabilities as `model.adapt` leaves them."""
-    mix = np.full(logits.shape[1], 1 / logits.shape[1])
-    return softmax(logits + class_biases(logits, mix, config.adaptation_prior, strength=config.balanced_strength))
+    count = len(u)
+    share = standardization_share(count, "balanced", config.labels, config)
+    u = (u - share * u.mean(0)) / np.sqrt(1 - share + share * u.var(0))
+    evidence = Evidence(classify(u) / temperature, [np.zeros((count, 0))], u, np.ones(count), [None] * count)
+    return softmax(correct(evidence, config, "balanced").apply(evidence))
