@@ -5,6 +5,8 @@ Features: mean and standard deviation over frames of every layer. Probe: class-b
 whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
 on clean speech and with unseen noise at 10 and 0 dB; trained on the whole of one corpus, on the others; and trained
 on all but one, on that (`adapted`: with class biases from its recordings, without labels).
+With `--noisy_copies` there is a row for what EDRL starts from in train/configs/whisper_tiny.yaml: a discriminant,
+trained with that many noisy copies too, and adapted as `model.adapt` does.
 The same probe on openSMILE's eGeMAPS and ComParE functionals (in the dev extra; left out where it is
 not installed) and on an untrained copy of the first backbone shows what the numbers are worth.
 
@@ -36,15 +38,20 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WavLMConfig, WavLMModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
+from modeling_edrl_mea import EdrlMeaConfig  # noqa: E402
 from modeling_edrl_mea.backbone import build_backbone, input_settings, load_backbone  # noqa: E402
+from modeling_edrl_mea.embeddings import balanced_weights  # noqa: E402
+from modeling_edrl_mea.linear_heads import corpus_folds, fit_discriminant  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
 from train.data.files import atomic_write, fingerprint  # noqa: E402
 from train.data.mixtures import normalize  # noqa: E402
+from train.degradation.augmentation import Augmentation  # noqa: E402
 from train.degradation.effects import mix_at_snr  # noqa: E402
 from train.degradation.sources import sound_files  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
 from train.evaluation.metrics import bootstrap_interval, confusion_by_speaker, uar  # noqa: E402
+from train.evaluation.unseen_corpora import adapted_logits  # noqa: E402
 
 CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
 STRENGTHS = (1.0, 5.0, 25.0, 125.0)  # C times the number of features, so that one grid suits 88 and 6,373
@@ -60,6 +67,9 @@ class Corpus:
     files: list[str]
     emotions: np.ndarray  # class ids
     speakers: np.ndarray
+
+    def select(self, rows: np.ndarray) -> "Corpus":
+        return Corpus(self.name, [self.files[row] for row in rows], self.emotions[rows], self.speakers[rows])
 
 
 def read_corpus(source: str, at_most: int) -> Corpus:
@@ -153,9 +163,25 @@ def smile_functionals(job: tuple[str, np.ndarray]) -> np.ndarray:
 def features_of(corpus: Corpus, condition: str, extract, noise: list[str], cache: Path) -> np.ndarray:
     """(files, features) of a corpus in one condition, from the cache where it has them."""
     parts = (extract.key, condition, *corpus.files, *noise)
+    return cached(cache, parts, corpus, extract, lambda path: noisy(path, noise, CONDITIONS[condition]))
+
+
+def features_of_copies(corpus: Corpus, number: int, extract, augmentation: Augmentation, cache: Path) -> np.ndarray:
+    """(files, features) of the noisy copies of that number."""
+    parts = (extract.key, augmentation.fingerprint, str(number), *corpus.files)
+    return cached(
+        cache,
+        parts,
+        corpus,
+        extract,
+        lambda path: augmentation(load_recording(path), f"{Path(path).name} {number}"),
+    )
+
+
+def cached(cache: Path, parts: tuple, corpus: Corpus, extract, signal_of) -> np.ndarray:
     stored = cache / f"{fingerprint(parts, 40)}.npy"
     if not stored.exists():
-        signals = [noisy(path, noise, CONDITIONS[condition]) for path in corpus.files]
+        signals = [signal_of(path) for path in corpus.files]
         features = extract(signals)
         with atomic_write(stored) as temporary, open(temporary, "wb") as file:
             np.save(file, features)
@@ -209,6 +235,31 @@ class Probe:
         return self.classifier.classes_[logits.argmax(1)]
 
 
+class NoisyDiscriminant:
+    """The regularized discriminant on standardized features of recordings and their noisy copies, every corpus counting
+    the same; class ids as predictions."""
+
+    def fit(self, features, emotions, corpora):
+        self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
+        labels, folds = torch.from_numpy(emotions), corpus_folds(list(corpora))
+        weights = balanced_weights(labels, list(corpora))
+        self.config = EdrlMeaConfig(id2label={i: str(i) for i in range(1 + int(emotions.max()))})
+        self.head = fit_discriminant(self.standardize(features), labels, weights, self.config.num_labels, folds)
+        return self
+
+    def standardize(self, features):
+        return np.clip((features - self.mean) / self.scale, -6, 6).astype(np.float64)
+
+    def logits(self, standardized):
+        return self.head.logits(torch.from_numpy(standardized)).numpy()
+
+    def predict(self, features):
+        return self.logits(self.standardize(features)).argmax(1)
+
+    def predict_adapted(self, features):
+        return adapted_logits(self.standardize(features), self.logits, self.config).argmax(1)
+
+
 def interval(emotions, predicted, speakers) -> dict:
     """UAR and its 95% interval from resampling speakers, per cent."""
     counts, _ = confusion_by_speaker(emotions, predicted, speakers, 1 + int(max(emotions.max(), predicted.max())))
@@ -216,7 +267,22 @@ def interval(emotions, predicted, speakers) -> dict:
     return {"uar": 100 * estimate, "interval": (100 * low, 100 * high)}
 
 
-def within_corpus(corpus: Corpus, features: dict[str, np.ndarray]) -> dict[str, dict]:
+def fit_clean(corpora: list[Corpus], features: list[np.ndarray]) -> Probe:
+    """Of clean recordings, whose features are given by corpus."""
+    speakers = [f"{corpus.name} {speaker}" for corpus in corpora for speaker in corpus.speakers]
+    emotions = np.concatenate([corpus.emotions for corpus in corpora])
+    return Probe().fit(np.concatenate(features), emotions, np.array(speakers))
+
+
+def fit_with_copies(corpora: list[Corpus], features: list[np.ndarray]) -> NoisyDiscriminant:
+    """Of recordings and their copies, whose features (files, copies + 1, size) are given by corpus."""
+    rows = np.concatenate([part.reshape(-1, part.shape[-1]) for part in features])
+    n_each = features[0].shape[1]
+    emotions = np.concatenate([corpus.emotions for corpus in corpora]).repeat(n_each)
+    return NoisyDiscriminant().fit(rows, emotions, [corpus.name for corpus in corpora for _ in corpus.files * n_each])
+
+
+def within_corpus(corpus: Corpus, features: dict[str, np.ndarray], train_features, fit=fit_clean) -> dict[str, dict]:
     """UAR and its interval in each condition, over FOLD_DRAWS ways to put speakers into folds; every speaker is tested
     by probes that were not trained on them."""
     predicted = {condition: np.empty((FOLD_DRAWS, len(corpus.files)), int) for condition in features}
@@ -224,7 +290,7 @@ def within_corpus(corpus: Corpus, features: dict[str, np.ndarray]) -> dict[str, 
     for draw in range(FOLD_DRAWS):
         splitter = GroupKFold(folds, shuffle=True, random_state=draw)
         for train, test in splitter.split(corpus.files, corpus.emotions, corpus.speakers):
-            probe = Probe().fit(features["clean"][train], corpus.emotions[train], corpus.speakers[train])
+            probe = fit([corpus.select(train)], [train_features[train]])
             for condition, values in features.items():
                 predicted[condition][draw, test] = probe.predict(values[test])
     emotions, speakers = np.tile(corpus.emotions, FOLD_DRAWS), np.tile(corpus.speakers, FOLD_DRAWS)
@@ -245,14 +311,12 @@ def across_corpora(corpora: list[Corpus], clean: list[np.ndarray]) -> dict[str, 
     return scores
 
 
-def left_out(corpora: list[Corpus], per_corpus: list[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
-    """UAR on each corpus, clean and in noise, of a probe trained on all others clean; as it is and adapted."""
+def left_out(corpora: list[Corpus], per_corpus: list[dict[str, np.ndarray]], train_features, fit=fit_clean) -> dict:
+    """UAR on each corpus, clean and in noise, of a probe trained on all others; as it is and adapted."""
     scores = {}
     for i, tested in enumerate(corpora):
         others = [j for j in range(len(corpora)) if j != i]
-        speakers = [f"{corpora[j].name} {speaker}" for j in others for speaker in corpora[j].speakers]
-        emotions = np.concatenate([corpora[j].emotions for j in others])
-        probe = Probe().fit(np.concatenate([per_corpus[j]["clean"] for j in others]), emotions, np.array(speakers))
+        probe = fit([corpora[j] for j in others], [train_features[j] for j in others])
         scores[tested.name] = {
             f"{condition}{suffix}": 100 * uar(tested.emotions, predict(per_corpus[i][condition]))
             for condition in ("clean", "0 dB")
@@ -261,12 +325,21 @@ def left_out(corpora: list[Corpus], per_corpus: list[dict[str, np.ndarray]]) -> 
     return scores
 
 
-def judge(corpora: list[Corpus], extract, noise: list[str], cache: Path) -> dict:
-    """Both protocols for one kind of features."""
+def judge(corpora: list[Corpus], extract, noise: list[str], cache: Path, augmentation=None, n_copies: int = 0) -> dict:
+    """All protocols for one kind of features; with copies those that train on recordings beside such copies."""
     per_corpus = [{c: features_of(corpus, c, extract, noise, cache) for c in CONDITIONS} for corpus in corpora]
-    within = {c.name: within_corpus(c, features) for c, features in zip(corpora, per_corpus, strict=True)}
-    across = across_corpora(corpora, [features["clean"] for features in per_corpus]) if len(corpora) > 1 else {}
-    apart = left_out(corpora, per_corpus) if len(corpora) > 2 else {}
+    trained, fit = [features["clean"] for features in per_corpus], fit_clean
+    across = across_corpora(corpora, trained) if len(corpora) > 1 and not n_copies else {}
+    if n_copies:
+        fit = fit_with_copies
+        for place, corpus in enumerate(corpora):
+            copies = [features_of_copies(corpus, n, extract, augmentation, cache) for n in range(n_copies)]
+            trained[place] = np.stack([trained[place], *copies], 1)
+    within = {
+        corpus.name: within_corpus(corpus, *features, fit)
+        for corpus, *features in zip(corpora, per_corpus, trained, strict=True)
+    }
+    apart = left_out(corpora, per_corpus, trained, fit) if len(corpora) > 2 else {}
     return {"features": per_corpus[0]["clean"].shape[1], "within": within, "across": across, "left_out": apart}
 
 
@@ -309,7 +382,7 @@ def table(report: dict, corpora: list[Corpus]) -> str:
     tables = [markdown_table(["features", "size", *columns, *means], lines)]
     if len(names) > 1:
         pairs = [f"{a} > {b}" for a, b in itertools.permutations(names, 2)]
-        scores = {kind: [found["across"][pair] for pair in pairs] for kind, found in report.items()}
+        scores = {kind: [found["across"][pair] for pair in pairs] for kind, found in report.items() if found["across"]}
         lines = [[kind, *(f"{score:.1f}" for score in [*found, np.mean(found)])] for kind, found in scores.items()]
         tables.append(markdown_table(["across corpora, clean", *pairs, "mean"], lines))
     if len(names) > 2:
@@ -350,6 +423,7 @@ def parse_arguments(argv=None):
     add("backbones", nargs="+", help="folders or Hub ids of speech encoders")
     add("--corpora", nargs="+", required=True, help="as train/run.py's --dataset_name")
     add("--noise", type=Path, required=True)
+    add("--noisy_copies", type=int, default=0, help="also train the backbones' discriminants with so many copies")
     add("--noise_folds", nargs="+", default=["4", "5"], help="folds of noise never used in training")
     add("--at_most", type=int, default=500, help="recordings per corpus")
     add("--cache", type=Path, default=Path("probe_cache"))
@@ -377,6 +451,11 @@ def main(argv=None):
     )
     kinds = kinds_of_features(args)
     report = {kind: judge(corpora, extract, noise, args.cache) for kind, extract in kinds.items()}
+    if args.noisy_copies:
+        copies = Augmentation(args.noise, seed=0), args.noisy_copies
+        for kind in list(kinds)[: len(args.backbones)]:
+            name = f"{kind}, discriminant with {args.noisy_copies} noisy copies"
+            report[name] = judge(corpora, kinds[kind], noise, args.cache, *copies)
     print(table(report, corpora))
     if args.speed:
         speed = report["speed"] = measure_speed(kinds)

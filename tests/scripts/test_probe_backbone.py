@@ -85,7 +85,15 @@ def test_no_speaker_is_both_trained_on_and_tested():
     emotions = np.repeat(np.arange(8) % 4, 10)  # told by the speaker alone: a leak would score 100
     corpus = probing.Corpus("voices", [""] * 80, emotions, speakers)
     features = np.eye(8)[np.repeat(np.arange(8), 10)] + 1e-3 * torch.randn(80, 8).numpy()
-    assert probing.within_corpus(corpus, {"clean": features})["clean"]["uar"] < 60
+    assert probing.within_corpus(corpus, {"clean": features}, features)["clean"]["uar"] < 60
+
+
+def test_noisy_copies_add_a_row_that_adapts(backbone, corpus_folder, noise_folder, tmp_path, capsys):
+    corpora = [f"{name}={corpus_folder}" for name in "abc"]
+    arguments = [str(backbone), "--corpora", *corpora, "--noise", str(noise_folder), "--cache", str(tmp_path)]
+    probing.main([*arguments, "--noisy_copies", "1", "--no-opensmile", "--no-untrained", "--at_most", "16"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "discriminant with 1 noisy copies" in line]
+    assert len(rows) == 2 and " nan" not in "".join(rows)
 
 
 def test_a_sample_of_a_corpus_is_the_same_each_time(corpus_folder):

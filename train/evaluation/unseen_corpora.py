@@ -45,11 +45,11 @@ def right_on_left_out(model, train: Embeddings, validation: Embeddings) -> list[
     u, heard = speech_embeddings(model, train), speech_embeddings(model, validation)
     found = []
     for name in names:
-        classify = _classifier(model, train, u, (corpora != name) & (corpora != ""))
+        logits = _classifier(model, train, u, (corpora != name) & (corpora != ""))
         others = (held_out_corpora != name) & (held_out_corpora != "")
-        temperature = _temperature(classify, validation, heard, others)
+        temperature = _temperature(logits, validation, heard, others)
         rows = (corpora == name) & is_clean
-        probabilities = _adapted(u[rows], classify, temperature, model.config)
+        probabilities = softmax(adapted_logits(u[rows], logits, model.config, temperature))
         found.append(probabilities[np.arange(len(probabilities)), train.labels.numpy()[rows]])
     return found
 
@@ -80,10 +80,10 @@ def _temperature(logits: Logits, data: Embeddings, u: np.ndarray, rows: np.ndarr
     return fit_temperature(data.labels.numpy()[rows], softmax(logits(u[rows])), np.array(data.speakers)[rows])
 
 
-def _adapted(u: np.ndarray, classify: Logits, temperature: float, config) -> np.ndarray:
-    """Probabilities as `model.adapt` leaves them."""
+def adapted_logits(u: np.ndarray, logits: Logits, config, temperature: float = 1.0) -> np.ndarray:
+    """Logits (N, C) for speech embeddings (N, S), divided by a temperature, as `model.adapt` leaves them."""
     count = len(u)
     share = standardization_share(count, "balanced", config.labels, config)
     u = (u - share * u.mean(0)) / np.sqrt(1 - share + share * u.var(0))
-    evidence = Evidence(classify(u) / temperature, [np.zeros((count, 0))], u, np.ones(count), [None] * count)
-    return softmax(correct(evidence, config, "balanced").apply(evidence))
+    evidence = Evidence(logits(u) / temperature, [np.zeros((count, 0))], u, np.ones(count), [None] * count)
+    return correct(evidence, config, "balanced").apply(evidence)
