@@ -238,6 +238,26 @@ def _orthogonal_part(vector: Tensor, basis: Tensor) -> Tensor:
     return vector
 
 
+def _direction_outside(vector: Tensor, basis: Tensor) -> Tensor:
+    """Of unit length and orthogonal to orthonormal columns (n, s), s < n: that of (n,), or any other where this lies in
+    their span and rounding alone is left. Repeated until a pass takes little away (Daniel, Gragg, Kaufman & Stewart
+    1976, Math. Comput. 30:772)."""
+    vector = vector / torch.linalg.vector_norm(vector)
+    for attempt in range(8):
+        rest = torch.addmv(vector, basis, basis.T @ vector, alpha=-1)
+        length = float(torch.linalg.vector_norm(rest))
+        if length > 0.5:
+            break
+        vector = _noise_like(rest) if attempt == 2 or not length > 0 else rest / length
+    return rest / length
+
+
+def _noise_like(vector: Tensor) -> Tensor:
+    """Of unit length, and the same at every call."""
+    noise = torch.randn(len(vector), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(vector)
+    return noise / torch.linalg.vector_norm(noise)
+
+
 def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The left singular vector of the largest singular value, its largest entry positive.
 
@@ -277,8 +297,7 @@ def _dominant_eigenvectors(times: Callable[[Tensor], Tensor], start: Tensor) -> 
 
 def _with_a_little_of_everything(start: Tensor) -> Tensor:
     """Orthonormal columns, the first of which is never orthogonal to the vector sought."""
-    noise = torch.randn(len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(start)
-    first = start[:, 0] / torch.linalg.vector_norm(start[:, 0]) + PERTURBATION * noise / torch.linalg.vector_norm(noise)
+    first = start[:, 0] / torch.linalg.vector_norm(start[:, 0]) + PERTURBATION * _noise_like(start[:, 0])
     return torch.linalg.qr(torch.cat([first[:, None], start[:, 1:]], 1)).Q
 
 
@@ -302,6 +321,5 @@ def _search(times: Callable[[Tensor], Tensor], start: Tensor, apart: float = 0.0
             return basis[:, :size] @ vectors[:, -KEPT_VECTORS:].flip(1), gap, converged
         known, size = size, min(size + max(CHECK_EVERY, size // 8), basis.shape[1])
         for place in range(known, size):
-            residual = _orthogonal_part(residual, basis[:, :place])
-            basis[:, place] = residual / torch.linalg.vector_norm(residual)
+            basis[:, place] = _direction_outside(residual, basis[:, :place])
             residual = images[:, place] = times(basis[:, place])

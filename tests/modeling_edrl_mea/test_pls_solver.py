@@ -99,3 +99,37 @@ def test_components_are_the_same_without_corrections(monkeypatch):
     monkeypatch.setattr(pls_solver, "MOST_CORRECTIONS", 0)
     for found, expected in zip(polished, kernel_pls(squares.__matmul__, squares.diagonal(), x.T @ y, 40), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
+def greatest_covariances(squares: torch.Tensor, cross: torch.Tensor, n_components: int) -> list[float]:
+    """Of one component after another with its score, by a decomposition of what the last one left."""
+    found = []
+    for _ in range(n_components):
+        weight = torch.linalg.svd(cross).U[:, 0]
+        found.append(float((cross.T @ weight).norm()))
+        # The score's part of X, which PLS takes out of both sides alike.
+        share = squares @ weight / (weight @ squares @ weight)
+        squares = squares - torch.outer(share, squares @ weight)
+        cross = cross - torch.outer(share, cross.T @ weight)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(60, 30, 25), (40, 40, 30), (100, 25, 60), (200, 64, 64)])
+@pytest.mark.parametrize("kind", ["noise", "nearly all alike", "of low rank"])
+def test_every_component_has_the_greatest_covariance_left(kind, shape, monkeypatch):
+    monkeypatch.setattr(pls_solver, "LARGEST_DIRECT", 8)
+    n, p, q = shape
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        x, y, mix = (torch.randn(*size, generator=generator).double() for size in ((n, p), (n, q), (p, 3)))
+        if kind == "nearly all alike":
+            x = torch.linalg.qr(x).Q
+            y = x[:, :q]
+        if kind == "of low rank":
+            y = x @ mix @ y[:3]
+        x, y = x - x.mean(0), y - y.mean(0)
+        squares, cross = x.T @ x, x.T @ y
+        weights, _, _, y_loadings, score_squares = kernel_pls(squares.__matmul__, squares.diagonal(), cross, 10)
+        found = y_loadings.norm(dim=0) * score_squares
+        expected = torch.tensor(greatest_covariances(squares, cross, len(found)), dtype=torch.float64)
+        torch.testing.assert_close(found, expected, atol=1e-9 * float(expected[0]), rtol=0)
