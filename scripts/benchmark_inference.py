@@ -183,6 +183,7 @@ class Server:
         call = np.concatenate(self._waveforms)[: int(seconds * SAMPLING_RATE)]
         whole = torch.from_numpy(call)[None].to(model.dtype)
         with torch.inference_mode():
+            model.edrl_mea.layer_statistics(whole)  # or the first one would cost the preparation of the weights too
             one_pass, _ = timed(lambda: model.edrl_mea.layer_statistics(whole))
         return timed(lambda: model.predict_timeline(call, SAMPLING_RATE, speech_gate=None))[0], one_pass
 

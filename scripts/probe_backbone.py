@@ -40,8 +40,9 @@ from transformers import WavLMConfig, WavLMModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaConfig  # noqa: E402
 from modeling_edrl_mea.backbone import build_backbone, input_settings, load_backbone  # noqa: E402
+from modeling_edrl_mea.discriminant import fit_discriminant  # noqa: E402
 from modeling_edrl_mea.embeddings import balanced_weights  # noqa: E402
-from modeling_edrl_mea.linear_heads import corpus_folds, fit_discriminant  # noqa: E402
+from modeling_edrl_mea.linear_heads import corpus_folds  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
 from train.data.files import atomic_write, fingerprint  # noqa: E402
@@ -244,7 +245,9 @@ class NoisyDiscriminant:
         labels, folds = torch.from_numpy(emotions), corpus_folds(list(corpora))
         weights = balanced_weights(labels, list(corpora))
         self.config = EdrlMeaConfig(id2label={i: str(i) for i in range(1 + int(emotions.max()))})
-        self.head = fit_discriminant(self.standardize(features), labels, weights, self.config.num_labels, folds)
+        self.head = fit_discriminant(
+            torch.from_numpy(self.standardize(features)), labels, weights, self.config.num_labels, folds
+        )
         return self
 
     def standardize(self, features):
