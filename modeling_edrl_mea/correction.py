@@ -16,9 +16,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-
-from .linear_heads import ridge_solver
 
 SMALLEST_SHARE = 1e-3  # of an expected emotion: a share of nothing would take a bias without bound
 SHARPNESS = 4.0  # of logits before their mean is compared with an uneven mix
@@ -146,15 +143,17 @@ def own_discriminant(speech: np.ndarray, predicted: np.ndarray, weights: np.ndar
     """Weights (C, S) of a linear discriminant of the recordings by their own predictions: speech embeddings (N, S) of
     about unit variance, `predicted` (N, C), `weights` (N,) how much each recording counts.
 
-    A class with few recordings is drawn to the mean of all, by one recording.
+    A class of few recordings is drawn to the mean of all, as if one more of it were there.
     """
-    rows, predicted, weights = (torch.from_numpy(np.asarray(part, np.float64)) for part in (speech, predicted, weights))
-    rows = rows - (weights @ rows) / weights.sum()
-    shares = weights[:, None] * predicted
+    rows, size = speech - np.average(speech, axis=0, weights=weights), speech.shape[1]
+    shares, ridge = weights[:, None] * predicted, RIDGE_SHARE * size
     centers = (shares.T @ rows) / (shares.sum(0) + 1)[:, None]
-    around = (rows - predicted @ centers) * (weights / weights.sum()).sqrt()[:, None]
+    around = (rows - predicted @ centers) * np.sqrt(weights / weights.sum())[:, None]
     centers = centers - centers.mean(0)
-    return ridge_solver(around)(centers.T, RIDGE_SHARE * rows.shape[1]).T.numpy()
+    if len(rows) > size:
+        return np.linalg.solve(around.T @ around + ridge * np.eye(size), centers.T).T
+    inside = np.linalg.solve(around @ around.T + ridge * np.eye(len(rows)), around @ centers.T)  # Woodbury's identity
+    return (centers - inside.T @ around) / ridge
 
 
 def spread(logits: np.ndarray) -> float:

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from modeling_edrl_mea.correction import class_biases, expected_mix, sharpness, softmax
+from modeling_edrl_mea.correction import (
+    RIDGE_SHARE,
+    class_biases,
+    expected_mix,
+    own_discriminant,
+    sharpness,
+    softmax,
+)
 from tests.support.shifted_logits import EVEN, LABELS, shifted_logits, uar
 
 
@@ -62,3 +69,17 @@ def test_told_the_true_mix_a_skewed_set_is_not_harmed(share):
         ids, logits = shifted_logits(300, mix, shift=shift)
         adapted = logits + class_biases(logits, mix, 4.0)
         assert (adapted.argmax(1) == ids).mean() > (logits.argmax(1) == ids).mean() - 0.01
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_the_recordings_own_discriminant_is_that_of_their_scatter(count):
+    """(Σ + r·I)⁻¹μ, of fewer recordings than numbers and of more."""
+    generator, size = np.random.default_rng(0), 100
+    speech, predicted = generator.normal(size=(count, size)), np.eye(4)[generator.integers(4, size=count)]
+    speech += 5  # wherever they lie
+    weights = own_discriminant(speech, predicted, np.ones(count))
+    rows = speech - speech.mean(0)
+    centers = (predicted.T @ rows) / (predicted.sum(0) + 1)[:, None]
+    around = rows - predicted @ centers
+    scatter = around.T @ around / count + size * RIDGE_SHARE * np.eye(size)
+    np.testing.assert_allclose(weights @ scatter, centers - centers.mean(0), atol=1e-8)
