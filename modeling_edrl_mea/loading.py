@@ -165,7 +165,8 @@ def _check_shapes(checkpoint, config: EdrlMeaConfig, shapes: dict[str, list[int]
             f"{checkpoint}: config.json asks for {config.n_layers - 1} layers of the backbone, and the weights have "
             f"{len(layers)}. One of the files is damaged or of another model: download or save them again."
         )
-    if layers and not any(config.n_outputs in shape for shape in shapes.values()):
+    sizes = {size for shape in shapes.values() for size in shape}
+    if layers and config.n_outputs not in sizes:
         raise ValueError(
             f"{checkpoint}: config.json asks for {config.n_outputs} labels, and the weights are for others. One of the "
             "files is damaged or of another model: download or save them again."

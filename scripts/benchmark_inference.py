@@ -320,7 +320,8 @@ def print_timeline(args) -> None:
 
     seconds = max(args.seconds)
     columns = {f"{seconds:g} s, windows of 3 s every second": [["timeline", seconds]] * args.repeats}
-    print_table("A timeline", [REFERENCE, "ours bfloat16"], columns, passes, warm_up=True)
+    names = [name for name in (REFERENCE, "ours bfloat16") if name in args.contenders]
+    print_table("A timeline", names, columns, passes, warm_up=True)
 
 
 def print_memory(names: list[str], args) -> None:

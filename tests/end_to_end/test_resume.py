@@ -1,16 +1,16 @@
-"""Training is killed, really, and goes on to the very weights of a run that was left alone."""
+"""Training is killed, really, and goes on to the very weights of a run that was left alone: in processes of its own, as
+users start it. `test_stops.py` stops it at every place; here it is stopped twice, and while it pushes."""
 
 import json
-import random
 import signal
-import subprocess
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from huggingface_hub import constants
 
 from hub_card.publish import assemble
+from tests.support.forked_runs import differences, start, train
 from tests.support.hub_server import TOKEN, Fault, hub_server
 from tests.support.tones import write_backbone, write_corpus
 from tests.support.training_runs import finish, start_training, wait_for
@@ -18,90 +18,47 @@ from train.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory, tiny_backbone_config):
-    """`command(output_dir, flags, **environment)` starts a training of a few seconds whose backbone learns."""
+def flags(tmp_path_factory, tiny_backbone_config):
+    """Settings of a training of a few seconds whose backbone learns."""
     folder = tmp_path_factory.mktemp("resume")
-    corpus = write_corpus(folder / "tones", n_speakers=5)
-    backbone = write_backbone(folder / "backbone", tiny_backbone_config)
-    flags = {
-        **{"model_name_or_path": backbone, "dataset_name": corpus, "arrangement": "edrl_mea", "noisy_copies": 1},
-        **{"keep_last_n_layers": 1, "num_train_epochs": 6, "per_device_train_batch_size": 16, "patience": 99},
-        **{"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "steps", "save_steps": 2},
+    return {
+        "model_name_or_path": write_backbone(folder / "backbone", tiny_backbone_config),
+        "dataset_name": write_corpus(folder / "tones", n_speakers=5, n_takes=1),
+        **{"arrangement": "edrl_mea", "noisy_copies": 1, "keep_last_n_layers": 1, "num_train_epochs": 6},
+        **{"per_device_train_batch_size": 6, "patience": 99, "use_cpu": True, "report_to": "none"},
+        **{"disable_tqdm": True, "save_strategy": "steps", "save_steps": 2},
     }
 
-    def start(output_dir: Path, more: dict | None = None, **environment: str) -> subprocess.Popen:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        return start_training(flags | {"output_dir": output_dir} | (more or {}), **environment)
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def undisturbed(command, tmp_path_factory):
-    """(weights, seconds of training) of a run that nobody kills."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    process = command(folder)
-    wait_for(process, folder.exists)
-    started = time.monotonic()
-    wait_for(process, lambda: "train_classifier" in RunFolder(folder).completed_steps())
-    seconds = time.monotonic() - started
-    finish(process)
-    return load_file(folder / "model.safetensors"), seconds
-
-
-def assert_same_weights(folder: Path, expected: dict) -> None:
-    weights = load_file(folder / "model.safetensors")
-    assert weights.keys() == expected.keys()
-    for name, tensor in weights.items():
-        assert tensor.equal(expected[name]), name
-
 
 @pytest.mark.slow
-def test_a_run_killed_within_stage_one_ends_with_the_same_weights(command, undisturbed, tmp_path):
-    process = command(tmp_path)
-    wait_for(process, (tmp_path / "checkpoint-6" / "whole.json").exists)
-    process.kill()
-    process.wait()
-    assert RunFolder(tmp_path).completed_steps() == ["fit_speech_embedding"]
-    newest = max(tmp_path.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    with open(newest / "model.safetensors", "r+b") as file:  # and the disk loses a part of what was written last
-        file.truncate(100)
-    output = finish(command(tmp_path))
-    assert "Going on after fit_speech_embedding" in output and f"{newest.name} is not whole" in output
-    assert_same_weights(tmp_path, undisturbed[0])
+def test_a_run_stopped_in_two_ways_ends_with_the_same_weights(flags, tmp_path):
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "out"
+    finish(start_training(flags | {"output_dir": undisturbed}))
 
-
-@pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(command, undisturbed, tmp_path):
-    process = command(tmp_path)
-    wait_for(process, (tmp_path / "checkpoint-2" / "whole.json").exists)
+    process = start_training(flags | {"output_dir": folder})
+    wait_for(process, (folder / "checkpoint-2" / "whole.json").exists)
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output[-3000:]
     assert "Traceback" not in output and "Run the same command again" in output
-    assert RunFolder(tmp_path).newest_checkpoint() is not None
-    finish(command(tmp_path))
-    assert_same_weights(tmp_path, undisturbed[0])
+    assert RunFolder(folder).newest_checkpoint() is not None
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", range(2))  # test_stops.py stops at every place
-def test_a_run_killed_at_any_moment_ends_with_the_same_weights(command, undisturbed, tmp_path, trial):
-    weights, seconds = undisturbed
-    folder = tmp_path / "out"
-    process = command(folder)
-    wait_for(process, folder.exists)  # imports are over: whatever it does from now on can be cut short
-    started = time.monotonic()
-    time.sleep(random.Random(trial).uniform(0.0, 1.1) * seconds)
-    process.send_signal(signal.SIGKILL)
+    process = start_training(flags | {"output_dir": folder})
+    wait_for(process, (folder / "checkpoint-12" / "whole.json").exists)
+    process.kill()
     process.wait()
-    state = RunFolder(folder).completed_steps() if folder.exists() else []
-    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
-    print(f"killed {time.monotonic() - started:.1f} s after its start; steps done {state}; {checkpoints}")
-    output = finish(command(folder))
-    for step in state:
-        assert step in output  # "Going on after …"
-    assert_same_weights(folder, weights)
+    assert RunFolder(folder).completed_steps() == ["fit_speech_embedding"]
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    with open(newest / "model.safetensors", "r+b") as file:  # and the disk loses a part of what was written last
+        file.truncate(100)
+    output = finish(start_training(flags | {"output_dir": folder}))
+    assert "Going on after fit_speech_embedding" in output and f"{newest.name} is not whole" in output
+    assert not differences(folder, undisturbed)
+
+
+def push_to(url: str, cache: Path) -> None:
+    constants.ENDPOINT, constants.HF_HUB_DISABLE_XET, constants.HF_HUB_CACHE = url, True, str(cache)
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = url + "/{repo_id}/resolve/{revision}/{filename}"
 
 
 @pytest.mark.slow
@@ -110,22 +67,26 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(command, undistur
     [("PUT /storage", "stall"), ("POST .*/commit", "stall"), ("POST .*/commit", "stall_answer")],
     ids=["in the upload of weights", "before the commit", "after the commit"],
 )
-def test_a_run_killed_while_it_pushes_trains_no_more_and_publishes_all(command, tmp_path, request_, how):
-    folder, push = tmp_path / "out", {"push_to_hub": True, "hub_model_id": "org/tones", "hub_token": TOKEN}
+def test_a_run_killed_while_it_pushes_trains_no_more_and_publishes_all(flags, tmp_path, request_, how):
+    folder = tmp_path / "out"
+    flags = flags | {"output_dir": folder, "push_to_hub": True, "hub_model_id": "org/tones", "hub_token": TOKEN}
     with hub_server() as hub:
-        place = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
         hub.faults = [Fault(request_, how)]
-        process = command(folder, push, **place)
-        wait_for(process, hub.stalled.is_set)
+        process = start(flags, partial(push_to, hub.url, tmp_path / "cache"))
+        assert hub.stalled.wait(120), (tmp_path / "out.log").read_text()
         process.kill()
-        process.wait()
+        process.join()
         weights = (folder / "model.safetensors").read_bytes()
         steps = (folder / "steps.safetensors").stat().st_mtime_ns
         shown = [commit["files"] for commit in hub.repositories["org/tones"].commits]
         assert len(shown) == 1 + (how == "stall_answer")  # the Hub's own first one, and ours where it was made
         hub.faults = []
-        output = finish(command(folder, push, **place))
-        assert "Going on after fit_speech_embedding, train_disentanglement, fit_alignment, train_classifier" in output
+        ended = train(flags, partial(push_to, hub.url, tmp_path / "cache"))
+        assert ended.code == 0, ended.output
+        assert (
+            "Going on after fit_speech_embedding, train_disentanglement, fit_alignment, train_classifier"
+            in ended.output
+        )
         assert (folder / "steps.safetensors").stat().st_mtime_ns == steps  # written after a step of training
         assert (folder / "model.safetensors").read_bytes() == weights
         commits = hub.repositories["org/tones"].commits

@@ -5,31 +5,31 @@ import errno
 import gc
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import jsonschema  # noqa: F401 (else every run would import it)
+import matplotlib.figure
 import safetensors.torch
 import sklearn.linear_model  # noqa: F401
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
 from modeling_edrl_mea import linear_heads
-from train import run
+from train import run, run_folder
 from train.data import files
 from train.trainer import EdrlMeaTrainer
 
-FORK = multiprocessing.get_context("fork")
+from .tables import FORK
+
 REMOVALS = ("os.remove", "os.rmdir")
 CHANGES = ("os.rename", "os.truncate", "os.link", "os.symlink")
 WRITES = ("fsync", "save", "serialize_file")  # a half of the file may be written
@@ -49,15 +49,25 @@ class Ended:
 
 
 def train(flags: dict, hinder: Callable[[], object] | None = None) -> Ended:
-    """A training with `--name value` for each flag, in a process of its own; `hinder` is called in it first."""
-    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    log = Path(flags["output_dir"]).parent / f"{Path(flags['output_dir']).name}.log"
-    child = FORK.Process(target=_train, args=(argv, log, hinder))
-    child.start()
+    """As [`start`], to its end."""
+    child = start(flags, hinder)
     child.join(SECONDS)
     if child.exitcode is None:
         child.kill()
-    return Ended(child.exitcode, log.read_text())
+    return Ended(child.exitcode, _log(flags).read_text())
+
+
+def start(flags: dict, hinder: Callable[[], object] | None = None):
+    """A training with `--name value` for each flag, in a process of its own; `hinder` is called in it first."""
+    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    child = FORK.Process(target=_train, args=(argv, _log(flags), hinder))
+    child.start()
+    return child
+
+
+def _log(flags: dict) -> Path:
+    """What a training prints; beside its folder."""
+    return Path(f"{flags['output_dir']}.log")
 
 
 def _train(argv: list[str], log: Path, hinder: Callable | None) -> None:
@@ -65,23 +75,22 @@ def _train(argv: list[str], log: Path, hinder: Callable | None) -> None:
     for stream in (1, 2):
         os.dup2(sys.stdout.fileno(), stream)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    # Drawing, and choosing among four, would take most of the time.
-    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")
-    linear_heads.INVERSE_REGULARIZATION = linear_heads.INVERSE_REGULARIZATION[:2]
-    # Of the forty files of code that a model is saved with, a few: all are written alike.
-    imported = dynamic_module_utils.get_relative_import_files
-    dynamic_module_utils.get_relative_import_files = lambda file: imported(file)[:1]
+    # Drawing, choosing among four, and noise of two levels would take most of the time.
+    drawing = MagicMock(savefig=lambda path, **_: Path(path).write_bytes(b"\x89PNG\r\n\x1a\n"))
+    matplotlib.figure.Figure = lambda **_: drawing
+    linear_heads.INVERSE_REGULARIZATION = linear_heads.INVERSE_REGULARIZATION[:1]
+    run.TEST_LEVELS = run.TEST_LEVELS[:1]
+    run_folder.git_commit = lambda: None
     files.SETTLED = -1  # else the time decides how often it is written which files are whole
+    os.fsync = fsync
     gc.freeze()  # else every collection goes through all that the parent holds
     if hinder is not None:
         hinder()
     run.start(argv)
 
 
-def in_parallel(attempt: Callable, cases: Sequence) -> Iterator:
-    """What `attempt` makes of each case, by as many processes as there are cores; each may train."""
-    with ProcessPoolExecutor(os.cpu_count(), FORK) as pool:
-        yield from pool.map(attempt, cases)
+def fsync(descriptor: int) -> None:
+    """Waits for no disk: what a process has written outlives its kill without."""
 
 
 # --- what may hinder a run ------------------------------------------------------------------------------------
@@ -115,6 +124,9 @@ class Disk:
         self.folder, self.last, self.how, self.copies, self.n = str(folder), last, how, copies, 0
 
     def __call__(self) -> None:
+        # Of the forty files of code that a model is saved with, a few: all are written alike.
+        imported = dynamic_module_utils.get_relative_import_files
+        dynamic_module_utils.get_relative_import_files = lambda file: imported(file)[:1]
         sys.addaudithook(self._audit)
         os.fsync = partial(self._written, os.fsync, lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
         torch.save = partial(self._written, torch.save, lambda _, file, *args, **kwargs: file)

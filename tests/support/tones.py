@@ -18,12 +18,12 @@ def tone(emotion: str, speaker: int, take: int, corpus: str = "") -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * pitch * seconds) + 0.02 * rng.standard_normal(6000)).astype(np.float32)
 
 
-def write_corpus(folder: Path, n_speakers: int, emotions=EMOTIONS) -> Path:
+def write_corpus(folder: Path, n_speakers: int, emotions=EMOTIONS, n_takes: int = 3) -> Path:
     folder.mkdir(parents=True)
     lines = ["file_name,emotion,speaker"]
     for emotion in emotions:
         for speaker in range(n_speakers):
-            for take in range(3):
+            for take in range(n_takes):
                 name = f"{emotion}_{speaker}_{take}.wav"
                 soundfile.write(folder / name, tone(emotion, speaker, take, folder.name), 16_000)
                 lines.append(f"{name},{emotion},{folder.name}_{speaker}")
