@@ -129,9 +129,9 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0
-    standardization_prior: float = 16.0
+    standardization_prior: float = 4.0
     adaptation_prior: float = 4.0
-    self_training: float = 0.5
+    self_training: float = 1.0
     balanced_strength: float = 0.75
     speaker_prior: float = 4.0
     label_ridge: float = 0.1
