@@ -1,15 +1,15 @@
 """The closed-form steps of training: standardization, MEA, and the classifier on aligned embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from .discriminant import fit_discriminant
 from .embeddings import ROWS, Embeddings
-from .linear_heads import LinearHead, corpus_folds, fit_discriminant, fit_ratings, fit_regression, speaker_folds
+from .linear_heads import LinearHead, corpus_folds, fit_ratings, fit_regression, speaker_folds, whole
 from .multiblock_pls import MultiblockPLS
 from .targets import as_targets, split_targets
 
@@ -108,55 +108,62 @@ def start_disentanglement(model, data: Embeddings) -> float:
 def fit_classifier(model, data: Embeddings) -> tuple[Tensor, Tensor, float]:
     """Weights (C + A, features), biases (C + A,), and what regularizes the emotions', or the attributes' where there
     are none: C of the logistic regression, or the ridge, chosen by cross-validation whose folds share no speaker."""
-    features, config, heads = classifier_features(model, data), model.config, []
+    config, heads = model.config, []
     if config.n_emotions:
-        heads.append(fit_emotions(features, data, config))
+        heads.append(fit_emotions(model, data))
     if config.n_attributes:
+        features = whole(ClassifierFeatures(model, data))
         heads.append(fit_ratings(features, ratings_of(config, data), data.speakers, config.attribute_loss))
     weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
     return weight.float(), bias.float(), heads[0].regularization
 
 
-def fit_emotions(features: np.ndarray, data: Embeddings, config) -> LinearHead:
+def fit_emotions(model, data: Embeddings) -> LinearHead:
     """By the recordings that have a label."""
-    features, data = labeled(features, data, config.n_emotions)
+    config = model.config
+    known = labeled(data, config.n_emotions)
+    features, about = ClassifierFeatures(model, data, known.rows), (known.labels, known.sample_weights)
     if config.classifier == "regression":
-        return fit_regression(features, data.labels, data.sample_weights, data.speakers, config.n_emotions)
-    folds = speaker_folds(features, data.labels.numpy(), data.speakers) + corpus_folds(data.corpora)
-    return fit_discriminant(features, data.labels, data.sample_weights, config.n_emotions, folds)
+        return fit_regression(whole(features), *about, known.speakers, config.n_emotions)
+    folds = speaker_folds(known.labels.numpy(), known.speakers) + corpus_folds(known.corpora)
+    return fit_discriminant(features, *about, config.n_emotions, folds)
 
 
 @dataclass
 class Labeled:
-    """What is known of rows of features: emotion (n,), weight (n,), speaker and corpus."""
+    """What is known of rows (n,) of the data: emotion (n,), weight (n,), speaker and corpus."""
 
+    rows: Tensor
     labels: Tensor
     sample_weights: Tensor
     speakers: list[str]
     corpora: list[str]
 
 
-def labeled(features: np.ndarray, data: Embeddings, n_emotions: int) -> tuple[np.ndarray, Labeled]:
+def labeled(data: Embeddings, n_emotions: int) -> Labeled:
     """Each recording that has a label; one with soft labels once for each emotion, weighed by its share."""
     shares, _ = as_targets(data.targets, n_emotions)
     rows, labels = shares.nonzero(as_tuple=True)
     about = ([part[row] for row in rows.tolist()] if part else [] for part in (data.speakers, data.corpora))
-    weights = data.sample_weights[rows] * shares[rows, labels]
-    whole = len(rows) == len(features) and bool((rows == torch.arange(len(rows))).all())
-    return features if whole else features[rows.numpy()], Labeled(labels, weights, *about)
+    return Labeled(rows, labels, data.sample_weights[rows] * shares[rows, labels], *about)
 
 
-@torch.no_grad()
-def classifier_features(model, data: Embeddings) -> np.ndarray:
-    """(N, k) aligned embeddings, or (N, S) speech embeddings where the arrangement has no MEA."""
-    model.eval()
-    features = None
-    for rows in torch.arange(len(data)).split(ROWS):
-        output = model.edrl_mea(layer_statistics=data.layer_statistics[rows[0] : rows[-1] + 1].to(model.device))
-        part = output.speech_embedding if model.alignment is None else output.aligned_embedding
-        features = np.empty((len(data), part.shape[1])) if features is None else features
-        features[rows] = part.cpu()
-    return features
+class ClassifierFeatures:
+    """(n, k) aligned embeddings, or (n, S) speech embeddings where the arrangement has no MEA, of some rows of the
+    data, all by default. They are computed whenever they are gone through, and not kept."""
+
+    def __init__(self, model, data: Embeddings, rows: Tensor | None = None):
+        self.model, self.data, self.rows = model, data, torch.arange(len(data)) if rows is None else rows
+        width = model.config.speech_embedding_size if model.alignment is None else model.config.n_components
+        self.shape = (len(self.rows), width)
+
+    @torch.no_grad()
+    def split(self, n_rows: int) -> Iterator[Tensor]:
+        """`n_rows` at a time."""
+        self.model.eval()
+        for rows in self.rows.split(n_rows):
+            output = self.model.edrl_mea(layer_statistics=self.data.layer_statistics[rows].to(self.model.device))
+            yield (output.speech_embedding if self.model.alignment is None else output.aligned_embedding).cpu()
 
 
 # --- noise metric ---

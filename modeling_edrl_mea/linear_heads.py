@@ -1,5 +1,5 @@
-"""Linear heads in closed form: logistic regression or a regularized discriminant for emotions, ridge regression for
-ratings. What regularizes them, and how far their outputs are stretched, is chosen on speakers held out."""
+"""Linear heads: logistic regression for emotions, ridge regression for ratings. What regularizes them, and how far
+their outputs are stretched, is chosen on speakers held out. For emotions see also `discriminant`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .embeddings import ROWS
 from .targets import attribute_loss
 
 # For features of unit variance, and where nothing can be held out.
 INVERSE_REGULARIZATION, OF_ONE_SPEAKER = [0.0001, 0.001, 0.01, 0.1], 0.1  # C of the logistic regression
-DISCRIMINANT_RIDGES, RIDGE_OF_ONE_SPEAKER = (0.3, 1.0, 3.0, 10.0), 3.0
 RATING_RIDGES, RATING_RIDGE_OF_ONE_SPEAKER = (0.001, 0.01, 0.1, 1.0, 10.0), 0.1
 N_FOLDS = 4
 ABSENT = -30.0  # logit of a class that training did not have
@@ -30,7 +30,7 @@ class LinearHead:
         return features @ self.weight.T + self.bias
 
 
-def speaker_folds(features, labels, speakers) -> list:
+def speaker_folds(labels, speakers) -> list:
     """Pairs of rows to fit and to test on that share no speaker, classes spread evenly; none of one speaker."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -38,7 +38,7 @@ def speaker_folds(features, labels, speakers) -> list:
     n_folds = min(N_FOLDS, len(set(groups)))
     if n_folds < 2:
         return []
-    return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(features, labels, groups))
+    return list(StratifiedGroupKFold(n_folds, shuffle=True, random_state=0).split(labels, labels, groups))
 
 
 def corpus_folds(corpora: Sequence[str]) -> list:
@@ -49,18 +49,26 @@ def corpus_folds(corpora: Sequence[str]) -> list:
     return [(np.flatnonzero(names != name), np.flatnonzero(names == name)) for name in dict.fromkeys(corpora)]
 
 
+def whole(features) -> Tensor:
+    """Features (N, p) whose `split(n)` gives n rows at a time, all at once in float64."""
+    rows = torch.empty(tuple(features.shape), dtype=torch.float64)
+    for kept, part in zip(rows.split(ROWS), features.split(ROWS), strict=True):
+        kept.copy_(part)
+    return rows
+
+
 # --- logistic regression ---
 
 
 def fit_regression(
-    features: np.ndarray, labels: Tensor, sample_weights: Tensor, speakers: Sequence[str], n_classes: int
+    features: Tensor, labels: Tensor, sample_weights: Tensor, speakers: Sequence[str], n_classes: int
 ) -> LinearHead:
     """scikit-learn's `LogisticRegression`, its C chosen by folds of speakers where there are several."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
 
-    labels, weights = labels.numpy(), sample_weights.numpy()
-    regression, folds = LogisticRegression(C=OF_ONE_SPEAKER, max_iter=5000), speaker_folds(features, labels, speakers)
+    features, labels, weights = (part.numpy() for part in (features, labels, sample_weights))
+    regression, folds = LogisticRegression(C=OF_ONE_SPEAKER, max_iter=5000), speaker_folds(labels, speakers)
     if folds:
         search = GridSearchCV(regression, {"C": INVERSE_REGULARIZATION}, scoring="balanced_accuracy", cv=folds)
         regression = search.fit(features, labels, sample_weight=weights).best_estimator_
@@ -74,105 +82,20 @@ def fit_regression(
     return head
 
 
-# --- discriminant ---
-
-
-def fit_discriminant(
-    features: np.ndarray, labels: Tensor, sample_weights: Tensor, n_classes: int, folds: list
-) -> LinearHead:
-    """Regularized linear discriminant analysis (Friedman 1989) of features (N, p) of about unit variance, labels (N,).
-
-    All classes share one covariance Σ of the features around their class, and come equally often. The logits are then
-
-        (Σ + r·I)⁻¹μ_c · x − ½ μ_c'(Σ + r·I)⁻¹μ_c
-
-    In Σ, weighted so that every corpus counts the same, stand the directions in which a class differs between corpora,
-    speakers and noisy copies, so these count less.
-
-    `folds`: pairs of rows to fit and to test on, by which r is chosen (recall averaged over classes) and the logits are
-    scaled to what they are worth on recordings held out (log-likelihood).
-    """
-    features, weights = torch.from_numpy(features), sample_weights.double()
-
-    def fitted(rows, ridges):
-        return discriminants(features[rows], labels[rows], weights[rows], n_classes, ridges)
-
-    from sklearn.metrics import recall_score
-
-    if not folds:
-        return fitted(slice(None), (RIDGE_OF_ONE_SPEAKER,))[0]
-    recalls, held_out = np.zeros(len(DISCRIMINANT_RIDGES)), []
-    for train, test in folds:
-        logits = [one.logits(features[test]) for one in fitted(train, DISCRIMINANT_RIDGES)]
-        there = labels[test].unique()
-        recalls += [recall_score(labels[test], one.argmax(1), labels=there, average="macro") for one in logits]
-        held_out.append((logits, labels[test], weights[test]))
-    best = int(recalls.argmax())
-    found = fitted(slice(None), (DISCRIMINANT_RIDGES[best],))[0]
-    scale = best_scale(*(torch.cat(part) for part in zip(*((one[0][best], *one[1:]) for one in held_out), strict=True)))
-    return LinearHead(found.weight * scale, found.bias * scale, found.regularization)
-
-
-def discriminants(features: Tensor, labels: Tensor, weights: Tensor, n_classes: int, ridges) -> list[LinearHead]:
-    """One for each ridge, from the same covariance."""
-    shares = torch.zeros(n_classes, dtype=features.dtype).index_add_(0, labels, weights)
-    means = torch.zeros(n_classes, features.shape[1], dtype=features.dtype)
-    means.index_add_(0, labels, features * weights[:, None])
-    means /= shares.clamp_min(1e-12)[:, None]
-    around = (features - means[labels]) * (weights / weights.sum()).sqrt()[:, None]
-    solve = ridge_solver(around)
-    return [_discriminant(means, solve(means.T, ridge).T, shares == 0, ridge) for ridge in ridges]
-
-
-def ridge_solver(rows: Tensor):
-    """Solves (R'R + r·I) x = y for rows R (n, p), in whichever of both sizes is smaller."""
-    n, p = rows.shape
-    product = rows.T @ rows if p <= n else rows @ rows.T
-
-    def solved(right: Tensor, ridge: float) -> Tensor:
-        factor = torch.linalg.cholesky(product + ridge * torch.eye(len(product), dtype=product.dtype))
-        if p <= n:
-            return torch.cholesky_solve(right, factor)
-        return (right - rows.T @ torch.cholesky_solve(rows @ right, factor)) / ridge  # Woodbury's identity
-
-    return solved
-
-
-def _discriminant(means: Tensor, weight: Tensor, absent: Tensor, ridge: float) -> LinearHead:
-    bias = -(means * weight).sum(1) / 2
-    # The same for all classes changes no probability.
-    weight, bias = weight - weight[~absent].mean(0), bias - bias[~absent].mean()
-    weight[absent], bias[absent] = 0.0, ABSENT
-    return LinearHead(weight, bias, ridge)
-
-
-def best_scale(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """The factor of the logits under which the labels are most likely."""
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_scale: float) -> float:
-        return float(
-            (torch.nn.functional.cross_entropy(np.exp(log_scale) * logits, labels, reduction="none") * weights).sum()
-        )
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
-
-
 # --- ratings ---
 
 
-def fit_ratings(features: np.ndarray, ratings: Tensor, speakers: Sequence[str], kind: str) -> LinearHead:
+def fit_ratings(features: Tensor, ratings: Tensor, speakers: Sequence[str], kind: str) -> LinearHead:
     """Ridge regression of ratings (N, A), NaN where missing, on features (N, p) of about unit variance; its
     `regularization` is the first attribute's.
 
     The ridge is the best one on speakers held out. For "ccc" predictions are then spread as far as ratings are, by what
     speakers held out show: least squares draws them to the mean, which a correlation does not see and concordance does.
     """
-    rows, groups = torch.from_numpy(features), np.unique(speakers, return_inverse=True)[1]
-    found = []
+    groups, found = np.unique(speakers, return_inverse=True)[1], []
     for values in ratings.double().unbind(1):
         rated = values.isfinite()
-        found.append(_fit_one(rows[rated], values[rated], groups[rated.numpy()], kind))
+        found.append(_fit_one(features[rated], values[rated], groups[rated.numpy()], kind))
     weights, biases, ridges = zip(*found, strict=True)
     return LinearHead(torch.stack(weights), torch.stack(biases), ridges[0])
 
@@ -219,3 +142,17 @@ def _ridges(features: Tensor, values: Tensor, ridges: Sequence[float]) -> tuple[
     rows = (features - center) / len(values) ** 0.5
     solve, right = ridge_solver(rows), rows.T @ ((values - mean) / len(values) ** 0.5)[:, None]
     return torch.stack([solve(right, ridge)[:, 0] for ridge in ridges]), mean, center
+
+
+def ridge_solver(rows: Tensor):
+    """Solves (R'R + r·I) x = y for rows R (n, p), in whichever of both sizes is smaller."""
+    n, p = rows.shape
+    product = rows.T @ rows if p <= n else rows @ rows.T
+
+    def solved(right: Tensor, ridge: float) -> Tensor:
+        factor = torch.linalg.cholesky(product + ridge * torch.eye(len(product), dtype=product.dtype))
+        if p <= n:
+            return torch.cholesky_solve(right, factor)
+        return (right - rows.T @ torch.cholesky_solve(rows @ right, factor)) / ridge  # Woodbury's identity
+
+    return solved

@@ -12,6 +12,8 @@ LARGEST_KRYLOV_SPACE = 120  # vectors before a restart
 KEPT_VECTORS = 16  # of a search where the next one, for a slightly different matrix, begins
 CHECK_EVERY = 4  # vectors at least, or an eighth of those there are, between looks at convergence
 PERTURBATION = 0.01  # of where a search begins, lest that be orthogonal to the vector sought
+APART = 0.1  # of the gap to the second eigenvalue: with a smaller residual, corrections converge to the first
+MOST_CORRECTIONS = 8
 ROUNDING = 16  # epsilons in a residual that rounding alone leaves
 COMPONENTS_OF_A_DECOMPOSITION = 1 / 64  # of the narrower side: for fewer, multiplying by the matrix costs less
 
@@ -122,14 +124,58 @@ class _Decomposed:
     def _values_for(self, vectors: Tensor) -> Tensor:
         return self.values if vectors.ndim == 1 else self.values[:, None]
 
+    def square_times(self, vectors: Tensor) -> Tensor:
+        """(n,) or (n, s), by the matrix and its transpose."""
+        return self.transposed_times(self.times(vectors))
+
     def dominant(self, floor: float) -> Tensor | None:
         """As [`_Explicit.dominant`]."""
-        start = torch.ones_like(self.values)[:, None] if self.start is None else self.start
-        self.start = _dominant_eigenvectors(lambda vectors: self.transposed_times(self.times(vectors)), start)
+        if self.found == 0:
+            self.start = torch.eye(len(self.values), KEPT_VECTORS, dtype=self.values.dtype)
+        else:
+            self.start = self._dominant_right_vectors()
         left = self.times(self.start[:, 0])
         if float(torch.linalg.vector_norm(left)) <= floor:
             return None
         return _signed(self.basis[:, : self.size] @ left)
+
+    def _dominant_right_vectors(self) -> Tensor:
+        """As [`_dominant_eigenvectors`]: a few steps of the search tell the first from the others, and corrections by
+        a factored matrix then give its digits, several at a time."""
+        vectors, gap, is_apart = _search(self.square_times, _with_a_little_of_everything(self.start), APART)
+        polished = self._polished(vectors[:, 0], gap) if is_apart else None
+        if polished is None:
+            return _dominant_eigenvectors(self.square_times, vectors)
+        vectors[:, 0] = polished
+        return vectors
+
+    def _polished(self, vector: Tensor, gap: float) -> Tensor | None:
+        """An eigenvector exact to rounding by Jacobi-Davidson corrections (Sleijpen & van der Vorst 1996, SIAM J.
+        Matrix Anal. Appl. 17:401) of an estimate (n,), the next eigenvalue being `gap` below its own; None where an
+        eigenvalue lies above, or rounding prevails."""
+        value, residual, distance = self._residual(vector)
+        tolerance, shifted = ROUNDING * torch.finfo(vector.dtype).eps * value, None
+        for _ in range(MOST_CORRECTIONS):
+            if distance <= tolerance:
+                return vector
+            if shifted is None:
+                shifted = _ShiftedSquare(self, value + 2 * distance**2 / gap)  # above it (Temple's bound)
+                if shifted.n_positive:
+                    return None
+            along_residual, along_vector = shifted.solve(torch.stack([residual, vector], 1)).unbind(1)
+            share = (vector @ along_residual) / (vector @ along_vector)
+            vector = vector + share * along_vector - along_residual
+            vector = vector / torch.linalg.vector_norm(vector)
+            _, residual, distance = self._residual(vector)
+        return None
+
+    def _residual(self, vector: Tensor) -> tuple[float, Tensor, float]:
+        """Rayleigh quotient of a vector (n,) of unit length, what the square of the matrix leaves beside it, and the
+        length of that."""
+        image = self.square_times(vector)
+        value = vector @ image
+        residual = image - value * vector
+        return float(value), residual, float(torch.linalg.vector_norm(residual))
 
     def deflate(self, rotation: Tensor, loading: Tensor, score_square: float) -> None:
         """As [`_Explicit.deflate`]."""
@@ -155,11 +201,61 @@ class _Decomposed:
             self.size += 1
 
 
+class _ShiftedSquare:
+    """M'M - s·I of a decomposed matrix M, factored: it is a diagonal and W K W', of rank twice the components taken out
+    (Woodbury's identity)."""
+
+    def __init__(self, matrix: _Decomposed, shift: float):
+        k, n = matrix.found, len(matrix.values)
+        loadings, y_loadings = matrix.loadings[: matrix.size, :k], matrix.y_loadings[:, :k]
+        self.diagonal = matrix.values.square()[:, None] - shift
+        self.outer = torch.cat([matrix.values[:, None] * loadings[:n], y_loadings], 1)  # W
+        self.scaled = self.outer / self.diagonal
+        inner = self.outer.T @ self.scaled
+        inner[:k, :k] -= loadings.T @ loadings  # with the unit matrices: the inverse of K
+        inner.diagonal(k).sub_(1)
+        inner.diagonal(-k).sub_(1)
+        self.factors = torch.linalg.ldl_factor(inner)
+
+    @property
+    def n_positive(self) -> int:
+        """Eigenvalues of M'M above the shift, by Sylvester's law of inertia: K has as many positive as negative."""
+        values, pivots = self.factors
+        in_pairs = pivots < 0  # each pair has one of either sign
+        n_negative = int((values.diagonal()[~in_pairs] < 0).sum()) + int(in_pairs.sum()) // 2
+        return int((self.diagonal > 0).sum()) + n_negative - len(pivots) // 2
+
+    def solve(self, right: Tensor) -> Tensor:
+        """(n, s)"""
+        right = right / self.diagonal
+        return right - self.scaled @ torch.linalg.ldl_solve(*self.factors, self.outer.T @ right)
+
+
 def _orthogonal_part(vector: Tensor, basis: Tensor) -> Tensor:
     """Of (n,) to orthonormal columns (n, s); the second pass removes what is rounding in a small rest."""
     for _ in range(2):
         vector = torch.addmv(vector, basis, basis.T @ vector, alpha=-1)
     return vector
+
+
+def _direction_outside(vector: Tensor, basis: Tensor) -> Tensor:
+    """Of unit length and orthogonal to orthonormal columns (n, s), s < n: that of (n,), or any other where this lies in
+    their span and rounding alone is left. Repeated until a pass takes little away (Daniel, Gragg, Kaufman & Stewart
+    1976, Math. Comput. 30:772)."""
+    vector = vector / torch.linalg.vector_norm(vector)
+    for attempt in range(8):
+        rest = torch.addmv(vector, basis, basis.T @ vector, alpha=-1)
+        length = float(torch.linalg.vector_norm(rest))
+        if length > 0.5:
+            break
+        vector = _noise_like(rest) if attempt == 2 or not length > 0 else rest / length
+    return rest / length
+
+
+def _noise_like(vector: Tensor) -> Tensor:
+    """Of unit length, and the same at every call."""
+    noise = torch.randn(len(vector), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(vector)
+    return noise / torch.linalg.vector_norm(noise)
 
 
 def dominant_left_singular_vector(matrix: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -193,7 +289,7 @@ def _dominant_eigenvectors(times: Callable[[Tensor], Tensor], start: Tensor) -> 
     """Orthonormal estimates (n, `KEPT_VECTORS`) of the dominant eigenvectors of a positive semidefinite matrix, by its
     product with vectors (n,) or (n, s); the first is exact to rounding. `start`: (n, s) where to start from."""
     for _ in range(20):
-        start, converged = _search(times, _with_a_little_of_everything(start))
+        start, _, converged = _search(times, _with_a_little_of_everything(start))
         if converged:
             break
     return start
@@ -201,14 +297,14 @@ def _dominant_eigenvectors(times: Callable[[Tensor], Tensor], start: Tensor) -> 
 
 def _with_a_little_of_everything(start: Tensor) -> Tensor:
     """Orthonormal columns, the first of which is never orthogonal to the vector sought."""
-    noise = torch.randn(len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(start)
-    first = start[:, 0] / torch.linalg.vector_norm(start[:, 0]) + PERTURBATION * noise / torch.linalg.vector_norm(noise)
+    first = start[:, 0] / torch.linalg.vector_norm(start[:, 0]) + PERTURBATION * _noise_like(start[:, 0])
     return torch.linalg.qr(torch.cat([first[:, None], start[:, 1:]], 1)).Q
 
 
-def _search(times: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, bool]:
+def _search(times: Callable[[Tensor], Tensor], start: Tensor, apart: float = 0.0) -> tuple[Tensor, float, bool]:
     """Rayleigh-Ritz estimates from a Krylov space augmented by `start` (Morgan 1995, SIAM J. Matrix Anal. Appl.
-    16:1154), with full reorthogonalization, and whether the first has converged to rounding."""
+    16:1154), with full reorthogonalization; how far the first eigenvalue is above the second, and whether the first
+    vector has converged to rounding, or its residual to a share `apart` of that."""
     (n, size), known = start.shape, 0
     basis, images = (start.new_zeros(min(LARGEST_KRYLOV_SPACE, n), n).T for _ in range(2))
     projected = start.new_zeros(basis.shape[1], basis.shape[1])  # its lower triangle
@@ -218,12 +314,12 @@ def _search(times: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, b
         values, vectors = torch.linalg.eigh(projected[:size, :size])
         estimate = basis[:, :size] @ vectors[:, -1]
         residual = images[:, :size] @ vectors[:, -1] - values[-1] * estimate
-        tolerance = ROUNDING * torch.finfo(start.dtype).eps * float(values[-1])
+        gap = float(values[-1] - values[-2]) if size > 1 else 0.0
+        tolerance = max(ROUNDING * torch.finfo(start.dtype).eps * float(values[-1]), apart * gap)
         converged = float(torch.linalg.vector_norm(residual)) <= tolerance or size == n
         if converged or size == basis.shape[1]:
-            return basis[:, :size] @ vectors[:, -KEPT_VECTORS:].flip(1), converged
+            return basis[:, :size] @ vectors[:, -KEPT_VECTORS:].flip(1), gap, converged
         known, size = size, min(size + max(CHECK_EVERY, size // 8), basis.shape[1])
         for place in range(known, size):
-            residual = _orthogonal_part(residual, basis[:, :place])
-            basis[:, place] = residual / torch.linalg.vector_norm(residual)
+            basis[:, place] = _direction_outside(residual, basis[:, :place])
             residual = images[:, place] = times(basis[:, place])

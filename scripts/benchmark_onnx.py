@@ -1,7 +1,7 @@
 """What exported graphs cost in UAR, against the model that they were exported from:
 
 edrl-mea export MODEL --output OUT
-python scripts/benchmark_onnx.py MODEL OUT --corpus emodb=EMODB --speakers 03 08
+python scripts/benchmark_onnx.py MODEL OUT --corpus emodb=EMODB --speakers emodb_03 emodb_08
 """
 
 import argparse
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--speakers", nargs="+", help="of the corpus; all by default")
     args = parser.parse_args(argv)
     corpus = load_corpus(args.corpus, label_scheme=args.label_scheme)
+    if unknown := set(args.speakers or ()) - set(corpus["speaker"]):
+        parser.error(f"no speakers {sorted(unknown)}; {args.corpus} has {sorted(set(corpus['speaker']))}")
     if args.speakers:
         corpus = corpus.filter(lambda row: row["speaker"] in args.speakers)
     model = EdrlMeaForAudioClassification.from_pretrained(args.model).float().eval()

@@ -49,7 +49,7 @@ def new_model(args) -> EdrlMeaForAudioClassification:
         id2label=EMOTIONS,
         arrangement=args.arrangement,
         n_components=args.components,
-        classifier="discriminant",
+        classifier=args.classifier,
     )
     model.backbone.requires_grad_(False)
     return model
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="statistics of each: twice the backbone's width")
     parser.add_argument("--components", type=int, default=128)
     parser.add_argument("--arrangement", default="mea_edrl")
+    parser.add_argument("--classifier", default="discriminant", help="or regression")
     parser.add_argument("--distinct", type=int, default=6400, help="rows on the disk")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -228,7 +228,7 @@ def against_regression(options, train, test, labels, folder: Path) -> list[tuple
     features = [part.layer_statistics.flatten(1).double().numpy() for part in (data, held_out)]
     mean, scale = features[0].mean(0), features[0].std(0) + 1e-6
     features = [(part - mean) / scale for part in features]
-    folds = linear_heads.speaker_folds(features[0], data.labels.numpy(), data.speakers)
+    folds = linear_heads.speaker_folds(data.labels.numpy(), data.speakers)
     search = GridSearchCV(
         LogisticRegression(class_weight="balanced", max_iter=5000), {"C": linear_heads.INVERSE_REGULARIZATION}, cv=folds
     )

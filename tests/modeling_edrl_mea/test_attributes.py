@@ -278,7 +278,7 @@ def test_concordance_spreads_predictions_as_far_as_ratings_and_squared_errors_do
     values = torch.from_numpy(features[:, :1] + 2 * generator.standard_normal((300, 1)))  # a correlation of 0.45
     spread = {}
     for loss in ("ccc", "mse"):
-        found = fit_ratings(features, values, [str(row % 10) for row in range(300)], loss)
+        found = fit_ratings(torch.from_numpy(features), values, [str(row % 10) for row in range(300)], loss)
         spread[loss] = float((torch.from_numpy(features) @ found.weight.T).std() / values.std())
     assert spread["ccc"] == pytest.approx(1, abs=0.2) and spread["mse"] < 0.6
 

@@ -11,8 +11,8 @@ import torch
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.correction import class_biases, softmax
+from modeling_edrl_mea.discriminant import fit_discriminant
 from modeling_edrl_mea.embeddings import ROWS, Embeddings, balanced_weights
-from modeling_edrl_mea.linear_heads import fit_discriminant
 from modeling_edrl_mea.targets import IGNORED
 
 from .calibration import coverage_thresholds, fit_temperature
@@ -68,7 +68,7 @@ def speech_embeddings(model, data: Embeddings) -> np.ndarray:
 def _classifier(model, data: Embeddings, u: np.ndarray, rows: np.ndarray) -> Logits:
     labels, corpora = data.labels[torch.from_numpy(rows)], np.array(data.corpora)[rows].tolist()
     weights = balanced_weights(labels, corpora)
-    found = fit_discriminant(u[rows], labels, weights, model.config.n_trained_labels, folds=[])
+    found = fit_discriminant(torch.from_numpy(u[rows]), labels, weights, model.config.n_trained_labels, folds=[])
     return lambda features: found.logits(torch.from_numpy(features)).numpy()
 
 
