@@ -33,7 +33,6 @@ def _mapping(values: dict, description: str = "") -> dict:
     return {"type": "object", "additionalProperties": values, "description": description}
 
 
-ABOVE_ZERO = {"type": "number", "exclusiveMinimum": 0}
 COUNT = {"type": "integer", "minimum": 0}
 PROPORTION = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 DIFFERENCE = {"type": ["number", "null"], "minimum": -1, "maximum": 1}

@@ -54,6 +54,10 @@ HOP = 320  # samples between frames: 20 ms, as every WavLM
 WINDOW = 1024  # samples of a target frame: 64 ms, two periods of a 31 Hz voice
 TEACHER_LEVEL = 0.07  # root mean square of what a teacher hears that was not trained on normalized waveforms
 PITCH_HZ = (60.0, 500.0)  # range of speaking voices
+SEEN_WEIGHT = 0.5  # of the loss at frames that are not masked
+POOLED_WEIGHT = 3.0  # of what the teacher says of whole recordings
+AVERAGE_DECAY = 0.999  # of the weights' moving average
+WARMUP_STEPS = 200
 
 COMPACT = dict(
     conv_dim=(64, 128, 256, 256),
@@ -159,10 +163,9 @@ def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.
     """
     values = torch.from_numpy(np.nan_to_num(np.asarray(functionals, np.float32)))
     values = ((values - values.mean(0)) / (values.std(0) + 1e-6)).clamp(-5, 5)
-    generator = torch.Generator().manual_seed(0)
     components = min(components, *values.shape)
     with torch.random.fork_rng():
-        torch.manual_seed(generator.initial_seed())
+        torch.manual_seed(0)
         _, _, directions = torch.pca_lowrank(values, components, niter=4)
     scores = values @ directions - values.mean(0) @ directions
     scores = scores / scores.std(0).clamp(min=1e-6).sqrt()
@@ -242,10 +245,10 @@ class Pretraining(nn.Module):
                 self.frame_head(output.last_hidden_state.float()), self.targets(batch), reduction="none", beta=0.5
             ).mean(-1)
             losses = {"masked": mean_at(error, batch["mask"]), "seen": mean_at(error, valid & ~batch["mask"])}
-            loss = self.args.acoustic_weight * (losses["masked"] + self.args.seen_weight * losses["seen"])
+            loss = losses["masked"] + SEEN_WEIGHT * losses["seen"]
             if self.teacher is not None:
                 losses |= self.teacher_losses(output, batch, valid)
-                loss = loss + losses["taught_frames"] + self.args.pooled_weight * losses["taught_recordings"]
+                loss = loss + losses["taught_frames"] + POOLED_WEIGHT * losses["taught_recordings"]
             if self.recording_head is not None:
                 pooled = pool(output.hidden_states, valid)
                 losses["recording"] = F.mse_loss(self.recording_head(pooled), batch["functionals"])
@@ -289,15 +292,14 @@ def pool(hidden_states, valid: torch.Tensor) -> torch.Tensor:
 
 
 class MovingAverage:
-    """Exponential moving average of a module's weights; its decay grows to `decay` as steps are taken."""
+    """Exponential moving average of a module's weights; its decay grows to AVERAGE_DECAY as steps are taken."""
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, module: nn.Module):
         self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int):
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(AVERAGE_DECAY, (1 + step) / (10 + step))
         for name, value in module.state_dict().items():
             self.weights[name].lerp_(value.detach(), 1 - decay)
 
@@ -305,9 +307,9 @@ class MovingAverage:
 # --- training -----------------------------------------------------------------------------------------------
 
 
-def export(config: WavLMConfig, weights: dict, output: Path, name: str = "backbone") -> Path:
+def export(config: WavLMConfig, weights: dict, output: Path) -> Path:
     """Write averaged backbone weights, config and preprocessor config as one folder, whole or not at all."""
-    temporary, final = output / f"{name}.partial", output / name
+    temporary, final = output / "backbone.partial", output / "backbone"
     shutil.rmtree(temporary, ignore_errors=True)
     model = WavLMModel(config)
     model.load_state_dict(weights)
@@ -339,7 +341,7 @@ class Run:
 
     def __init__(self, args, accelerator: Accelerator, model: Pretraining):
         self.args, self.accelerator, self.output = args, accelerator, Path(args.output)
-        self.average = MovingAverage(model.backbone, args.average_decay)
+        self.average = MovingAverage(model.backbone)
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
@@ -381,7 +383,7 @@ class Run:
         return min(1.0, broadcast(used).item())
 
     def learning_rate(self, progress: float) -> float:
-        warm_up = min(1.0, (self.step + 1) / self.args.warmup_steps)
+        warm_up = min(1.0, (self.step + 1) / WARMUP_STEPS)
         return self.args.learning_rate * warm_up * (1.0 - progress)
 
     def train(self, stream: MixtureStream):
@@ -447,30 +449,19 @@ def parse_arguments(argv=None):
     add("--speech", nargs="+", required=True, help="folders of recordings, searched recursively")
     add("--noise", nargs="*", default=[], help="folders of noise recordings")
     add("--noise_leave_out", nargs="*", default=[], help="file-name prefixes of noise kept for testing")
-    add("--cache", help="where decoded audio goes (default: OUTPUT/cache)")
     add("--opensmile", action="store_true", help="also predict ComParE's descriptors and functionals")
     add("--backbone", help="folder of a backbone whose weights and sizes to start from")
     add("--teacher", help="folder or Hub id of a pretrained speech encoder to learn from")
-    add("--rooms", nargs="*", default=[], help="folders of room impulse responses, for the student alone")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, help="learning rate falls to zero over so many steps")
     budget.add_argument("--hours", type=float, help="... or over so many hours of training")
     add("--batch_size", type=int, default=16, help="recordings per process")
     add("--crop_seconds", type=float, default=3.0)
     add("--learning_rate", type=float, default=1e-3)
-    add("--warmup_steps", type=int, default=200)
-    add("--mask_frames", type=int, default=12, help="frames in a masked span: 240 ms, about a syllable")
-    add("--mask_share", type=float, default=0.45, help="share of frames masked, about")
     add("--whole_share", type=float, default=0.2, help="share of recordings in which nothing is masked")
     add("--noisy_share", type=float, default=0.55, help="share of recordings disturbed")
-    add("--room_share", type=float, default=0.3, help="share of recordings heard in a room, where there are any")
     add("--varied_share", type=float, default=0.0, help="share of recordings played faster, slower, brighter or duller")
-    add("--acoustic_weight", type=float, default=1.0, help="weight of the loss on log-mels, pitch and descriptors")
-    add("--pooled_weight", type=float, default=3.0, help="weight of what the teacher says of whole recordings")
-    add("--seen_weight", type=float, default=0.5, help="weight of the loss at frames that are not masked")
     add("--recording_weight", type=float, default=0.5, help="weight of the loss on functionals")
-    add("--folder_balance", type=float, default=0.5, help="1: by number of files; 0: all folders alike")
-    add("--average_decay", type=float, default=0.999, help="decay of the weights' moving average")
     add("--save_minutes", type=float, default=4.0)
     add("--log_every", type=int, default=50)
     add("--workers", type=int, default=0, help="processes that make batches; 0: the training process itself")
@@ -481,14 +472,13 @@ def parse_arguments(argv=None):
 
 
 def open_recordings(args, accelerator: Accelerator):
-    cache = Path(args.cache or Path(args.output) / "cache")
+    cache = Path(args.output) / "cache"
     with accelerator.main_process_first():
         speech = Recordings.build(cache / "speech", args.speech, opensmile=args.opensmile)
         noise = None
         if args.noise:
             noise = Recordings.build(cache / "noise", args.noise, leave_out=args.noise_leave_out)
-        rooms = Recordings.build(cache / "rooms", args.rooms) if args.rooms else None
-    return speech, noise, rooms
+    return speech, noise
 
 
 def main(argv=None):
@@ -499,12 +489,10 @@ def main(argv=None):
         remove_unfinished(args.output)
     config = WavLMConfig.from_pretrained(args.backbone) if args.backbone else backbone_config(**args.sizes)
     teacher = Teacher(args.teacher, config, accelerator.device) if args.teacher else None
-    speech, noise, rooms = open_recordings(args, accelerator)
+    speech, noise = open_recordings(args, accelerator)
     functionals = principal_functionals(speech.functionals) if args.opensmile else None
-    streams = [
-        MixtureStream(speech, noise, functionals, args, config, rank, rooms)
-        for rank in range(accelerator.num_processes)
-    ]
+    processes = range(accelerator.num_processes)
+    streams = [MixtureStream(speech, noise, functionals, args, config, rank) for rank in processes]
     accelerator.print(f"{len(speech)} recordings, {speech.lengths.sum() / SAMPLING_RATE / 3600:.2f} h")
 
     torch.manual_seed(args.seed)

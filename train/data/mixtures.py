@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from modeling_edrl_mea.frames import frame_lengths
 from modeling_edrl_mea.recordings import SAMPLING_RATE, find_audio, load_recording
-from train.degradation.effects import reverberate
 
 from .files import atomic_write
 
@@ -22,6 +21,9 @@ LEVEL = 0.05  # root mean square that openSMILE hears; it leaves 26 dB for peaks
 SHORTEST_DESCRIBED = 1600  # samples: below 100 ms openSMILE has no frame of its longest window
 N_DESCRIPTORS = 65
 DESCRIPTOR_HOP = 160  # samples: 10 ms
+MASKED_SPAN = 12  # frames: 240 ms, about a syllable
+MASK_SHARE = 0.45  # of the frames of a recording
+FOLDER_BALANCE = 0.5  # 1: by number of files; 0: all folders alike
 
 
 def decode(path: str) -> np.ndarray:
@@ -164,15 +166,15 @@ class MixtureStream(Dataset):
 
     noisy, clean (batch, samples) float32 zero-padded, lengths (batch,), mask (batch, frames) bool: frames hidden from
     the model, of which `config` is; where there are functionals, these (batch, k) and descriptors (batch, frames, 65).
-    Files are drawn with probability proportional to (files in their folder)^-(1 - balance), so that small folders are
-    heard more often than their share.
+    Files are drawn with probability proportional to (files in their folder)^(FOLDER_BALANCE - 1), so that small folders
+    are heard more often than their share.
     """
 
-    def __init__(self, speech, noise, functionals, args, config, rank=0, rooms=None):
-        self.speech, self.noise, self.functionals, self.rooms = speech, noise, functionals, rooms
+    def __init__(self, speech, noise, functionals, args, config, rank=0):
+        self.speech, self.noise, self.functionals = speech, noise, functionals
         self.args, self.config, self.rank = args, config, rank
         counts = np.bincount(speech.folder_of)
-        weight = counts[speech.folder_of] ** (args.folder_balance - 1.0)
+        weight = counts[speech.folder_of] ** (FOLDER_BALANCE - 1)
         self.probability = weight / weight.sum()
 
     def __getitem__(self, step: int) -> dict:
@@ -214,8 +216,6 @@ class MixtureStream(Dataset):
 
     def disturb(self, signal: np.ndarray, rng) -> np.ndarray:
         """The signal with a disturbance at -3 to 20 dB, or as it is."""
-        if self.rooms is not None and rng.random() < self.args.room_share:
-            signal = reverberate(signal, self.rooms[rng.integers(len(self.rooms))])
         if rng.random() >= self.args.noisy_share:
             return signal
         kind, length = rng.random(), len(signal)
@@ -232,11 +232,11 @@ class MixtureStream(Dataset):
         return signal + (gain * added).astype(np.float32)
 
     def span_mask(self, frames: int, rng) -> np.ndarray:
-        """Spans of `mask_frames` over about `mask_share` of the frames; none in `whole_share` of the recordings."""
-        args, mask, width = self.args, np.zeros(frames, bool), self.args.mask_frames
-        if frames > width and rng.random() >= args.whole_share:
-            # n spans placed at random leave exp(-n width / frames) of the frames uncovered
-            spans = round(-math.log(1 - args.mask_share) * frames / width)
-            for start in rng.integers(0, frames - width + 1, spans):
-                mask[start : start + width] = True
+        """Spans of MASKED_SPAN over about MASK_SHARE of the frames; none in `whole_share` of the recordings."""
+        mask = np.zeros(frames, bool)
+        if frames > MASKED_SPAN and rng.random() >= self.args.whole_share:
+            # n spans placed at random leave exp(-n MASKED_SPAN / frames) of the frames uncovered
+            spans = round(-math.log(1 - MASK_SHARE) * frames / MASKED_SPAN)
+            for start in rng.integers(0, frames - MASKED_SPAN + 1, spans):
+                mask[start : start + MASKED_SPAN] = True
         return mask
