@@ -32,7 +32,7 @@ def flags(tmp_path_factory, tiny_backbone_config):
 
 @pytest.mark.slow
 def test_a_run_stopped_in_two_ways_ends_with_the_same_weights(flags, tmp_path):
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "out"
+    undisturbed, folder = tmp_path / "undisturbed" / "out", tmp_path / "out"  # reports name a model by its folder
     finish(start_training(flags | {"output_dir": undisturbed}))
 
     process = start_training(flags | {"output_dir": folder})
