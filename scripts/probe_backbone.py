@@ -5,8 +5,8 @@ Features: mean and standard deviation over frames of every layer. Probe: class-b
 whose C is chosen inside the training speakers. It is trained on clean speech and tested, speakers held out,
 on clean speech and with unseen noise at 10 and 0 dB; trained on the whole of one corpus, on the others; and trained
 on all but one, on that (`adapted`: with class biases from its recordings, without labels).
-With `--noisy_copies` there is a row for what EDRL starts from in train/configs/whisper_tiny.yaml: a discriminant,
-trained with that many noisy copies too, and adapted as `model.adapt` does.
+With `--noisy_copies` there is a row for what EDRL starts from in train/configs/whisper_tiny.yaml: a discriminant on the
+first backbone, trained with that many noisy copies too, and adapted as `model.adapt` does.
 The same probe on openSMILE's eGeMAPS and ComParE functionals (in the dev extra; left out where it is
 not installed) and on an untrained copy of the first backbone shows what the numbers are worth.
 
@@ -426,7 +426,12 @@ def parse_arguments(argv=None):
     add("backbones", nargs="+", help="folders or Hub ids of speech encoders")
     add("--corpora", nargs="+", required=True, help="as train/run.py's --dataset_name")
     add("--noise", type=Path, required=True)
-    add("--noisy_copies", type=int, default=0, help="also train the backbones' discriminants with so many copies")
+    add(
+        "--noisy_copies",
+        type=int,
+        default=0,
+        help="also train a discriminant on the first backbone with so many copies",
+    )
     add("--noise_folds", nargs="+", default=["4", "5"], help="folds of noise never used in training")
     add("--at_most", type=int, default=500, help="recordings per corpus")
     add("--cache", type=Path, default=Path("probe_cache"))
@@ -455,10 +460,9 @@ def main(argv=None):
     kinds = kinds_of_features(args)
     report = {kind: judge(corpora, extract, noise, args.cache) for kind, extract in kinds.items()}
     if args.noisy_copies:
-        copies = Augmentation(args.noise, seed=0), args.noisy_copies
-        for kind in list(kinds)[: len(args.backbones)]:
-            name = f"{kind}, discriminant with {args.noisy_copies} noisy copies"
-            report[name] = judge(corpora, kinds[kind], noise, args.cache, *copies)
+        first, augmentation = next(iter(kinds)), Augmentation(args.noise, seed=0)
+        name = f"{first}, discriminant with {args.noisy_copies} noisy copies"
+        report[name] = judge(corpora, kinds[first], noise, args.cache, augmentation, args.noisy_copies)
     print(table(report, corpora))
     if args.speed:
         speed = report["speed"] = measure_speed(kinds)
