@@ -89,12 +89,13 @@ class OutputAdaptation(ExactBuffers):
         self.register_buffer("speaker_biases", torch.zeros(n_speakers, n_labels, dtype=torch.float32))
 
     def forward(self, logits, embedding, speech, speakers: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B, C trained), label embedding (B, E) and speech embedding (B, S) → (B, C). `speakers` (B,): places
-        in the config's `adapted_speakers`, -1 for somebody else."""
+        """Logits (B, C trained), label embedding (B, E) and speech embedding (B, S), None where training reads what
+        comes behind it, → (B, C). `speakers` (B,): places in the config's `adapted_speakers`, -1 for somebody else."""
         if self.n_added:  # theirs are odds against everything known before
             logits = F.pad(logits.log_softmax(-1), (0, self.n_added))
         correction = self.biases + embedding.to(self.weights.dtype) @ self.weights.T
-        correction = correction + speech.to(self.weights.dtype) @ self.speech_weights.T
+        if speech is not None:
+            correction = correction + speech.to(self.weights.dtype) @ self.speech_weights.T
         if speakers is not None:
             known = F.pad(self.speaker_biases, (0, 0, 0, 1))  # the last row, of somebody else, is zero
             correction = correction + known[speakers]
@@ -394,9 +395,11 @@ def standardization_share(evidence: float, expected, labels: Sequence[str], conf
 
 
 def standardize(model, statistics: torch.Tensor, weights: np.ndarray, expected, labels=None, config=None) -> float:
-    """Move the model's standardization to these recordings, and return how far."""
+    """Move the model's standardization to these recordings, and return how far; not at all where it also rates
+    attributes, of which nobody said what to expect."""
     config = config or model.config
     share = standardization_share(float(weights.sum()), expected, labels or list(config.labels), config)
+    share = 0.0 if model.config.n_attributes else share
     model.edrl_mea.speech_embedding.adapt(statistics, torch.from_numpy(weights), share)
     return share
 
