@@ -13,6 +13,7 @@ OUTSIDE = {  # what a disk, its owner or its limits say: never the program's fau
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE),
 }
+OF_TORCH_SAVE = ("inline_container", "iostream error")  # in what it says of a failed write, never why it failed
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -39,7 +40,7 @@ def _of_the_outside(error: BaseException) -> tuple[int | None, str | None]:
     if isinstance(error, SafetensorError):  # from Rust: no OSError
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else None
-    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save, which does not say why
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in OF_TORCH_SAVE):
         return errno.ENOSPC, "A checkpoint could not be written: most likely the disk is full"
     if number not in OUTSIDE:
         return None, None

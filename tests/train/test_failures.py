@@ -31,6 +31,11 @@ def test_a_fault_of_the_program_keeps_its_traceback(error, monkeypatch):
         run.start([])
 
 
+def test_a_write_that_torch_could_not_end_is_told_as_a_full_disk():
+    """What torch.save raises where the last block does not fit."""
+    assert "disk is full" in explained(RuntimeError("basic_ios::clear: iostream error"))
+
+
 def full_disk_by_python():
     with open("/dev/full", "w") as file:
         file.write("something")
