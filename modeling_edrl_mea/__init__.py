@@ -2,9 +2,9 @@
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
-from .adaptation import AdaptationReport
 from .alignment import EmbeddingAlignment
 from .configuration_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
+from .correction import AdaptationReport
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
 from .multiblock_pls import MultiblockPLS

@@ -26,8 +26,10 @@ PROBLEM_TYPES = (None, "single_label_classification", "regression")
 EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
 BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
-NOT_NEGATIVE = ("mixup_alpha", "embedding_noise", "noise_shrinkage", "label_ridge", "self_training")
-PRIORS = ("standardization_prior", "adaptation_prior", "speaker_prior")
+NOT_NEGATIVE = (
+    *("mixup_alpha", "embedding_noise", "noise_shrinkage", "label_ridge", "self_training"),
+    *("standardization_prior", "adaptation_prior", "speaker_prior"),
+)
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {
     "whitening_size": None,
@@ -246,7 +248,7 @@ class EdrlMeaConfig(PreTrainedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         weights = [name for name in type(self).__annotations__ if name.endswith("_weight")]
-        for name in (*weights, *NOT_NEGATIVE, *PRIORS):
+        for name in (*weights, *NOT_NEGATIVE):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         idle = () if self.n_attributes else ("attribute_weight",)

@@ -14,6 +14,7 @@ What is left is told by the recordings themselves: a discriminant of their own, 
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -150,7 +151,7 @@ def own_discriminant(speech: np.ndarray, predicted: np.ndarray, weights: np.ndar
     centers = (shares.T @ rows) / (shares.sum(0) + 1)[:, None]
     around = (rows - predicted @ centers) * np.sqrt(weights / weights.sum())[:, None]
     centers = centers - centers.mean(0)
-    if len(rows) > size:
+    if len(rows) > size:  # as linear_heads' ridge_solver, which a published model does not carry
         return np.linalg.solve(around.T @ around + ridge * np.eye(size), centers.T).T
     inside = np.linalg.solve(around @ around.T + ridge * np.eye(len(rows)), around @ centers.T)  # Woodbury's identity
     return (centers - inside.T @ around) / ridge
@@ -196,3 +197,216 @@ def _curvature(predicted, weights, design, ridges, total) -> np.ndarray:
     curvature = curvature.reshape(size, size) + np.diag(np.repeat(ridges, n_classes))
     curvature[:n_classes, :n_classes] += total / n_classes + 1e-9 * total * np.eye(n_classes)
     return curvature
+
+
+# --- all of it together ---
+
+
+@dataclass
+class AdaptationReport:
+    """What an adaptation was given, found and did; JSON-able by `to_dict`, and kept in the saved model's config."""
+
+    n_recordings: int  # that were used
+    n_left_out: int = 0  # silent or shorter than 0.2 s
+    evidence: float = 0.0  # recordings that they count for: copies and short ones count less
+    n_speakers: int = 0
+    n_labeled: int = 0
+    added_labels: list[str] = field(default_factory=list)
+    expected: dict[str, float] | None = None  # shares by label; None: left open
+    before: dict[str, float] = field(default_factory=dict)  # predicted mix, shares by label
+    after: dict[str, float] = field(default_factory=dict)
+    biases: dict[str, float] = field(default_factory=dict)  # the shift found, in logits
+    strength: dict[str, float] = field(default_factory=dict)  # of each part: evidence / (evidence + its prior)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        given = f"{self.n_recordings} recordings"
+        given += f" of {self.n_speakers} speakers" if self.n_speakers else ""
+        given += f", {self.n_labeled} with a label" if self.n_labeled else ""
+        given += f"; {self.n_left_out} silent or too short" if self.n_left_out else ""
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.strength.items()) or "nothing"
+        lines = [f"Adapted to {given}. Strength: {parts}."]
+        if self.added_labels:
+            lines.append(f"New labels: {', '.join(self.added_labels)}.")
+        width = max(map(len, self.after), default=0)
+        lines.append(f"{'':{width}}  before  after  expected   bias")
+        for name in self.after:
+            expected = f"{self.expected[name]:9.0%}" if self.expected else f"{'open':>9}"
+            before = f"{self.before[name]:7.0%}" if name in self.before else f"{'new':>7}"
+            lines.append(f"{name:{width}} {before} {self.after[name]:6.0%} {expected} {self.biases[name]:+6.2f}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Correction:
+    """What was found: labels and speakers in their order, and the arrays of [`OutputAdaptation`]."""
+
+    labels: list[str]
+    speakers: list[str]
+    biases: np.ndarray
+    weights: np.ndarray
+    speech_weights: np.ndarray
+    speaker_biases: np.ndarray
+    report: AdaptationReport | None = None
+
+    def apply(self, evidence: "Evidence", speakers: Sequence | None = None) -> np.ndarray:
+        """(N, C) logits of recordings as the model sees them."""
+        corrected = _with_new_labels(evidence.logits, len(self.labels)) + self.biases
+        corrected += evidence.embedding @ self.weights.T + evidence.speech @ self.speech_weights.T
+        if speakers is not None and self.speakers:
+            places = {name: place for place, name in enumerate(self.speakers)}
+            rows = np.array([places.get(str(name), -1) for name in speakers])
+            corrected += np.vstack([self.speaker_biases, np.zeros_like(self.biases)])[rows]
+        return corrected
+
+
+@dataclass
+class Evidence:
+    """N recordings as a model sees them: trained logits (N, C), label embedding in blocks (N, E_b), speech embedding
+    (N, S), weights (N,) of at most 1, label and speaker of each or None."""
+
+    logits: np.ndarray
+    blocks: list[np.ndarray]
+    speech: np.ndarray
+    weights: np.ndarray
+    labels: list[str | None]
+    speakers: list[str] | None = None
+
+    @property
+    def embedding(self) -> np.ndarray:
+        return np.concatenate(self.blocks, axis=1)
+
+
+def correct(evidence: Evidence, config, mix, kept_weights: np.ndarray | None = None) -> Correction:
+    """The correction by the evidence, each part as strong as the config's priors let it be.
+
+    Args:
+        mix: expected shares by label as [`expected_mix`] takes them.
+        kept_weights: (C, E) of labels learned earlier; they stay where there are no labels now.
+    """
+    new = [name for name in dict.fromkeys(evidence.labels) if name is not None and name not in config.labels]
+    labels = [*config.labels, *new]
+    known = [row for row, name in enumerate(evidence.labels) if name is not None]
+    logits = _with_new_labels(evidence.logits, len(labels))
+    targets = np.zeros_like(logits)
+    targets[known, [labels.index(evidence.labels[row]) for row in known]] = 1
+    weights = np.zeros((len(labels), evidence.embedding.shape[1]))
+    biases = np.zeros(len(labels))
+    if kept_weights is not None:
+        weights[: len(kept_weights)] = kept_weights
+    if known:
+        weights, biases = _by_labels(evidence, logits, targets, known, config)
+    logits = logits + evidence.embedding @ weights.T
+    strength = config.balanced_strength if mix == "balanced" else 1.0
+    mix = expected_mix(mix, labels)
+    found = Correction(labels, [], biases, weights, np.zeros((len(labels), evidence.speech.shape[1])), np.zeros(0))
+    if mix is not None:
+        targets[np.setdiff1d(np.arange(len(logits)), known)] = mix
+    _find_biases(found, evidence, logits, targets, mix, biases, strength, config)
+    if mix is not None and config.self_training:
+        _teach_itself(found, evidence, logits, targets[known], known, strength, config)
+        logits = logits + evidence.speech @ found.speech_weights.T
+        _find_biases(found, evidence, logits, targets, mix, biases, strength, config)
+    found.report = _report(evidence, found, mix, strength, len(known), config)
+    return found
+
+
+def _find_biases(found: Correction, evidence: Evidence, logits, targets, mix, center, strength, config) -> None:
+    """Under which the mean prediction is the mix, for everybody and by speaker; those of the labels for an open mix."""
+    if mix is not None:
+        settings = {"targets": targets, "weights": evidence.weights, "center": center, "strength": strength}
+        found.biases = class_biases(logits, mix, config.adaptation_prior, **settings)
+    of_speakers = _by_speaker(evidence, logits, targets, mix, found.biases, strength, config)
+    found.speakers, found.speaker_biases = of_speakers
+
+
+def _teach_itself(found: Correction, evidence: Evidence, logits, known_targets, known, strength, config) -> None:
+    """A discriminant by what is predicted so far, its logits spread as far as the model's, times its share."""
+    predicted = found.apply(evidence, evidence.speakers)
+    model_spread, predicted = spread(logits), softmax(predicted)
+    predicted[known] = known_targets
+    weights = own_discriminant(evidence.speech, predicted, evidence.weights)
+    share = strength * config.self_training * strength_of(float(evidence.weights.sum()), SELF_TRAINING_PRIOR)
+    found.speech_weights = weights * (share * model_spread / max(spread(evidence.speech @ weights.T), 1e-9))
+
+
+def _with_new_labels(logits: np.ndarray, n_labels: int) -> np.ndarray:
+    missing = n_labels - logits.shape[1]
+    return np.pad(logits - log_sum_exp(logits)[:, None], ((0, 0), (0, missing))) if missing else logits
+
+
+def _by_labels(evidence: Evidence, logits, targets, known, config) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and biases by the recordings with a label, beside one that the model predicts rightly as it is: at the
+    training data's mean, which keeps new labels from being predicted everywhere."""
+    scales = [np.sqrt(np.square(block[known]).sum(1).mean() * len(evidence.blocks)) for block in evidence.blocks]
+    columns = np.repeat(1 / np.maximum(scales, 1e-6), [block.shape[1] for block in evidence.blocks])
+    rows = np.vstack([evidence.embedding[known] * columns, np.zeros(len(columns))])
+    n_trained = evidence.logits.shape[1]
+    typical = logits[known].mean(0)
+    usual = np.append(softmax(typical[:n_trained]), np.zeros(len(typical) - n_trained))
+    found = label_correction(
+        np.vstack([logits[known], typical]),
+        np.vstack([targets[known], usual]),
+        rows,
+        config.label_ridge,
+        np.append(evidence.weights[known], config.adaptation_prior),
+    )
+    return found[0] * columns, found[1]
+
+
+def _by_speaker(evidence: Evidence, logits, targets, mix, biases, strength, config) -> tuple[list[str], np.ndarray]:
+    if evidence.speakers is None or mix is None:
+        return [], np.zeros((0, len(biases)))
+    speakers = list(dict.fromkeys(evidence.speakers))
+    found = np.zeros((len(speakers), len(biases)))
+    for place, name in enumerate(speakers):
+        rows = np.array([other == name for other in evidence.speakers])
+        own = class_biases(
+            logits[rows],
+            mix,
+            config.speaker_prior,
+            targets=targets[rows],
+            weights=evidence.weights[rows],
+            center=biases,
+            strength=strength,
+            start=biases,
+        )
+        found[place] = own - biases
+    return speakers, found
+
+
+def _report(evidence: Evidence, found: Correction, mix, strength, n_labeled: int, config) -> AdaptationReport:
+    n_trained = evidence.logits.shape[1]
+    names, total = found.labels, float(evidence.weights.sum())
+    before = softmax(evidence.logits).mean(0)
+    after = softmax(found.apply(evidence, evidence.speakers)).mean(0)
+    strengths = {}
+    if mix is not None:
+        strengths["biases"] = strength * strength_of(total, config.adaptation_prior)
+        strengths["self-training"] = strength * config.self_training * strength_of(total, SELF_TRAINING_PRIOR)
+    if found.speakers:
+        strengths["speakers"] = strength * strength_of(total / len(found.speakers), config.speaker_prior)
+    if n_labeled:
+        strengths["labels"] = strength_of(n_labeled, config.adaptation_prior)
+
+    def by_label(values):
+        return {name: round(float(value), 4) for name, value in zip(names, values, strict=False)}
+
+    return AdaptationReport(
+        n_recordings=len(evidence.logits),
+        evidence=round(total, 2),
+        n_speakers=len(found.speakers),
+        n_labeled=n_labeled,
+        added_labels=names[config.n_trained_labels :],
+        expected=None if mix is None else by_label(mix),
+        before=by_label(before[:n_trained]),
+        after=by_label(after),
+        biases=by_label(found.biases),
+        strength=strengths,
+    )
+
+
+def strength_of(evidence: float, prior: float) -> float:
+    return round(evidence / max(evidence + prior, 1e-12), 3)

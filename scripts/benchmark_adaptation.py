@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation
-from modeling_edrl_mea.adaptation import correct, evidence_of, standardized  # noqa: E402
+from modeling_edrl_mea.adaptation import evidence_of, standardized  # noqa: E402
+from modeling_edrl_mea.correction import correct  # noqa: E402
 from train.benchmark.adaptation_study import (  # noqa: E402
     BIASES,
     LEARNED_LATER,

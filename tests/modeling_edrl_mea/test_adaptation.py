@@ -10,7 +10,7 @@ import torch
 from scipy.io import wavfile
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
-from modeling_edrl_mea.adaptation import Evidence, correct
+from modeling_edrl_mea.correction import Evidence, correct
 from tests.conftest import noise_recordings
 from tests.support.shifted_logits import LABELS, shifted_logits, uar
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaConfig
-from modeling_edrl_mea.adaptation import Evidence, correct, evidence_of, standardized
+from modeling_edrl_mea.adaptation import evidence_of, standardized
+from modeling_edrl_mea.correction import Evidence, correct
 from train.data.corpora import load_corpus
 from train.degradation.augmentation import Augmentation
 from train.degradation.corruptions import corruptions

@@ -15,12 +15,12 @@ ENTROPY_MARGIN = 0.4  # of log C, above which SAR and EATA do not learn from a r
 def standardized(model, statistics: torch.Tensor, prior: float) -> torch.Tensor:
     """Mean and deviation of the test's statistics, those of training counting for `prior` recordings (AdaBN, Li et al.
     2017; the prior after Schneider et al. 2020)."""
-    speech, rows = model.edrl_mea.speech_embedding, statistics.double()
-    share = len(rows) / (len(rows) + prior)
-    mean = (1 - share) * speech.mean.double() + share * rows.mean(0)
-    variance = (1 - share) * speech.scale.double().square() + share * rows.var(0, unbiased=False)
-    scaled = (rows - mean) / variance.clamp_min(1e-8).sqrt()
-    return _logits(model, (scaled * speech.scale + speech.mean).float()).detach()
+    speech, count = model.edrl_mea.speech_embedding, len(statistics)
+    speech.adapt(statistics, torch.ones(count), count / (count + prior))
+    try:
+        return _logits(model, statistics).detach()
+    finally:
+        speech.forget_adaptation()
 
 
 def tent(model, statistics: torch.Tensor, rate: float) -> torch.Tensor:

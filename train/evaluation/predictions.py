@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
-from modeling_edrl_mea.adaptation import correct, evidence_of, standardized
-from modeling_edrl_mea.correction import softmax
+from modeling_edrl_mea.adaptation import evidence_of, standardized
+from modeling_edrl_mea.correction import correct, softmax
 from modeling_edrl_mea.embeddings import ROWS, Embeddings
 from modeling_edrl_mea.targets import IGNORED
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
-from modeling_edrl_mea.adaptation import Evidence, correct, standardization_share
-from modeling_edrl_mea.correction import softmax
+from modeling_edrl_mea.adaptation import standardization_share
+from modeling_edrl_mea.correction import Evidence, correct, softmax
 from modeling_edrl_mea.discriminant import fit_discriminant
 from modeling_edrl_mea.embeddings import ROWS, Embeddings, balanced_weights
 from modeling_edrl_mea.targets import IGNORED
