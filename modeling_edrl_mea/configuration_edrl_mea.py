@@ -18,7 +18,6 @@ PAPER_FAITHFUL = {
     "arrangement": "edrl_mea",
     "alignment_target": ["own_speech"],
     "start_from_regression": False,
-    "noise_shrinkage": 0.0,
     "standardize_components": True,
 }
 
@@ -27,7 +26,7 @@ EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", 
 BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
 NOT_NEGATIVE = (
-    *("mixup_alpha", "embedding_noise", "noise_shrinkage", "label_ridge", "self_training"),
+    *("mixup_alpha", "embedding_noise", "label_ridge", "self_training"),
     *("standardization_prior", "adaptation_prior", "speaker_prior"),
 )
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
@@ -38,7 +37,8 @@ RETIRED = {
     "pooling": "mean_std",
     "align_speech_embedding": False,
 }
-RETIRED_IN_TRAINING = ("choose_n_components", "alignment_ridge")  # of no consequence once a model is trained
+# Of no consequence once a model is trained.
+RETIRED_IN_TRAINING = ("choose_n_components", "alignment_ridge", "noise_shrinkage")
 
 
 class EdrlMeaConfig(PreTrainedConfig):
@@ -107,9 +107,6 @@ class EdrlMeaConfig(PreTrainedConfig):
         n_components: k, the width of the aligned embedding; as many as a small corpus has directions.
         alignment_target: Y of MEA, any of own_speech, clean_original and labels, side by side; what labels would
             add, the classifier learns from them directly.
-        noise_shrinkage: s, how much directions in which noisy copies stray from their clean originals are shrunk in
-            u before MEA: by √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where
-            EDRL's blocks are aligned.
         standardize_components: give every component of the aligned embedding unit variance; otherwise they have it
             on average, so that what is regularized after MEA trusts the first components most.
         attribute_names: what is rated on a scale beside the emotion (arousal, valence), in the order of the output's
@@ -160,7 +157,6 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     n_components: int = 128
     alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
-    noise_shrinkage: float = 10.0
     standardize_components: bool = False
 
     attribute_names: list[str] | tuple[str, ...] | None = None
@@ -368,11 +364,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     @property
     def uses_alignment(self) -> bool:
         return "mea" in self.arrangement
-
-    @property
-    def shrinks_noise(self) -> bool:
-        """Whether MEA looks at u through the metric of `noise_shrinkage`."""
-        return self.noise_shrinkage > 0 and self.arrangement in ("mea", "mea_edrl")
 
     @property
     def starts_from_regression(self) -> bool:

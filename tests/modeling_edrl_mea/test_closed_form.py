@@ -12,7 +12,7 @@ from tests.conftest import noise_recordings
 TARGETS = ["own_speech", "clean_original", "labels"]
 COMBINATIONS = [list(some) for some in chain.from_iterable(combinations(TARGETS, n) for n in (1, 2, 3))]
 RECORDINGS = noise_recordings(24)
-PLAIN = {"noise_shrinkage": 0.0, "standardize_components": True, "fitted": False}  # MEA and nothing around it
+PLAIN = {"standardize_components": True, "fitted": False}  # MEA and nothing around it
 
 
 def embeddings(model, n_speakers: int = 4) -> Embeddings:

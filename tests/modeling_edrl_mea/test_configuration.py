@@ -25,7 +25,6 @@ from tests.conftest import EMOTIONS
         ({"block_size": 0}, "block_size=0"),
         ({"n_components": -1}, "n_components=-1"),
         ({"whitening_size": 8}, "whitening_size is no longer a setting"),
-        ({"noise_shrinkage": -1.0}, "noise_shrinkage"),
         ({"sampling_rate": 0}, "sampling_rate=0"),
         ({"disentanglement_dropout": 1.0}, "disentanglement_dropout"),
         ({"reconstruction_weight": -0.1}, "reconstruction_weight"),
@@ -96,7 +95,7 @@ def test_sizes_follow_from_the_arrangement(tiny_backbone_config):
 def test_a_configuration_of_an_earlier_version_loads_without_what_is_gone(tmp_path):
     EdrlMeaConfig().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
-    gone = {"whitening_size": None, "scale_blocks": True, "choose_n_components": True, "alignment_ridge": 0.1}
+    gone = {"whitening_size": None, "scale_blocks": True, "choose_n_components": True, "noise_shrinkage": 10.0}
     file.write_text(json.dumps(json.loads(file.read_text()) | gone))
     assert not gone.keys() & EdrlMeaConfig.from_pretrained(tmp_path).to_dict().keys()
 
