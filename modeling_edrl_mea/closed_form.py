@@ -1,7 +1,7 @@
 """The closed-form steps of training: standardization, MEA, and the classifier on aligned embeddings."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,32 +29,15 @@ def fit_alignment(model, data: Embeddings, accelerator=None) -> MultiblockPLS:
     if n_processes > 1:
         pls.reduce(accelerator)
     pls.solve(accelerator)
-    if not config.standardize_components:
-        pls.score_scales_ = pls.score_scales_.square().mean().sqrt().expand_as(pls.score_scales_)
     model.alignment.load_solution(pls)
     return pls
 
 
 @torch.no_grad()
 def alignment_inputs(model, data: Embeddings, rows: Tensor) -> tuple[list[Tensor], Tensor]:
-    """X-blocks and Y of MEA for some rows of the data, as the config arranges them."""
-    heads, config = model.edrl_mea, model.config
-    u, clean = (
-        heads.speech_embedding(data.layer_statistics[which].to(model.device)) for which in (rows, data.clean_rows[rows])
-    )
-    disentangled = heads.disentanglement(u) if config.arrangement == "edrl_mea" else None
-    labels = known_outputs(config, data, rows).to(u)
-    targets = {"own_speech": u, "clean_original": clean, "labels": labels}
-    y = torch.cat([targets[target] for target in config.alignment_target], dim=-1)
-    return heads.alignment_blocks(u, disentangled), y
-
-
-def known_outputs(config, data: Embeddings, rows: Tensor) -> Tensor:
-    """(n, C + A): shares of the emotions, and ratings between -1 and 1, in the middle where missing."""
-    parts = [as_targets(data.targets[rows], config.n_emotions)[0]] if config.n_emotions else []
-    if config.n_attributes:
-        parts.append(ratings_of(config, data)[rows].nan_to_num())
-    return torch.cat(parts, 1)
+    """X-blocks and Y of MEA for some rows of the data: EDRL's blocks, and the speech embedding."""
+    u = model.edrl_mea.speech_embedding(data.layer_statistics[rows].to(model.device))
+    return model.edrl_mea.disentanglement(u).blocks, u
 
 
 def ratings_of(config, data: Embeddings) -> Tensor:
@@ -62,16 +45,6 @@ def ratings_of(config, data: Embeddings) -> Tensor:
     if data.attributes is None:
         raise ValueError(f"The model rates {config.attribute_names}, and the training data has no attributes.")
     return split_targets(config, None, data.attributes)[1]
-
-
-@torch.no_grad()
-def with_aligned(model, data: Embeddings) -> Embeddings:
-    """The same recordings as what MEA, which is fitted, makes of them."""
-    model.eval()
-    aligned = torch.empty(len(data), model.config.n_components)
-    for rows, part in zip(aligned.split(ROWS), data.layer_statistics.split(ROWS), strict=True):
-        rows.copy_(model.alignment([model.edrl_mea.speech_embedding(part.to(model.device))]))
-    return replace(data, aligned=aligned)
 
 
 def train_classifier(model, data: Embeddings) -> float:
@@ -87,7 +60,7 @@ def train_classifier(model, data: Embeddings) -> float:
 
 
 def start_disentanglement(model, data: Embeddings) -> float:
-    """EDRL starts as that classifier on what it is given: t, or u without MEA; returns the chosen regularization."""
+    """EDRL starts as that classifier on u; returns the chosen regularization."""
     weight, bias, chosen = fit_classifier(model, data)
     model.edrl_mea.disentanglement.start_from(weight, bias)
     return chosen

@@ -257,7 +257,7 @@ def names(corpus: LeftOut, rows) -> list[str]:
 
 def table_of_labels(study: Study, chosen) -> list[list]:
     head = ["labeled recordings an emotion", "as it is", "adapted"]
-    rows = [[*head, "from the examples alone: EDRL + MEA", "speech embedding"]]
+    rows = [[*head, "from the examples alone: EDRL", "speech embedding"]]
     for count in EXAMPLES:
         found = []
         for test, corpus in study.tests().items():
