@@ -1,5 +1,6 @@
 """Bulk embedding: every recording gets one row, whatever its neighbors are and however often the run is killed."""
 
+import contextlib
 import csv
 import errno
 import itertools
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -32,7 +34,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
 
-from train.corpus_embedding import listing  # noqa: E402
+from train.corpus_embedding import job, listing  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
 from train.run_folder import RunError  # noqa: E402
 
@@ -178,9 +180,17 @@ def test_a_second_run_at_the_same_time_is_refused(model_folder, corpus, tmp_path
 
 
 @pytest.mark.parametrize("options", [("--shard_size", -1), ("--batch_seconds", "nan"), ("--workers", -1)])
-def test_impossible_numbers_are_refused_before_any_work(corpus, tmp_path, options):
-    with pytest.raises(RunError, match=f"{options[0]} .*or more"):
+def test_impossible_numbers_are_refused_before_any_work(corpus, tmp_path, capsys, options):
+    with pytest.raises(SystemExit):
         embed("no model", corpus, tmp_path, *options)
+    assert re.search(f"{options[0]} .*or more", capsys.readouterr().err)
+
+
+def test_a_cluster_without_ray_is_refused_before_any_work(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embed_corpus, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        embed("no model", corpus, tmp_path, "--engine", "ray")
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
 
 
 def test_a_disk_without_the_room_is_told_of_before_any_work(model_folder, corpus, tmp_path, monkeypatch):
@@ -219,8 +229,8 @@ def loaded_once(model_folder, monkeypatch):
     """For tests of many runs on one model. None waits for the disk: what is written outlives a kill without."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     arguments = ["--model", str(model_folder), "--input", "", "--output", ""]
-    loaded = embed_corpus.load_model(embed_corpus.parse_arguments(arguments), "cpu")
-    monkeypatch.setattr(embed_corpus, "load_model", lambda args, device: loaded)
+    loaded = job.load_model(embed_corpus.parse_arguments(arguments), "cpu")
+    monkeypatch.setattr(job, "load_model", lambda args, device: loaded)
 
 
 @pytest.fixture
@@ -521,3 +531,81 @@ def test_two_processes_and_their_workers_share_the_work_and_survive_a_kill(model
     rows = rows_of(tmp_path)
     assert [row["path"] for row in rows] == [row["path"] for row in embedded]
     assert json.loads((tmp_path / "run.json").read_text())["content"]["n_recordings"] == 30
+
+
+def bytes_of(output) -> dict[str, bytes]:
+    """Shards, and receipts of what they hold."""
+    return {path.name: path.read_bytes() for path in (*output.glob("shards/*"), *output.glob("receipts/*"))}
+
+
+def workers_of_this_process() -> list[int]:
+    """Processes of Ray's that are at a shard."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            found += [int(folder.name)] * (folder / "cmdline").read_bytes().startswith(b"ray::_embed_shard")
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or pid in parents and is_ours(parents[pid])
+
+    return [pid for pid in found if is_ours(pid)]
+
+
+@pytest.fixture
+def many(corpus, tmp_path, monkeypatch):
+    """A folder of 300 recordings; Ray says nothing of it to anybody."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    source = tmp_path / "many"
+    source.mkdir()
+    for i, path in enumerate(sorted(corpus.rglob("*.wav")) * 10):
+        os.link(path, source / f"{i:03d}.wav")
+    return source
+
+
+def wait_for_receipts(output, number: int, seconds: float = 240) -> int:
+    deadline = time.monotonic() + seconds
+    while len(found := list(output.glob("receipts/*.json"))) < number and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return len(found)
+
+
+@pytest.mark.slow
+def test_a_cluster_one_of_whose_two_workers_is_killed_gives_the_bytes_of_one_process(model_folder, many, tmp_path):
+    ray = pytest.importorskip("ray")
+    at_kill = []
+
+    def kill_one():
+        at_kill.append(wait_for_receipts(tmp_path / "cluster", 10))
+        at_kill.extend(workers_of_this_process())
+        os.kill(at_kill[1], signal.SIGKILL)
+
+    ray.init(num_cpus=2, include_dashboard=False)
+    killer = threading.Thread(target=kill_one)
+    try:
+        killer.start()
+        embed(model_folder, many, tmp_path / "cluster", "--shard_size", 2, "--engine", "ray")
+        killer.join()
+    finally:
+        ray.shutdown()
+    assert 10 <= at_kill[0] < 150 and len(at_kill[1:]) == 2
+    assert len(embed(model_folder, many, tmp_path / "alone", "--shard_size", 2)) == 300
+    assert bytes_of(tmp_path / "cluster") == bytes_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cluster_goes_on_after_a_kill(model_folder, many, tmp_path):
+    pytest.importorskip("ray")
+    output = tmp_path / "cluster"
+    command = [sys.executable, SCRIPTS / "embed_corpus.py", "--model", model_folder, "--input", many]
+    command += ["--output", output, "--shard_size", "2", "--workers", "0", "--device", "cpu", "--engine", "ray"]
+    first = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    n_before = wait_for_receipts(output, 10)
+    first.kill()
+    first.wait()
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 10 <= n_before < 150 and "300 rows in 150 shards" in done.stdout
+    embed(model_folder, many, tmp_path / "alone", "--shard_size", 2)
+    assert bytes_of(output) == bytes_of(tmp_path / "alone")
