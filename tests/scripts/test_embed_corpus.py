@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -554,43 +555,50 @@ def workers_of_this_process() -> list[int]:
 
 @pytest.fixture
 def many(corpus, tmp_path, monkeypatch):
-    """A folder of 300 recordings; Ray says nothing of it to anybody."""
+    """A folder of 120 recordings; Ray says nothing of it to anybody."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     source = tmp_path / "many"
     source.mkdir()
-    for i, path in enumerate(sorted(corpus.rglob("*.wav")) * 10):
+    for i, path in enumerate(sorted(corpus.rglob("*.wav")) * 4):
         os.link(path, source / f"{i:03d}.wav")
     return source
 
 
-def wait_for_receipts(output, number: int, seconds: float = 240) -> int:
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
-    while len(found := list(output.glob("receipts/*.json"))) < number and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return len(found)
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def n_receipts(output) -> int:
+    return len(list(output.glob("receipts/*.json")))
 
 
 @pytest.mark.slow
 def test_a_cluster_one_of_whose_two_workers_is_killed_gives_the_bytes_of_one_process(model_folder, many, tmp_path):
     ray = pytest.importorskip("ray")
-    at_kill = []
+    seen, n_before = set(), []
+
+    def both_are_at_work() -> bool:
+        seen.update(workers_of_this_process())
+        return len(seen) == 2 and n_receipts(tmp_path / "cluster") >= 3
 
     def kill_one():
-        at_kill.append(wait_for_receipts(tmp_path / "cluster", 10))
-        at_kill.extend(workers_of_this_process())
-        os.kill(at_kill[1], signal.SIGKILL)
+        wait_for(both_are_at_work)
+        os.kill(min(seen), signal.SIGKILL)
+        n_before.append(n_receipts(tmp_path / "cluster"))
 
     ray.init(num_cpus=2, include_dashboard=False)
     killer = threading.Thread(target=kill_one)
     try:
         killer.start()
-        embed(model_folder, many, tmp_path / "cluster", "--shard_size", 2, "--engine", "ray")
+        embed(model_folder, many, tmp_path / "cluster", "--shard_size", 3, "--engine", "ray")
         killer.join()
     finally:
         ray.shutdown()
-    assert 10 <= at_kill[0] < 150 and len(at_kill[1:]) == 2
-    assert len(embed(model_folder, many, tmp_path / "alone", "--shard_size", 2)) == 300
+    assert len(seen) == 2 and 3 <= n_before[0] < 40
+    assert len(embed(model_folder, many, tmp_path / "alone", "--shard_size", 3)) == 120
     assert bytes_of(tmp_path / "cluster") == bytes_of(tmp_path / "alone")
 
 
@@ -599,13 +607,15 @@ def test_a_run_on_a_cluster_goes_on_after_a_kill(model_folder, many, tmp_path):
     pytest.importorskip("ray")
     output = tmp_path / "cluster"
     command = [sys.executable, SCRIPTS / "embed_corpus.py", "--model", model_folder, "--input", many]
-    command += ["--output", output, "--shard_size", "2", "--workers", "0", "--device", "cpu", "--engine", "ray"]
-    first = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    n_before = wait_for_receipts(output, 10)
+    command += ["--output", output, "--shard_size", 3, "--workers", 0, "--device", "cpu", "--engine", "ray"]
+    command = [str(part) for part in command]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: n_receipts(output) >= 3)
     first.kill()
     first.wait()
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=400)
+    n_before = n_receipts(output)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert 10 <= n_before < 150 and "300 rows in 150 shards" in done.stdout
-    embed(model_folder, many, tmp_path / "alone", "--shard_size", 2)
+    assert 3 <= n_before < 40 and "120 rows in 40 shards" in done.stdout
+    embed(model_folder, many, tmp_path / "alone", "--shard_size", 3)
     assert bytes_of(output) == bytes_of(tmp_path / "alone")
