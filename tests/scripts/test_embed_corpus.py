@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import http.server
 import itertools
 import json
 import multiprocessing
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +126,70 @@ def test_a_manifest_and_a_data_set_give_the_folders_rows(model_folder, corpus, e
         for row, expected in zip(rows, embedded, strict=False):
             assert Path(row["path"]).name == Path(expected["path"]).name
             assert row["aligned_embedding"] == pytest.approx(expected["aligned_embedding"], abs=1e-5)
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """The file system behind memory://, empty."""
+    files = fsspec.filesystem("memory")
+    yield files
+    files.store.clear()
+
+
+def rows_at(files, address: str, folder: Path) -> list[dict]:
+    files.get(f"{address}/", f"{folder}/", recursive=True)
+    return rows_of(folder)
+
+
+def test_addresses_give_the_folders_rows_and_a_run_there_goes_on(model_folder, corpus, embedded, memory, tmp_path):
+    memory.put(f"{corpus}/", "/corpus/", recursive=True)
+    memory.pipe({"/corpus/.hidden.wav": b"", "/corpus/text.mp3": b"this is no audio" * 100, "/corpus/a.txt": b""})
+    arguments = ["--model", str(model_folder), "--input", "memory://corpus", "--output", "memory://out/put"]
+    arguments += ["--workers", "0", "--device", "cpu", "--shard_size", "7", "--batch_seconds", "2"]
+    assert embed_corpus.main(arguments) == embed_corpus.SOME_FAILED
+    rows = rows_at(memory, "/out/put", tmp_path / "first")
+    assert list(failures_of(tmp_path / "first")) == ["text.mp3"]
+    assert alike([row for row in rows if row["path"].endswith(".wav")], embedded)
+    memory.rm("/out/put/shards/000001.parquet")
+    memory.rm("/corpus/text.mp3")
+    memory.cp_file("/corpus/speaker 0/00.wav", "/corpus/text.mp3")
+    written = memory.modified("/out/put/shards/000000.parquet")
+    assert embed_corpus.main(arguments) == 0
+    assert memory.modified("/out/put/shards/000000.parquet") == written
+    assert alike(rows_at(memory, "/out/put", tmp_path / "second")[:30], rows[:30])
+    with pytest.raises(RunError, match="shard_size 7.*another --output"):
+        embed_corpus.main([*arguments, "--shard_size", "8"])
+
+
+def test_an_address_that_holds_something_else_is_refused(model_folder, corpus, memory):
+    memory.pipe("/out/precious", b"")
+    with pytest.raises(RunError, match="holds something else"):
+        embed_corpus.main(["--model", str(model_folder), "--input", str(corpus), "--output", "memory://out"])
+
+
+def test_recordings_are_fetched_from_the_addresses_of_a_manifest(model_folder, corpus, embedded, tmp_path, served):
+    names = [row["path"] for row in embedded][:4]
+    lines = [served(corpus) + name.replace(" ", "%20") for name in (*names, "gone.wav")]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *lines]) + "\n")
+    rows = embed(model_folder, tmp_path / "list.csv", tmp_path / "out")
+    assert [row["path"] for row in rows] == lines[:4] and list(failures_of(tmp_path / "out")) == lines[4:]
+    assert alike([row | {"path": name} for row, name in zip(rows, names, strict=True)], embedded[:4])
+
+
+@pytest.fixture
+def served():
+    """Serves a folder by HTTP; its address."""
+    servers = []
+
+    def serve(folder) -> str:
+        handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
 
 
 def run_in_child(arguments: list[str]) -> multiprocessing.Process:

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification, SpeechGate
-from train.data.files import fingerprint, fingerprint_of_weights
+from train.data.files import as_path, fingerprint, fingerprint_of_weights
 from train.run_folder import RunError
 
 from . import EMBEDDINGS
@@ -58,7 +57,7 @@ class Job:
     def __init__(self, args, device, lists: bool = False):
         self.args = args
         self.rows = open_dataset(args.input, args.split, args.audio_column)
-        self.paths = list_paths(Path(args.input), args.audio_column) if lists and self.rows is None else None
+        self.paths = list_paths(as_path(args.input), args.audio_column) if lists and self.rows is None else None
         model, embeddings = load_model(args, device)
         self.embed, self.rate = Embedder(model, embeddings), model.config.sampling_rate
         self.store = ShardStore(args.output, settings_of(args, model, embeddings, self.rows))
@@ -72,7 +71,8 @@ class Job:
         args = self.args
         self.store.attach()
         names = self.store.listing()
-        self.recordings = Recordings(names, Path(args.input), self.rows, args.audio_column, self.rate, args.max_seconds)
+        source = as_path(args.input)
+        self.recordings = Recordings(names, source, self.rows, args.audio_column, self.rate, args.max_seconds)
         self.places, self.schema = [], self.embed.schema()
         self.items = DataLoader(
             self.recordings,

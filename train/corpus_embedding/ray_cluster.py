@@ -3,6 +3,7 @@ was at is done again elsewhere."""
 
 import functools
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = [str(ROOT / package) for package in ("modeling_edrl_mea", "train")]  # which Ray takes to every machine
+PATHS = ("model", "input", "output")  # that must be the same on every machine, wherever a process was started
 N_RETRIES = 3  # of a shard whose process died
 
 
@@ -29,7 +31,8 @@ def run_on_ray(args, todo: dict[int, list[int]], told) -> None:
     device = args.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
     needs = {"num_cpus": 1 + args.workers, "num_gpus": int(device != "cpu")}
     task = ray.remote(**needs, max_retries=N_RETRIES, max_calls=0)(_embed_shard)  # a process goes on with its model
-    given = json.dumps(vars(args) | {"device": device})
+    local = {name: os.path.abspath(path) for name, path in vars(args).items() if name in PATHS and os.path.exists(path)}
+    given = json.dumps(vars(args) | local | {"device": device})
     running = {task.remote(given, shard, places): shard for shard, places in todo.items()}
     while running:
         (done,), _ = ray.wait(list(running))
@@ -47,7 +50,7 @@ def run_on_ray(args, todo: dict[int, list[int]], told) -> None:
 
 
 def _embed_shard(given: str, shard: int, places: list[int]) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the core that the task asked for
     _job(given).run(shard, places)
 
 
