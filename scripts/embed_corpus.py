@@ -5,12 +5,12 @@
 
 `--input`: a folder (audio files at any depth), a manifest (.csv, .tsv, .json, .jsonl with a column of paths, relative
 to it), a folder by `save_to_disk`, or the id of a dataset on the Hub. Folders, manifests, what these list and
-`--output` may be addresses too (s3://…, https://…, whatever fsspec has a package for). Run it again after a kill and it goes on: whole
-shards stay, and what is damaged, what failed and files that changed since are done again. What does not decode is
-listed in OUT/failed.csv with its reason. Several processes share the shards; on the CPU accelerate needs `--multi_gpu
---num_processes N` to start N of them (its `--cpu` starts one), torchrun does not. With `--engine ray` those of a Ray
-cluster do, which all see the same paths: that of RAY_ADDRESS, or this machine's cores. A task is a shard, takes 1 +
-`--workers` cores, and a GPU where there are some; if its process dies it is done again. Read back:
+`--output` may be addresses too (s3://…, https://…, whatever fsspec has a package for). Run it again after a kill and it
+goes on: whole shards stay, and what is damaged, what failed and files that changed since are done again. What does not
+decode is listed in OUT/failed.csv with its reason. Several processes share the shards; on the CPU accelerate needs
+`--multi_gpu --num_processes N` to start N of them (its `--cpu` starts one), torchrun does not. With `--engine ray`
+those of a Ray cluster do, which all see the same paths: that of RAY_ADDRESS, or this machine's cores. A task is a
+shard, takes 1 + `--workers` cores, and a GPU where there are some; if its process dies it is done again. Read back:
 
     datasets.load_dataset("parquet", data_files="OUT/shards/*.parquet", split="train")
 
