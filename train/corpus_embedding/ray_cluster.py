@@ -4,6 +4,7 @@ was at is done again elsewhere."""
 import functools
 import json
 import os
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,27 +32,42 @@ def run_on_ray(args, todo: dict[int, list[int]], told) -> None:
     device = args.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
     needs = {"num_cpus": 1 + args.workers, "num_gpus": int(device != "cpu")}
     task = ray.remote(**needs, max_retries=N_RETRIES, max_calls=0)(_embed_shard)  # a process goes on with its model
-    local = {name: os.path.abspath(path) for name, path in vars(args).items() if name in PATHS and os.path.exists(path)}
-    given = json.dumps(vars(args) | local | {"device": device})
+    given, begin, spent = _as_text(args, device), time.perf_counter(), 0.0
     running = {task.remote(given, shard, places): shard for shard, places in todo.items()}
     while running:
         (done,), _ = ray.wait(list(running))
         shard = running.pop(done)
-        try:
-            ray.get(done)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            raise RunError(
-                f"Shard {shard} ended {1 + N_RETRIES} processes ({str(error).splitlines()[0]}). Give a smaller "
-                "--batch_seconds or --max_seconds if it was the memory, and run this again: it goes on."
-            ) from error
+        spent += _result(done, shard)
         told(len(todo[shard]))
+    print(f"{spent:.0f} s of the workers' processor time in {time.perf_counter() - begin:.0f} s", flush=True)
 
 
-def _embed_shard(given: str, shard: int, places: list[int]) -> None:
+def _as_text(args, device: str) -> str:
+    """The arguments for a process that is started elsewhere."""
+    local = {name: os.path.abspath(path) for name, path in vars(args).items() if name in PATHS and os.path.exists(path)}
+    return json.dumps(vars(args) | local | {"device": device})
+
+
+def _result(done, shard: int) -> float:
+    import ray
+
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"Shard {shard} ended {1 + N_RETRIES} processes ({str(error).splitlines()[0]}). Give a smaller "
+            "--batch_seconds or --max_seconds if it was the memory, and run this again: it goes on."
+        ) from error
+
+
+def _embed_shard(given: str, shard: int, places: list[int]) -> float:
+    """Seconds of this process's time, without those of its start."""
     torch.set_num_threads(1)  # the core that the task asked for
-    _job(given).run(shard, places)
+    job, begin = _job(given), time.process_time()
+    job.run(shard, places)
+    return time.process_time() - begin
 
 
 @functools.cache
