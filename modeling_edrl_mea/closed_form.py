@@ -112,8 +112,8 @@ def fit_classifier(model, data: Embeddings) -> tuple[Tensor, Tensor, float]:
     if config.n_emotions:
         heads.append(fit_emotions(model, data))
     if config.n_attributes:
-        features = whole(ClassifierFeatures(model, data))
-        heads.append(fit_ratings(features, ratings_of(config, data), data.speakers, config.attribute_loss))
+        features, ratings = ClassifierFeatures(model, data), ratings_of(config, data)
+        heads.append(fit_ratings(features, ratings, data.speakers, config.attribute_loss))
     weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
     return weight.float(), bias.float(), heads[0].regularization
 

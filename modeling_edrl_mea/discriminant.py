@@ -1,15 +1,14 @@
 """A regularized linear discriminant for emotions, from sums over recordings: in memory that does not grow with their
 number. What regularizes it, and how sure it is, is chosen on recordings held out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .embeddings import ROWS
-from .linear_heads import ABSENT, LinearHead, whole
+from .linear_heads import ABSENT, LinearHead, parts, whole
 
 DISCRIMINANT_RIDGES, RIDGE_OF_ONE_SPEAKER = (1.0, 3.0, 10.0), 3.0  # the latter where nothing can be held out
 
@@ -58,17 +57,10 @@ class _Classes(NamedTuple):
     weights: Tensor
     n_classes: int
 
-    def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some rows at a time: which ones, and their features in float64."""
-        start = 0
-        for part in self.features.split(ROWS):
-            yield slice(start, start + len(part)), part.double()
-            start += len(part)
-
     def sums_of(self, sets: Sequence[Tensor]) -> list["ClassSums"]:
         """Of each set of rows (N,), in one pass over them."""
         sums = [ClassSums(self.n_classes, self.features.shape[1]) for _ in sets]
-        for rows, part in self.parts():
+        for rows, part in parts(self.features):
             for one, chosen in zip(sums, sets, strict=True):
                 here = chosen[rows]
                 one.add(part[here], self.labels[rows][here], self.weights[rows][here])
@@ -87,7 +79,7 @@ class _Classes(NamedTuple):
         """(ridges, n, C) of the n rows of each set by its discriminants."""
         sizes = ((len(DISCRIMINANT_RIDGES), int(chosen.sum()), self.n_classes) for chosen in sets)
         found, filled = [torch.empty(size, dtype=torch.float64) for size in sizes], [0] * len(sets)
-        for rows, part in self.parts():
+        for rows, part in parts(self.features):
             for i, chosen in enumerate(sets):
                 here = part[chosen[rows]]
                 found[i][:, filled[i] : filled[i] + len(here)] = torch.stack([one.logits(here) for one in heads[i]])

@@ -5,10 +5,11 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from modeling_edrl_mea import closed_form, discriminant
+from modeling_edrl_mea import closed_form, linear_heads
 from modeling_edrl_mea.discriminant import DISCRIMINANT_RIDGES, ClassSums, best_scale, fit_discriminant
 from modeling_edrl_mea.linear_heads import ABSENT, corpus_folds, speaker_folds, whole
 from tests.modeling_edrl_mea.test_closed_form import embeddings
+from tests.modeling_edrl_mea.test_linear_heads import Streamed
 
 
 @pytest.fixture
@@ -95,16 +96,6 @@ def test_a_model_takes_it_in_place_of_the_regression(tiny_model):
     assert torch.allclose(model.classifier.weight.double(), found.weight, atol=1e-5)
 
 
-class Streamed:
-    """Features that are given some rows at a time, and only so."""
-
-    def __init__(self, features):
-        self.features, self.shape = features, features.shape
-
-    def split(self, n):
-        return iter(self.features.split(n))
-
-
 def by_all_rows(features, labels, weights, n_classes, ridge):
     """Weights (C, p) and biases of a discriminant as its definition says, from all rows at once."""
     means = torch.stack(
@@ -122,7 +113,7 @@ def by_all_rows(features, labels, weights, n_classes, ridge):
 
 @pytest.mark.parametrize("n_columns", [6, 40, 300], ids=["few", "some: folds one by one", "more than rows"])
 def test_sums_of_streamed_rows_give_what_all_rows_give(n_columns, monkeypatch):
-    monkeypatch.setattr(discriminant, "ROWS", 7)
+    monkeypatch.setattr(linear_heads, "ROWS", 7)
     generator = torch.Generator().manual_seed(0)
     labels, corpora = torch.arange(200) % 4, [str(i // 50) for i in range(200)]
     features = torch.randn(200, n_columns, generator=generator, dtype=torch.float64) + 3.0
