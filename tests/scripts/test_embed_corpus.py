@@ -37,7 +37,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
 
-from train.corpus_embedding import job, listing  # noqa: E402
+from train.corpus_embedding import job, listing, ray_cluster  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
 from train.run_folder import RunError  # noqa: E402
 
@@ -661,6 +661,9 @@ def test_a_cluster_one_of_whose_two_workers_is_killed_gives_the_bytes_of_one_pro
         killer.start()
         embed(model_folder, many, tmp_path / "cluster", "--shard_size", 3, "--engine", "ray")
         killer.join()
+        given = {"input": str(tmp_path / "nowhere"), "split": "train", "audio_column": "audio", "device": "cpu"}
+        with pytest.raises(RunError, match="no folder, no manifest"):  # what is wrong there is said here
+            ray_cluster._result(ray.remote(ray_cluster._embed_shard).remote(json.dumps(given), 0, []), 0)
     finally:
         ray.shutdown()
     assert len(seen) == 2 and 3 <= n_before[0] < 40

@@ -54,7 +54,7 @@ def _result(done, shard: int) -> float:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+        raise error.cause from error
     except ray.exceptions.RayError as error:
         raise RunError(
             f"Shard {shard} ended {1 + N_RETRIES} processes ({str(error).splitlines()[0]}). Give a smaller "
