@@ -73,8 +73,8 @@ def fit_classifier(model, data: Embeddings) -> tuple[Tensor, Tensor, float]:
     if config.n_emotions:
         heads.append(fit_emotions(model, data))
     if config.n_attributes:
-        features = whole(ClassifierFeatures(model, data))
-        heads.append(fit_ratings(features, ratings_of(config, data), data.speakers, config.attribute_loss))
+        features, ratings = ClassifierFeatures(model, data), ratings_of(config, data)
+        heads.append(fit_ratings(features, ratings, data.speakers, config.attribute_loss))
     weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
     return weight.float(), bias.float(), heads[0].regularization
 
@@ -87,7 +87,7 @@ def fit_emotions(model, data: Embeddings) -> LinearHead:
     if config.classifier == "regression":
         return fit_regression(whole(features), *about, known.speakers, config.n_emotions)
     folds = speaker_folds(known.labels.numpy(), known.speakers) + corpus_folds(known.corpora)
-    return fit_discriminant(features, *about, config.n_emotions, folds)
+    return fit_discriminant(features, *about, config.n_emotions, folds, known.corpora)
 
 
 @dataclass
