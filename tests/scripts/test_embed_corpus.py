@@ -655,7 +655,7 @@ def test_a_cluster_one_of_whose_two_workers_is_killed_gives_the_bytes_of_one_pro
         os.kill(min(seen), signal.SIGKILL)
         n_before.append(n_receipts(tmp_path / "cluster"))
 
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init("local", num_cpus=2, include_dashboard=False)
     killer = threading.Thread(target=kill_one)
     try:
         killer.start()
