@@ -152,10 +152,6 @@ def discriminant(study: Study, trained: np.ndarray, layers=LAYERS) -> np.ndarray
     return head.logits(torch.from_numpy(u).double()).float().numpy()
 
 
-def discriminant_anew(study: Study, trained: np.ndarray) -> np.ndarray:
-    return discriminant(study, trained, ANEW)
-
-
 def regression(study: Study, trained: np.ndarray) -> np.ndarray:
     """As `discriminant`, by the logistic regression of probe_backbone.py."""
     u = study.statistics[:, :, LAYERS].reshape(*study.statistics.shape[:2], -1)
@@ -399,10 +395,12 @@ KINDS = {
 
 def compared(study: Study, letters: str) -> dict[str, list[np.ndarray]]:
     """Logits by row of the table, those of each seed or of their mean."""
-    rows = {}
-    for fit in (regression, discriminant, discriminant_anew):
-        without = lambda study, left: fit(study, study.rows(study.without(left)))  # noqa: B023, E731
-        rows[fit.__name__] = [assembled(study, fit.__name__, without)]
+    fits = {
+        "regression": lambda study, left: regression(study, study.rows(study.without(left))),
+        "discriminant": lambda study, left: start_logits(study, study.without(left), "own").numpy(),
+        "start of the unfrozen": lambda study, left: discriminant(study, study.rows(study.without(left)), ANEW),
+    }
+    rows = {name: [assembled(study, name, fit)] for name, fit in islice(fits.items(), 2 + bool({*letters} & {*"ef"}))}
     for kind in (KINDS[letter] for letter in letters):
         logits = kind.left_out(study)
         rows[f"{kind.name}, one seed"], rows[f"{kind.name}, three averaged"] = logits, [np.mean(logits, 0)]
