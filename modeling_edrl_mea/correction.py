@@ -151,7 +151,7 @@ def own_discriminant(speech: np.ndarray, predicted: np.ndarray, weights: np.ndar
     centers = (shares.T @ rows) / (shares.sum(0) + 1)[:, None]
     around = (rows - predicted @ centers) * np.sqrt(weights / weights.sum())[:, None]
     centers = centers - centers.mean(0)
-    if len(rows) > size:  # as linear_heads' ridge_solver, which a published model does not carry
+    if len(rows) > size:
         return np.linalg.solve(around.T @ around + ridge * np.eye(size), centers.T).T
     inside = np.linalg.solve(around @ around.T + ridge * np.eye(len(rows)), around @ centers.T)  # Woodbury's identity
     return (centers - inside.T @ around) / ridge

@@ -1,8 +1,10 @@
 """Linear heads: logistic regression for emotions, ridge regression for ratings. What regularizes them, and how far
 their outputs are stretched, is chosen on speakers held out. For emotions see also `discriminant`."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,12 +51,20 @@ def corpus_folds(corpora: Sequence[str]) -> list:
     return [(np.flatnonzero(names != name), np.flatnonzero(names == name)) for name in dict.fromkeys(corpora)]
 
 
+def parts(features) -> Iterator[tuple[slice, Tensor]]:
+    """Of features (N, p) whose `split(n)` gives n rows at a time: which ones, and they in float64."""
+    start = 0
+    for part in features.split(ROWS):
+        yield slice(start, start + len(part)), part.double()
+        start += len(part)
+
+
 def whole(features) -> Tensor:
-    """Features (N, p) whose `split(n)` gives n rows at a time, all at once in float64."""
-    rows = torch.empty(tuple(features.shape), dtype=torch.float64)
-    for kept, part in zip(rows.split(ROWS), features.split(ROWS), strict=True):
-        kept.copy_(part)
-    return rows
+    """All of them at once."""
+    found = torch.empty(tuple(features.shape), dtype=torch.float64)
+    for rows, part in parts(features):
+        found[rows] = part
+    return found
 
 
 # --- logistic regression ---
@@ -85,41 +95,89 @@ def fit_regression(
 # --- ratings ---
 
 
-def fit_ratings(features: Tensor, ratings: Tensor, speakers: Sequence[str], kind: str) -> LinearHead:
-    """Ridge regression of ratings (N, A), NaN where missing, on features (N, p) of about unit variance; its
-    `regularization` is the first attribute's.
+def fit_ratings(features, ratings: Tensor, speakers: Sequence[str], kind: str) -> LinearHead:
+    """Ridge regression of ratings (N, A), NaN where missing, on features of about unit variance; its `regularization`
+    is the first attribute's.
+
+    `features`: (N, p), as [`fit_discriminant`] takes them: from sums over rows that are gone through twice.
 
     The ridge is the best one on speakers held out. For "ccc" predictions are then spread as far as ratings are, by what
     speakers held out show: least squares draws them to the mean, which a correlation does not see and concordance does.
     """
-    groups, found = np.unique(speakers, return_inverse=True)[1], []
-    for values in ratings.double().unbind(1):
+    n, p = features.shape
+    if p > n:  # all that matters lies in the span of the rows
+        rows = whole(features)
+        basis = torch.linalg.qr(rows.T).Q
+        head = fit_ratings(rows @ basis, ratings, speakers, kind)
+        return LinearHead(head.weight @ basis.T, head.bias, head.regularization)
+    groups, ratings = np.unique(speakers, return_inverse=True)[1], ratings.double()
+    data = _Ratings(features, ratings, torch.stack([_folds(values, groups) for values in ratings.T], 1))
+    sums = data.sums()
+    held_out, found = data.held_out(sums), []
+    for values, of_folds, predicted in zip(ratings.T, sums, held_out, strict=True):
         rated = values.isfinite()
-        found.append(_fit_one(features[rated], values[rated], groups[rated.numpy()], kind))
+        found.append(_fit_one(of_folds, predicted[:, rated], values[rated], kind))
     weights, biases, ridges = zip(*found, strict=True)
     return LinearHead(torch.stack(weights), torch.stack(biases), ridges[0])
 
 
-def _fit_one(features: Tensor, values: Tensor, groups: np.ndarray, kind: str) -> tuple[Tensor, Tensor, float]:
-    if len(values) < 2:  # the middle of the scale, or the one rating
-        return features.new_zeros(features.shape[1]), values.sum(), RATING_RIDGE_OF_ONE_SPEAKER
-    ridge, stretch = _chosen(features, values, groups, kind)
-    (weight,), mean, center = _ridges(features, values, [ridge])
-    weight = stretch * weight
-    return weight, mean - center @ weight, ridge
-
-
-def _chosen(features: Tensor, values: Tensor, groups: np.ndarray, kind: str) -> tuple[float, float]:
-    """(ridge, factor of the predictions around their mean) by speakers held out in turn."""
+def _folds(values: Tensor, groups: np.ndarray) -> Tensor:
+    """(N,) in which fold a rating is held out, all of a speaker's in one; 0 where there is one speaker, -1 without a
+    rating."""
     from sklearn.model_selection import GroupKFold
 
+    (rated,) = values.isfinite().nonzero(as_tuple=True)
+    folds, groups = torch.full((len(values),), -1), groups[rated.numpy()]
     n_folds = min(N_FOLDS, len(set(groups.tolist())))
-    if n_folds < 2:
-        return RATING_RIDGE_OF_ONE_SPEAKER, 1.0
-    held_out = torch.zeros(len(RATING_RIDGES), len(values), dtype=values.dtype)
-    for seen, unseen in GroupKFold(n_folds).split(groups, groups=groups):
-        weights, mean, center = _ridges(features[seen], values[seen], RATING_RIDGES)
-        held_out[:, unseen] = mean + weights @ (features[unseen] - center).T
+    splits = GroupKFold(n_folds).split(groups, groups=groups) if n_folds > 1 else [(None, np.arange(len(rated)))]
+    for number, (_, unseen) in enumerate(splits):
+        folds[rated[unseen]] = number
+    return folds
+
+
+class _Ratings(NamedTuple):
+    features: Any  # (N, p)
+    values: Tensor  # (N, A)
+    folds: Tensor  # (N, A)
+
+    def parts(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Some rows at a time, for each attribute and fold: its rows, and their [features, 1] (n, p + 1)."""
+        for rows, part in parts(self.features):
+            known = torch.cat([part, part.new_ones(len(part), 1)], 1)
+            for attribute, fold in itertools.product(range(self.values.shape[1]), range(N_FOLDS)):
+                (here,) = (self.folds[rows, attribute] == fold).nonzero(as_tuple=True)
+                yield attribute, fold, rows.start + here, known[here]
+
+    def sums(self) -> Tensor:
+        """(A, folds, p + 1, p + 2) products [x, 1]'[x, 1, y] over the ratings of each fold."""
+        p = self.features.shape[1]
+        sums = torch.zeros(self.values.shape[1], N_FOLDS, p + 1, p + 2, dtype=torch.float64)
+        for attribute, fold, rows, x in self.parts():
+            sums[attribute, fold].addmm_(x.T, torch.cat([x, self.values[rows, attribute, None]], 1))
+        return sums
+
+    def held_out(self, sums: Tensor) -> Tensor:
+        """(A, ridges, N) predictions of ratings by all folds but their own; 0 where there are no others."""
+        heads = [[_ridges(of_folds.sum(0) - one, RATING_RIDGES) for one in of_folds] for of_folds in sums]
+        found = torch.zeros(len(sums), len(RATING_RIDGES), len(self.values), dtype=torch.float64)
+        for attribute, fold, rows, x in self.parts():
+            found[attribute][:, rows] = heads[attribute][fold] @ x.T
+        return found
+
+
+def _fit_one(of_folds: Tensor, predicted: Tensor, values: Tensor, kind: str) -> tuple[Tensor, Tensor, float]:
+    """An attribute's weights (p,), bias and ridge, by sums of its folds and what these predict (ridges, n) of its
+    ratings (n,)."""
+    ridge, stretch = RATING_RIDGE_OF_ONE_SPEAKER, 1.0
+    if (of_folds[:, -1, -2] > 0).sum() > 1:
+        ridge, stretch = _chosen(predicted, values, kind)
+    (head,) = _ridges(of_folds.sum(0), [ridge])
+    weight, center = head[:-1], of_folds[:, -1, :-2].sum(0) / max(len(values), 1)
+    return stretch * weight, head[-1] + (1 - stretch) * (center @ weight), ridge
+
+
+def _chosen(held_out: Tensor, values: Tensor, kind: str) -> tuple[float, float]:
+    """(ridge, factor of the predictions around their mean) by speakers held out in turn."""
     stretches = [_stretch(predicted, values) if kind == "ccc" else 1.0 for predicted in held_out]
     means = held_out.mean(1, keepdim=True)
     stretched = means + torch.tensor(stretches, dtype=values.dtype)[:, None] * (held_out - means)
@@ -136,23 +194,13 @@ def _stretch(predicted: Tensor, values: Tensor) -> float:
     return float(values.std() / around.std())
 
 
-def _ridges(features: Tensor, values: Tensor, ridges: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights (ridges, p), mean of the values, mean of the features)."""
-    mean, center = values.mean(), features.mean(0)
-    rows = (features - center) / len(values) ** 0.5
-    solve, right = ridge_solver(rows), rows.T @ ((values - mean) / len(values) ** 0.5)[:, None]
-    return torch.stack([solve(right, ridge)[:, 0] for ridge in ridges]), mean, center
-
-
-def ridge_solver(rows: Tensor):
-    """Solves (R'R + r·I) x = y for rows R (n, p), in whichever of both sizes is smaller."""
-    n, p = rows.shape
-    product = rows.T @ rows if p <= n else rows @ rows.T
-
-    def solved(right: Tensor, ridge: float) -> Tensor:
-        factor = torch.linalg.cholesky(product + ridge * torch.eye(len(product), dtype=product.dtype))
-        if p <= n:
-            return torch.cholesky_solve(right, factor)
-        return (right - rows.T @ torch.cholesky_solve(rows @ right, factor)) / ridge  # Woodbury's identity
-
-    return solved
+def _ridges(sums: Tensor, ridges: Sequence[float]) -> Tensor:
+    """(ridges, p + 1) weights and bias by sums (p + 1, p + 2) over ratings; their mean alone of fewer than two."""
+    means = sums[-1] / sums[-1, -2].clamp_min(1)
+    center, mean = means[:-2], means[-1]
+    if sums[-1, -2] < 2:
+        return torch.cat([torch.zeros_like(center), mean[None]]).expand(len(ridges), -1)
+    covariances = sums[:-1] / sums[-1, -2] - torch.outer(center, means)
+    products, right, unit = covariances[:, :-2], covariances[:, -1:], torch.eye(len(center), dtype=sums.dtype)
+    weights = [torch.cholesky_solve(right, torch.linalg.cholesky(products + ridge * unit))[:, 0] for ridge in ridges]
+    return torch.stack([torch.cat([weight, (mean - center @ weight)[None]]) for weight in weights])

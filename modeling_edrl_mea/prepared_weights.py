@@ -170,7 +170,7 @@ def forget_changed_weights(root: nn.Module) -> None:
 
 def _weights(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
     for module in modules:
-        if isinstance(module, (nn.Linear, nn.Conv1d)):
+        if type(module) in (nn.Linear, nn.Conv1d):  # a parametrized one would compute its weight
             yield from (weight for weight in (module.weight, module.bias) if weight is not None)
         else:
             yield from module.parameters()

@@ -36,7 +36,8 @@ def stored_rows(folder: Path, args) -> Embeddings:
     statistics = StoredStatistics(chunks)
     labels = torch.from_numpy(rng.integers(len(EMOTIONS), size=len(statistics)))
     speakers = [str(speaker) for speaker in rng.integers(50, size=len(statistics))]
-    return Embeddings(statistics, labels, speakers, torch.arange(len(statistics)))
+    ratings = torch.from_numpy(rng.uniform(-1, 1, (len(statistics), args.attributes))) if args.attributes else None
+    return Embeddings(statistics, labels, speakers, torch.arange(len(statistics)), attributes=ratings)
 
 
 def new_model(args) -> EdrlMeaForAudioClassification:
@@ -50,6 +51,7 @@ def new_model(args) -> EdrlMeaForAudioClassification:
         arrangement=args.arrangement,
         n_components=args.components,
         classifier=args.classifier,
+        attribute_names=[f"attribute {i}" for i in range(args.attributes)],
     )
     model.backbone.requires_grad_(False)
     return model
@@ -65,8 +67,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5, help="the backbone's layers, and its input")
     parser.add_argument("--width", type=int, default=512, help="statistics of each: twice the backbone's width")
     parser.add_argument("--components", type=int, default=128)
-    parser.add_argument("--arrangement", default="mea_edrl")
+    parser.add_argument("--arrangement", default="edrl")
     parser.add_argument("--classifier", default="discriminant", help="or regression")
+    parser.add_argument("--attributes", type=int, default=0, help="rated beside the emotions")
     parser.add_argument("--distinct", type=int, default=6400, help="rows on the disk")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

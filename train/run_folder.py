@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
-from train.data.files import atomic_write, file_hash, fingerprint, remove_unfinished, sync, write_tensors
+from train.data.files import atomic_write, file_hash, fingerprint, is_address, remove_unfinished, sync, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def check_settings(folder: Path, held: dict, settings: dict, option: str) -> Non
 
 def claim(folder: Path, option: str, before_a_run: tuple[str, ...], seconds: float = 0):
     """A held lock that makes a folder (given as `option`) this run's own: until it is released, or the process ends.
+    At an address nothing can be held, and whoever starts two runs there has them overwrite each other.
 
     before_a_run: beginnings of the names that there may be of a run that has no run.json yet.
 
@@ -51,8 +53,9 @@ def claim(folder: Path, option: str, before_a_run: tuple[str, ...], seconds: flo
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(before_a_run))
-        lock = FileLock(folder / LOCK).acquire(timeout=seconds)
+        found = folder.iterdir() if folder.exists() else ()  # an address may have no folders before they hold something
+        foreign = sorted(path.name for path in found if not path.name.startswith(before_a_run))
+        lock = nullcontext() if is_address(folder) else FileLock(folder / LOCK).acquire(timeout=seconds)
     except Timeout as error:
         raise RunError(f"Another run is writing to {folder}. Wait for it, or give another {option}.") from error
     except OSError as error:

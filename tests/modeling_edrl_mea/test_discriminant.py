@@ -5,10 +5,11 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from modeling_edrl_mea import closed_form, discriminant
-from modeling_edrl_mea.discriminant import DISCRIMINANT_RIDGES, ClassSums, best_scale, fit_discriminant
+from modeling_edrl_mea import closed_form, linear_heads
+from modeling_edrl_mea.discriminant import BETWEEN_CORPORA, DISCRIMINANT_RIDGES, ClassSums, best_scale, fit_discriminant
 from modeling_edrl_mea.linear_heads import ABSENT, corpus_folds, speaker_folds, whole
 from tests.modeling_edrl_mea.test_closed_form import embeddings
+from tests.modeling_edrl_mea.test_linear_heads import Streamed
 
 
 @pytest.fixture
@@ -55,6 +56,14 @@ def test_what_differs_between_corpora_counts_less(data):
     assert other.weight[:, 0].abs().max() < 0.5 * plain.weight[:, 0].abs().max()
 
 
+def test_it_counts_still_less_where_corpora_are_named(data):
+    features, labels = data
+    features[60:, 0] += 8.0
+    names = ["a"] * 60 + ["b"] * 60
+    plain, named = (fit_discriminant(features, labels, torch.ones(120), 3, [], corpora) for corpora in ([], names))
+    assert named.weight[:, 0].abs().max() < 0.5 * plain.weight[:, 0].abs().max()
+
+
 def test_held_out_recordings_choose_the_ridge_and_how_sure_it_is(data):
     features, labels = data
     rows = np.arange(120)
@@ -95,17 +104,7 @@ def test_a_model_takes_it_in_place_of_the_regression(tiny_model):
     assert torch.allclose(model.classifier.weight.double(), found.weight, atol=1e-5)
 
 
-class Streamed:
-    """Features that are given some rows at a time, and only so."""
-
-    def __init__(self, features):
-        self.features, self.shape = features, features.shape
-
-    def split(self, n):
-        return iter(self.features.split(n))
-
-
-def by_all_rows(features, labels, weights, n_classes, ridge):
+def by_all_rows(features, labels, weights, corpora, n_classes, ridge):
     """Weights (C, p) and biases of a discriminant as its definition says, from all rows at once."""
     means = torch.stack(
         [
@@ -115,6 +114,11 @@ def by_all_rows(features, labels, weights, n_classes, ridge):
     )
     around = (features - means[labels]) * (weights / weights.sum()).sqrt()[:, None]
     covariance = around.T @ around + ridge * torch.eye(features.shape[1], dtype=features.dtype)
+    for corpus, label in set(zip(corpora, labels.tolist(), strict=True)):
+        rows = torch.tensor([name == corpus for name in corpora]) & (labels == label)
+        share = weights[rows] / weights[rows].sum()
+        apart = share @ features[rows] - means[label]
+        covariance += (BETWEEN_CORPORA - 1) * weights[rows].sum() / weights.sum() * torch.outer(apart, apart)
     weight = torch.linalg.solve(covariance, means.T).T
     bias = -(weight * means).sum(1) / 2
     return weight - weight.mean(0), bias - bias.mean()
@@ -122,19 +126,20 @@ def by_all_rows(features, labels, weights, n_classes, ridge):
 
 @pytest.mark.parametrize("n_columns", [6, 40, 300], ids=["few", "some: folds one by one", "more than rows"])
 def test_sums_of_streamed_rows_give_what_all_rows_give(n_columns, monkeypatch):
-    monkeypatch.setattr(discriminant, "ROWS", 7)
+    monkeypatch.setattr(linear_heads, "ROWS", 7)
     generator = torch.Generator().manual_seed(0)
     labels, corpora = torch.arange(200) % 4, [str(i // 50) for i in range(200)]
     features = torch.randn(200, n_columns, generator=generator, dtype=torch.float64) + 3.0
     features[:, :4] += torch.eye(4, dtype=torch.float64)[labels]
     weights = 0.5 + torch.rand(200, generator=generator, dtype=torch.float64)
     folds = speaker_folds(labels.numpy(), [str(i // 10) for i in range(200)]) + corpus_folds(corpora)
-    found = fit_discriminant(Streamed(features), labels, weights, 4, folds)
+    found = fit_discriminant(Streamed(features), labels, weights, 4, folds, corpora)
 
     def scale_and_recall(ridge):
         logits, recall = [], 0.0
         for train, test in folds:
-            weight, bias = by_all_rows(features[train], labels[train], weights[train], 4, ridge)
+            names = [corpora[row] for row in train]
+            weight, bias = by_all_rows(features[train], labels[train], weights[train], names, 4, ridge)
             logits.append(features[test] @ weight.T + bias)
             right = logits[-1].argmax(1) == labels[test]
             recall += sum(float(right[labels[test] == c].double().mean()) for c in range(4))
@@ -143,7 +148,7 @@ def test_sums_of_streamed_rows_give_what_all_rows_give(n_columns, monkeypatch):
 
     tried = {ridge: scale_and_recall(ridge) for ridge in DISCRIMINANT_RIDGES}
     assert tried[found.regularization][1] == pytest.approx(max(recall for _, recall in tried.values()))
-    weight, bias = by_all_rows(features, labels, weights, 4, found.regularization)
+    weight, bias = by_all_rows(features, labels, weights, corpora, 4, found.regularization)
     scale = tried[found.regularization][0]
     assert torch.allclose(found.weight, scale * weight, atol=1e-6, rtol=1e-6)
     assert torch.allclose(found.bias, scale * bias, atol=1e-6, rtol=1e-6)

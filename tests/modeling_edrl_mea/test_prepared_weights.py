@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import _WeightNorm
 
 from modeling_edrl_mea.prepared_weights import forget_changed_weights, project, project_all
 
@@ -33,6 +34,14 @@ def test_weights_written_by_way_of_data_are_noticed_in_the_next_pass():
     model[0].weight.data.mul_(-1)
     forget_changed_weights(model)
     torch.testing.assert_close(project(model[0], X), model[0](X), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_weight_that_is_computed_is_not_computed_in_every_pass(tiny_model, monkeypatch):
+    model, waveform = tiny_model("linear").eval(), torch.randn(1, 4_000)
+    expected = model(waveform).logits
+    monkeypatch.setattr(_WeightNorm, "forward", None)  # of the positional convolution
+    torch.testing.assert_close(model(waveform).logits, expected)
 
 
 def test_with_gradients_the_layer_itself_is_called():

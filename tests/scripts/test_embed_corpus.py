@@ -1,7 +1,9 @@
 """Bulk embedding: every recording gets one row, whatever its neighbors are and however often the run is killed."""
 
+import contextlib
 import csv
 import errno
+import http.server
 import itertools
 import json
 import multiprocessing
@@ -11,11 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -32,7 +37,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import embed_corpus  # noqa: E402
 
-from train.corpus_embedding import listing  # noqa: E402
+from train.corpus_embedding import job, listing, ray_cluster  # noqa: E402
 from train.data.recordings import CorpusError  # noqa: E402
 from train.run_folder import RunError  # noqa: E402
 
@@ -123,6 +128,70 @@ def test_a_manifest_and_a_data_set_give_the_folders_rows(model_folder, corpus, e
             assert row["aligned_embedding"] == pytest.approx(expected["aligned_embedding"], abs=1e-5)
 
 
+@pytest.fixture
+def memory(tmp_path):
+    """The file system behind memory://, empty."""
+    files = fsspec.filesystem("memory")
+    yield files
+    files.store.clear()
+
+
+def rows_at(files, address: str, folder: Path) -> list[dict]:
+    files.get(f"{address}/", f"{folder}/", recursive=True)
+    return rows_of(folder)
+
+
+def test_addresses_give_the_folders_rows_and_a_run_there_goes_on(model_folder, corpus, embedded, memory, tmp_path):
+    memory.put(f"{corpus}/", "/corpus/", recursive=True)
+    memory.pipe({"/corpus/.hidden.wav": b"", "/corpus/text.mp3": b"this is no audio" * 100, "/corpus/a.txt": b""})
+    arguments = ["--model", str(model_folder), "--input", "memory://corpus", "--output", "memory://out/put"]
+    arguments += ["--workers", "0", "--device", "cpu", "--shard_size", "7", "--batch_seconds", "2"]
+    assert embed_corpus.main(arguments) == embed_corpus.SOME_FAILED
+    rows = rows_at(memory, "/out/put", tmp_path / "first")
+    assert list(failures_of(tmp_path / "first")) == ["text.mp3"]
+    assert alike([row for row in rows if row["path"].endswith(".wav")], embedded)
+    memory.rm("/out/put/shards/000001.parquet")
+    memory.rm("/corpus/text.mp3")
+    memory.cp_file("/corpus/speaker 0/00.wav", "/corpus/text.mp3")
+    written = memory.modified("/out/put/shards/000000.parquet")
+    assert embed_corpus.main(arguments) == 0
+    assert memory.modified("/out/put/shards/000000.parquet") == written
+    assert alike(rows_at(memory, "/out/put", tmp_path / "second")[:30], rows[:30])
+    with pytest.raises(RunError, match="shard_size 7.*another --output"):
+        embed_corpus.main([*arguments, "--shard_size", "8"])
+
+
+def test_an_address_that_holds_something_else_is_refused(model_folder, corpus, memory):
+    memory.pipe("/out/precious", b"")
+    with pytest.raises(RunError, match="holds something else"):
+        embed_corpus.main(["--model", str(model_folder), "--input", str(corpus), "--output", "memory://out"])
+
+
+def test_recordings_are_fetched_from_the_addresses_of_a_manifest(model_folder, corpus, embedded, tmp_path, served):
+    names = [row["path"] for row in embedded][:4]
+    lines = [served(corpus) + name.replace(" ", "%20") for name in (*names, "gone.wav")]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *lines]) + "\n")
+    rows = embed(model_folder, tmp_path / "list.csv", tmp_path / "out")
+    assert [row["path"] for row in rows] == lines[:4] and list(failures_of(tmp_path / "out")) == lines[4:]
+    assert alike([row | {"path": name} for row, name in zip(rows, names, strict=True)], embedded[:4])
+
+
+@pytest.fixture
+def served():
+    """Serves a folder by HTTP; its address."""
+    servers = []
+
+    def serve(folder) -> str:
+        handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+
+
 def run_in_child(arguments: list[str]) -> multiprocessing.Process:
     child = multiprocessing.get_context("fork").Process(target=embed_corpus.main, args=(arguments,))
     child.start()
@@ -178,9 +247,17 @@ def test_a_second_run_at_the_same_time_is_refused(model_folder, corpus, tmp_path
 
 
 @pytest.mark.parametrize("options", [("--shard_size", -1), ("--batch_seconds", "nan"), ("--workers", -1)])
-def test_impossible_numbers_are_refused_before_any_work(corpus, tmp_path, options):
-    with pytest.raises(RunError, match=f"{options[0]} .*or more"):
+def test_impossible_numbers_are_refused_before_any_work(corpus, tmp_path, capsys, options):
+    with pytest.raises(SystemExit):
         embed("no model", corpus, tmp_path, *options)
+    assert re.search(f"{options[0]} .*or more", capsys.readouterr().err)
+
+
+def test_a_cluster_without_ray_is_refused_before_any_work(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embed_corpus, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        embed("no model", corpus, tmp_path, "--engine", "ray")
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
 
 
 def test_a_disk_without_the_room_is_told_of_before_any_work(model_folder, corpus, tmp_path, monkeypatch):
@@ -219,8 +296,8 @@ def loaded_once(model_folder, monkeypatch):
     """For tests of many runs on one model. None waits for the disk: what is written outlives a kill without."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     arguments = ["--model", str(model_folder), "--input", "", "--output", ""]
-    loaded = embed_corpus.load_model(embed_corpus.parse_arguments(arguments), "cpu")
-    monkeypatch.setattr(embed_corpus, "load_model", lambda args, device: loaded)
+    loaded = job.load_model(embed_corpus.parse_arguments(arguments), "cpu")
+    monkeypatch.setattr(job, "load_model", lambda args, device: loaded)
 
 
 @pytest.fixture
@@ -521,3 +598,93 @@ def test_two_processes_and_their_workers_share_the_work_and_survive_a_kill(model
     rows = rows_of(tmp_path)
     assert [row["path"] for row in rows] == [row["path"] for row in embedded]
     assert json.loads((tmp_path / "run.json").read_text())["content"]["n_recordings"] == 30
+
+
+def bytes_of(output) -> dict[str, bytes]:
+    """Shards, and receipts of what they hold."""
+    return {path.name: path.read_bytes() for path in (*output.glob("shards/*"), *output.glob("receipts/*"))}
+
+
+def workers_of_this_process() -> list[int]:
+    """Processes of Ray's that are at a shard."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            found += [int(folder.name)] * (folder / "cmdline").read_bytes().startswith(b"ray::_embed_shard")
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or pid in parents and is_ours(parents[pid])
+
+    return [pid for pid in found if is_ours(pid)]
+
+
+@pytest.fixture
+def many(corpus, tmp_path, monkeypatch):
+    """A folder of 120 recordings; Ray says nothing of it to anybody."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    source = tmp_path / "many"
+    source.mkdir()
+    for i, path in enumerate(sorted(corpus.rglob("*.wav")) * 4):
+        os.link(path, source / f"{i:03d}.wav")
+    return source
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def n_receipts(output) -> int:
+    return len(list(output.glob("receipts/*.json")))
+
+
+@pytest.mark.slow
+def test_a_cluster_one_of_whose_two_workers_is_killed_gives_the_bytes_of_one_process(model_folder, many, tmp_path):
+    ray = pytest.importorskip("ray")
+    seen, n_before = set(), []
+
+    def both_are_at_work() -> bool:
+        seen.update(workers_of_this_process())
+        return len(seen) == 2 and n_receipts(tmp_path / "cluster") >= 3
+
+    def kill_one():
+        wait_for(both_are_at_work)
+        os.kill(min(seen), signal.SIGKILL)
+        n_before.append(n_receipts(tmp_path / "cluster"))
+
+    ray.init("local", num_cpus=2, include_dashboard=False)
+    killer = threading.Thread(target=kill_one)
+    try:
+        killer.start()
+        embed(model_folder, many, tmp_path / "cluster", "--shard_size", 3, "--engine", "ray")
+        killer.join()
+        given = {"input": str(tmp_path / "nowhere"), "split": "train", "audio_column": "audio", "device": "cpu"}
+        with pytest.raises(RunError, match="no folder, no manifest"):  # what is wrong there is said here
+            ray_cluster._result(ray.remote(ray_cluster._embed_shard).remote(json.dumps(given), 0, []), 0)
+    finally:
+        ray.shutdown()
+    assert len(seen) == 2 and 3 <= n_before[0] < 40
+    assert len(embed(model_folder, many, tmp_path / "alone", "--shard_size", 3)) == 120
+    assert bytes_of(tmp_path / "cluster") == bytes_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cluster_goes_on_after_a_kill(model_folder, many, tmp_path):
+    pytest.importorskip("ray")
+    output = tmp_path / "cluster"
+    command = [sys.executable, SCRIPTS / "embed_corpus.py", "--model", model_folder, "--input", many]
+    command += ["--output", output, "--shard_size", 3, "--workers", 0, "--device", "cpu", "--engine", "ray"]
+    command = [str(part) for part in command]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: n_receipts(output) >= 3)
+    first.kill()
+    first.wait()
+    n_before = n_receipts(output)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 3 <= n_before < 40 and "120 rows in 40 shards" in done.stdout
+    embed(model_folder, many, tmp_path / "alone", "--shard_size", 3)
+    assert bytes_of(output) == bytes_of(tmp_path / "alone")

@@ -1,24 +1,16 @@
-"""Decoded recordings in batches of similar lengths, through the model, into shards."""
+"""Decoded recordings in batches of similar lengths, through the model, to rows."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from modeling_edrl_mea import EdrlMeaForAudioClassification
 from modeling_edrl_mea.prediction import Listener
 
-from .listing import Item, Recordings
-from .shards import ShardStore, check_room
+from .listing import Item
 
 POOL_BATCHES = 8  # batches' worth of decoded audio that is held to be sorted by length
-
-
-def as_it_is(item):
-    return item
 
 
 def batches(items: Iterable[Item], batch_samples: int) -> Iterator[list[Item]]:
@@ -76,38 +68,3 @@ class Embedder:
         columns += [("speech_share", pa.float32()), ("label", pa.string())]
         vectors = [(name, pa.list_(pa.float32(), len(probe[name]))) for name in self.embeddings]
         return pa.schema([*columns, ("scores", scores), *vectors])
-
-
-def run_shards(
-    store: ShardStore,
-    recordings: Recordings,
-    todo: dict[int, list[int]],
-    embed: Embedder,
-    batch_samples: int,
-    workers: int,
-) -> None:
-    """Embed the places that are to do by shard, and write each shard as soon as all of it is there."""
-    places = [place for of_shard in todo.values() for place in of_shard]
-    items = DataLoader(
-        recordings,
-        batch_size=None,
-        sampler=places,
-        collate_fn=as_it_is,
-        num_workers=min(workers, len(places)),
-        multiprocessing_context="spawn" if workers and places else None,  # after inference a fork hangs in OpenMP
-    )
-    schema = embed.schema()
-    check_room(store.folder, len(places), schema)
-    rows, failures = defaultdict(list), defaultdict(list)
-    with tqdm(total=len(places), unit="rec", disable=None) as progress:
-        for batch in batches(items, batch_samples):
-            first = batch[0]
-            failed = [{"index": first.place, "path": first.name, "reason": first.reason}] if first.reason else None
-            for row in failed or embed(batch):
-                shard = row["index"] // store.shard_size
-                (failures if "reason" in row else rows)[shard].append(row)
-                progress.update()
-                if len(rows[shard]) + len(failures[shard]) == len(todo[shard]):
-                    if failures[shard]:
-                        recordings.check_source()
-                    store.write(shard, rows.pop(shard), failures.pop(shard), schema)

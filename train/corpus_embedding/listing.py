@@ -1,6 +1,8 @@
 """The recordings of a bulk embedding: a folder, a manifest or a data set, listed once and decoded one by one."""
 
+import io
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +12,9 @@ import soundfile
 from torch.utils.data import Dataset
 
 from modeling_edrl_mea import RecordingError, load_recording
-from modeling_edrl_mea.recordings import find_audio
-from train.data.files import fingerprint
-from train.data.manifests import find_columns, read_manifest
+from modeling_edrl_mea.recordings import AUDIO_EXTENSIONS, find_audio
+from train.data.files import as_path, fingerprint, is_address
+from train.data.manifests import TABLES, find_columns, read_manifest
 from train.run_folder import RunError
 
 
@@ -20,6 +22,8 @@ def open_dataset(source: str, split: str, audio_column: str):
     """The rows of a data set, or None where the source is a folder of audio or a manifest."""
     from datasets import Audio, load_dataset, load_from_disk
 
+    if is_address(source):
+        return None
     if Path(source, "state.json").is_file():
         rows = load_from_disk(source)
     elif os.path.exists(source):
@@ -38,12 +42,25 @@ def open_dataset(source: str, split: str, audio_column: str):
 
 def list_paths(source: Path, audio_column: str) -> list[bytes]:
     """Paths of all recordings, relative to the folder or to the manifest's."""
-    if source.is_file():
+    if is_manifest(source):
         return _paths_of_manifest(source, audio_column)
-    paths = [os.fsencode(path.relative_to(source)) for path in find_audio(source)]
+    found = _audio_at(source) if is_address(source) else [path.relative_to(source) for path in find_audio(source)]
+    paths = [os.fsencode(path) for path in found]
     if not paths:
         raise RunError(f"{source} holds no audio file.")
     return paths
+
+
+def is_manifest(source: Path) -> bool:
+    """Otherwise a folder; not every storage tells one from a file."""
+    return source.suffix.lower() in TABLES if is_address(source) else source.is_file()
+
+
+def _audio_at(folder) -> list[str]:
+    """Audio files under an address, relative to it; hidden ones left out."""
+    names = (name.removeprefix(folder.path).strip("/") for name in folder.fs.find(folder.path))
+    is_hidden = re.compile(r"(^|/)(\.|__MACOSX)").search
+    return sorted(name for name in names if name.lower().endswith(AUDIO_EXTENSIONS) and not is_hidden(name))
 
 
 def _paths_of_manifest(path: Path, audio_column: str) -> list[bytes]:
@@ -81,7 +98,7 @@ class Recordings(Dataset):
 
     def __init__(self, names: pa.Array | None, source: Path, rows, audio_column: str, rate: int, max_seconds: float):
         self.names, self.rows, self.audio_column = names, rows, audio_column
-        self.base = source.parent if source.is_file() else source
+        self.base = source.parent if is_manifest(source) else source
         self.rate, self.max_seconds = rate, max_seconds
 
     def __len__(self) -> int:
@@ -94,8 +111,10 @@ class Recordings(Dataset):
                 source = self.rows[place][self.audio_column]
                 item = item._replace(name=str(source.get("path") or item.name))
             else:
-                source = self._path(place)
                 item = item._replace(name=printable(os.fsdecode(self.names[place].as_py())))
+                source = path = self._path(place)
+                if is_address(path):
+                    source = {"bytes": path.read_bytes(), "path": str(path)}
             seconds = stated_seconds(source)
             if seconds > self.max_seconds:
                 return item._replace(reason=f"{seconds:.0f} s long, over --max_seconds {self.max_seconds:g}")
@@ -107,16 +126,22 @@ class Recordings(Dataset):
         except Exception as error:  # one file, however strange, must not stop millions
             return item._replace(reason=printable(f"{type(error).__name__}: {error}"))
 
-    def _path(self, place: int) -> str:
-        return os.path.join(self.base, os.fsdecode(self.names[place].as_py()))
+    def _path(self, place: int):
+        name = os.fsdecode(self.names[place].as_py())
+        if is_address(name) or is_address(self.base):
+            return as_path(name if is_address(name) else self.base / name)
+        return os.path.join(self.base, name)
 
     def stamp(self, place: int) -> str:
         """Size and time of a recording's file, empty where it is gone; the same for all rows of a data set, whose
         fingerprint is among the run's settings."""
         if self.names is None:
             return "row"
+        path = self._path(place)
         try:
-            status = os.stat(self._path(place))
+            if is_address(path):
+                return path.fs.ukey(path.path)
+            status = os.stat(path)
         except (OSError, ValueError):
             return ""
         return f"{status.st_size} {status.st_mtime_ns}"
@@ -128,10 +153,11 @@ class Recordings(Dataset):
 
 def stated_seconds(source) -> float:
     """What the file's header says, before it is all decoded; 0 where nothing does."""
-    if not isinstance(source, str) or not os.path.isfile(source):  # opening a pipe would wait for ever
+    content = isinstance(source, dict) and source.get("bytes")
+    if not content and not (isinstance(source, str) and os.path.isfile(source)):  # opening a pipe would wait for ever
         return 0.0
     try:
-        return soundfile.info(os.fsencode(source)).duration
+        return soundfile.info(io.BytesIO(content) if content else os.fsencode(source)).duration
     except soundfile.LibsndfileError:
         return 0.0
 

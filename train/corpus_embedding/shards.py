@@ -21,7 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from train.data.files import atomic_write, file_hash, fingerprint, read_sealed, remove_unfinished, write_sealed
+from train.data.files import (
+    as_path,
+    atomic_write,
+    file_hash,
+    fingerprint,
+    is_address,
+    read_sealed,
+    remove_unfinished,
+    write_sealed,
+)
 from train.run_folder import LOCK, RunError, check_settings, claim
 
 from .listing import printable
@@ -33,12 +42,13 @@ class ShardStore:
     """One output folder.
 
     Args:
-        folder: OUT.
+        folder: OUT, or an address of it.
         settings: what must be the same when a run is resumed, `shard_size` among it.
     """
 
     def __init__(self, folder: str | Path, settings: dict):
-        self.folder, self.settings = Path(folder), settings
+        # What was listed once must not be believed later: other processes write too.
+        self.folder, self.settings = as_path(folder, use_listings_cache=False), settings
         self.shard_size, self.run = settings["shard_size"], fingerprint(settings)
         self.n_recordings = 0
 
@@ -71,8 +81,8 @@ class ShardStore:
         self._refuse_strangers()
 
     def _refuse_strangers(self) -> None:
-        ours = {self.shard_path(shard) for shard in range(self.n_shards)}
-        strangers = sorted(path.name for path in (self.folder / "shards").glob("*.parquet") if path not in ours)
+        ours = {self.shard_path(shard).name for shard in range(self.n_shards)}
+        strangers = sorted({path.name for path in (self.folder / "shards").glob("*.parquet")} - ours)
         if strangers:
             raise RunError(f"{self.folder / 'shards'} holds {strangers[0]}, which is not of this run. Take it out.")
 
@@ -116,7 +126,7 @@ class ShardStore:
     def listing(self) -> pa.ChunkedArray | None:
         """Paths (bytes) of the recordings, or None where they are rows of a data set (or the file is damaged)."""
         try:
-            return pq.read_table(self.folder / "listing.parquet")["path"].combine_chunks()
+            return _read_table(self.folder / "listing.parquet")["path"].combine_chunks()
         except (OSError, KeyError, pa.ArrowException):
             return None
 
@@ -168,7 +178,7 @@ class ShardStore:
         table, stamps = pa.Table.from_pylist(rows, schema), {str(row["index"]): row["stamp"] for row in rows}
         before = self._receipt(shard)
         if before is not None and before["sha256"]:
-            old = pq.read_table(self.shard_path(shard)).cast(schema)
+            old = _read_table(self.shard_path(shard)).cast(schema)
             again = pa.array([row["index"] for row in rows + failures], pa.int64())
             old = old.filter(pc.invert(pc.is_in(old["index"], again)))
             table = pa.concat_tables([old, table])
@@ -209,12 +219,19 @@ class ShardStore:
         return n_rows, len(failures)
 
 
+def _read_table(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        return pq.read_table(file)
+
+
 def _fingerprint_of_paths(paths: list[bytes] | None) -> str | None:
     return None if paths is None else fingerprint(b"\0".join(paths))
 
 
 def check_room(folder: Path, n_rows: int, schema: pa.Schema) -> None:
     """Raises RunError where the disk will be full before the rows are written: their vectors do not compress."""
+    if is_address(folder):
+        return
     sizes = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
     needed, free = 4 * n_rows * sum(sizes), shutil.disk_usage(folder).free
     if needed > free:

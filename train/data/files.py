@@ -5,6 +5,7 @@ import ast
 import hashlib
 import json
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -23,13 +24,34 @@ SETTLED = 10**9  # nanoseconds after which a change of a file shows in its times
 UNFINISHED = ".tmp"  # ends the names of files that are being written, so that no pattern for finished ones finds them
 
 
+def is_address(source) -> bool:
+    """Of a storage that fsspec reaches (s3://…, gs://…, https://…, memory://…), and no path on this machine."""
+    return "://" in str(source)
+
+
+def as_path(source, **options) -> Path:
+    """A path on this machine or, of an address, what does as one; `options` are fsspec's for its storage."""
+    if not is_address(source):
+        return Path(source)
+    from upath import UPath
+
+    path = UPath(source, **options)
+    return Path(path.path) if path.protocol in ("file", "local") else path
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Where to write a file that gets its name `path` when it is whole and on the disk.
+    """Where to write a file that gets its name `path` when it is whole and on the disk, or in the storage of an
+    address.
 
     `path` stays what it was where the block raises or the process dies. Several processes may write one file at a
     time: each has a temporary file of its own beside it, and the last to finish wins.
     """
+    if is_address(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (temporary := Path(folder, path.name))
+            path.fs.put_file(str(temporary), path.path)  # an object is there when all of it is
+        return
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{uuid4().hex[:12]}{UNFINISHED}")
     try:
@@ -76,6 +98,8 @@ def read_sealed(path: Path) -> dict | None:
 def remove_unfinished(folder: str | Path, name: str = "*") -> None:
     """Remove what killed writers of files of this name left in a folder (not below it) that no other process is writing
     to; nobody else's files end like that."""
+    if is_address(folder):
+        return
     for leftover in Path(folder).glob(f"{name}.{'[0-9a-f]' * 12}{UNFINISHED}"):
         leftover.unlink(missing_ok=True)
 
@@ -126,7 +150,7 @@ def fingerprint(content, digits: int = 16) -> str:
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with as_path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

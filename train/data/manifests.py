@@ -94,7 +94,7 @@ def read_manifest(path: Path) -> list[dict]:
         if suffix in (".csv", ".tsv", ".txt"):
             return read_table(path)
         if suffix == ".parquet":
-            return pyarrow.parquet.read_table(path).to_pylist()
+            return pyarrow.parquet.read_table(pyarrow.BufferReader(path.read_bytes())).to_pylist()
         lines = path.read_text(encoding="utf-8-sig")
         rows = json.loads(lines) if suffix == ".json" else [json.loads(x) for x in lines.splitlines() if x.strip()]
     except (csv.Error, UnicodeDecodeError, json.JSONDecodeError, pyarrow.ArrowInvalid) as error:

@@ -101,8 +101,10 @@ class Augmentation:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the settings and the recordings used, for cache keys."""
-        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
+        """16 hexadecimal digits that change with the settings, the recordings used and what is drawn from, for cache
+        keys."""
+        drawn_from = ADDITIVE, STAGES, SPEED, TILT_DB, MP3_KBITS, VOICES, LONGEST_RT60
+        digest = hashlib.sha256(json.dumps([self.describe(), drawn_from], sort_keys=True).encode())
         for path in self.noise:
             digest.update(content_of(path))
         for name in sorted(self.rooms):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import train.degradation.augmentation
 from train.degradation.augmentation import KINDS, Augmentation
 from train.degradation.effects import rms
 
@@ -152,3 +153,9 @@ def test_the_fingerprint_tells_settings_and_recordings_apart(recordings, augment
     assert same.fingerprint == augmentation.fingerprint
     assert len({a.fingerprint for a in [same, *others]}) == 5
     assert json.loads(json.dumps(same.describe())) == same.describe()
+
+
+def test_the_fingerprint_tells_other_ranges_apart(monkeypatch):
+    before = Augmentation().fingerprint
+    monkeypatch.setattr(train.degradation.augmentation, "TILT_DB", 3.0)
+    assert Augmentation().fingerprint != before
