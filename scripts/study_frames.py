@@ -263,7 +263,6 @@ class Kind:
     build: Callable
     settings: tuple[Setting, ...]
     n_batches: int  # between moments
-    n_seeds: int = len(SEEDS)
 
     def models(self, study: Study, corpora, setting: Setting, seed: int, n_moments: int):
         """Yields the model at these moments, with the logits that it adds to."""
@@ -325,7 +324,7 @@ class Kind:
             print(f"{self.name}, without {left}: {setting}, {moment * self.n_batches} batches", flush=True)
         return [
             assembled(study, self.name, lambda *left: self.final(*left, *chosen[left[1]], seed), seed)  # noqa: B023
-            for seed in SEEDS[: self.n_seeds]
+            for seed in SEEDS
         ]
 
 
@@ -391,8 +390,8 @@ KINDS = {
     "b": Kind("one attention", ONE, (Setting(3e-3),), 30),
     "c": Kind("residual of each", EACH, (Setting(3e-3, start="own"), Setting(3e-3, start="held out")), 30),
     "d": Kind("attention of each", EACH, (Setting(3e-3),), 30),
-    "e": Kind("last layer unfrozen", UnfrozenLayer, (Setting(1e-4),), 8, 1),
-    "f": Kind("last layer, contrastive", UnfrozenLayer, (Setting(1e-4, contrast=0.3),), 8, 1),
+    "e": Kind("last layer unfrozen", UnfrozenLayer, (Setting(1e-4),), 8),
+    "f": Kind("last layer, contrastive", UnfrozenLayer, (Setting(1e-4, contrast=0.3),), 8),
 }
 
 
