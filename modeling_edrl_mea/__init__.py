@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
 from .alignment import EmbeddingAlignment
-from .configuration_edrl_mea import PAPER_FAITHFUL, EdrlMeaConfig
+from .configuration_edrl_mea import EdrlMeaConfig
 from .correction import AdaptationReport
 from .feature_extraction_edrl_mea import EdrlMeaFeatureExtractor
 from .modeling_edrl_mea import EdrlMeaForAudioClassification, EdrlMeaModel, EdrlMeaOutput
@@ -30,7 +30,6 @@ __all__ = [
     "AdaptationReport",
     "Adapter",
     "AlignmentCallback",
-    "PAPER_FAITHFUL",
     "EdrlMeaConfig",
     "EdrlMeaFeatureExtractor",
     "EdrlMeaForAudioClassification",

@@ -1,4 +1,4 @@
-"""Stage 2 for training with the stock `Trainer` of transformers."""
+"""What is solved rather than learned, for training with the stock `Trainer` of transformers."""
 
 import torch
 import torch.distributed as dist
@@ -10,23 +10,20 @@ from .targets import IGNORED, as_ids
 
 
 class AlignmentCallback(TrainerCallback):
-    """Gives the stock `Trainer` stage 2: standardization before training, MEA and its classifier after it.
+    """Gives the stock `Trainer` what is solved in closed form: before training standardization and EDRL's start, after
+    it, in the paper's order, MEA and its classifier.
 
     The training set must yield `input_values`, `attention_mask` and `labels` (ids, or shares of the classes, of which
-    stage 2 takes the largest; -100: left out). Batches carry no speakers, so the classifier's regularization is not
+    the largest counts; -100: left out). Batches carry no speakers, so the classifier's regularization is not
     cross-validated. Needs scikit-learn.
     """
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        aligns = model.config.arrangement == "mea_edrl" and not model.alignment.is_fitted
-        standardizes = not model.edrl_mea.speech_embedding.is_fitted
-        data = embed_dataloader(model, train_dataloader) if aligns or standardizes else None
-        if standardizes:
+        if not model.edrl_mea.speech_embedding.is_fitted:
+            data = embed_dataloader(model, train_dataloader)
             closed_form.fit_speech_embedding(model, data)
-        if aligns:
-            closed_form.fit_alignment(model, data)
-        if data is not None and model.config.starts_from_regression:
-            closed_form.start_disentanglement(model, data)
+            if model.config.starts_as_classifier:
+                closed_form.start_disentanglement(model, data)
         model.train()
 
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):

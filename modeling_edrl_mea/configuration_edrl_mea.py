@@ -9,25 +9,15 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WavLMConf
 
 from .frames import BACKBONE_TYPES, iter_windows, longest_input
 
-Arrangement = Literal["linear", "edrl", "mea", "edrl_mea", "mea_edrl"]
-AlignmentTarget = Literal["own_speech", "clean_original", "labels"]
-
-# Settings of the paper's order and protocol (arXiv 2510.09072) as far as its abstract tells them: EDRL first, MEA onto
-# the original speech features, nothing else. What the abstract leaves open (sizes, loss weights) keeps our defaults.
-PAPER_FAITHFUL = {
-    "arrangement": "edrl_mea",
-    "alignment_target": ["own_speech"],
-    "start_from_regression": False,
-    "noise_shrinkage": 0.0,
-    "standardize_components": True,
-}
+Arrangement = Literal["linear", "edrl", "edrl_mea"]
+RETIRED_ARRANGEMENTS = ("mea", "mea_edrl")
 
 PROBLEM_TYPES = (None, "single_label_classification", "regression")
 EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
 BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
 NOT_NEGATIVE = (
-    *("mixup_alpha", "embedding_noise", "noise_shrinkage", "label_ridge", "self_training"),
+    *("mixup_alpha", "embedding_noise", "label_ridge", "self_training"),
     *("standardization_prior", "adaptation_prior", "speaker_prior"),
 )
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
@@ -38,7 +28,10 @@ RETIRED = {
     "pooling": "mean_std",
     "align_speech_embedding": False,
 }
-RETIRED_IN_TRAINING = ("choose_n_components", "alignment_ridge")  # of no consequence once a model is trained
+# Of no consequence once a model is trained.
+RETIRED_IN_TRAINING = (
+    *("choose_n_components", "alignment_ridge", "noise_shrinkage", "standardize_components", "start_from_regression"),
+)
 
 
 class EdrlMeaConfig(PreTrainedConfig):
@@ -78,12 +71,11 @@ class EdrlMeaConfig(PreTrainedConfig):
         adapted_speakers: speakers that have biases of their own.
         adaptation: the report of the last `adapt`; None: not adapted.
         arrangement: how the parts follow one another, and whose logits count: linear is u → classifier (the
-            baseline); edrl is u → EDRL and its own classifier; mea is u → MEA → classifier; edrl_mea is u → EDRL →
-            MEA → classifier (the paper); mea_edrl is u → MEA → EDRL and its own classifier.
+            baseline); edrl is u → EDRL and its own classifier, EDRL starting as that classifier, so that from little
+            data it learns refinements, not the task anew; edrl_mea, the paper's order, is u → EDRL, from random
+            weights → MEA onto u → classifier.
         block_size: d, the width of each of EDRL's embeddings; small blocks overfit less: 64 lost up to 3 points of
             UAR.
-        start_from_regression: start EDRL as the `classifier` on what it is given instead of at random, so
-            that from little data it learns refinements, not the task anew. Not used where EDRL's blocks are aligned.
         disentanglement_dropout: share of u's features dropped in training.
         mixup_alpha: u and labels are mixed within a batch in training by Beta(α, α) shares, against overfitting;
             0: not.
@@ -104,14 +96,7 @@ class EdrlMeaConfig(PreTrainedConfig):
             sure as it is right; 1: not calibrated.
         coverage_thresholds: least probability of a label in the set that `predict` gives, by coverage ("0.9"), found by
             training on recordings that the model did not learn from; None: none were found.
-        n_components: k, the width of the aligned embedding; as many as a small corpus has directions.
-        alignment_target: Y of MEA, any of own_speech, clean_original and labels, side by side; what labels would
-            add, the classifier learns from them directly.
-        noise_shrinkage: s, how much directions in which noisy copies stray from their clean originals are shrunk in
-            u before MEA: by √(1 + s·n/n̄) for noise variance n and n̄ a typical large one; 0: not. Not used where
-            EDRL's blocks are aligned.
-        standardize_components: give every component of the aligned embedding unit variance; otherwise they have it
-            on average, so that what is regularized after MEA trusts the first components most.
+        n_components: k, the width of the aligned embedding.
         attribute_names: what is rated on a scale beside the emotion (arousal, valence), in the order of the output's
             `attributes`; None: nothing. With `problem_type="regression"` nothing but `id2label`, which then names them.
         attribute_ranges: {"arousal": [1, 7]}, the ends of each scale, in whose middle and unit the model learns; one
@@ -141,10 +126,9 @@ class EdrlMeaConfig(PreTrainedConfig):
     adapted_speakers: list[str] | tuple[str, ...] = ()
     adaptation: dict | None = None
 
-    arrangement: Arrangement = "mea_edrl"
+    arrangement: Arrangement = "edrl"
 
     block_size: int = 16
-    start_from_regression: bool = True
     disentanglement_dropout: float = 0.5
     mixup_alpha: float = 0.4
     embedding_noise: float = 0.1
@@ -158,10 +142,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     temperature: float = 1.0
     coverage_thresholds: dict[str, float] | None = None
 
-    n_components: int = 128
-    alignment_target: list[AlignmentTarget] | tuple[AlignmentTarget, ...] = ("clean_original",)
-    noise_shrinkage: float = 10.0
-    standardize_components: bool = False
+    n_components: int = 8
 
     attribute_names: list[str] | tuple[str, ...] | None = None
     attribute_ranges: dict | None = None
@@ -169,7 +150,7 @@ class EdrlMeaConfig(PreTrainedConfig):
     attribute_weight: float = 1.0
 
     def __post_init__(self, **kwargs):
-        _drop_retired(kwargs)
+        _drop_retired(kwargs, self.arrangement)
         _check_spelling(kwargs, type(self).__annotations__)
         if self.backbone_config is None:
             self.backbone_config = WavLMConfig()
@@ -201,9 +182,6 @@ class EdrlMeaConfig(PreTrainedConfig):
         return result
 
     def _settle(self):
-        if isinstance(self.alignment_target, str):
-            self.alignment_target = [self.alignment_target]
-        self.alignment_target = list(self.alignment_target)
         self.adapted_speakers = list(self.adapted_speakers)
         self.id2label = {int(i): label for i, label in self.id2label.items()}
         self._check_labels()
@@ -264,14 +242,13 @@ class EdrlMeaConfig(PreTrainedConfig):
                 'attributes (problem_type="regression") or both (attribute_names). Turn several emotions into one, or '
                 "into shares that add up to 1."
             )
+        if self.arrangement in RETIRED_ARRANGEMENTS:
+            raise ValueError(
+                f"arrangement={self.arrangement!r} is no longer one, as it gained nothing over 'edrl': train the model "
+                "anew with that, or with 'edrl_mea', the paper's order."
+            )
         for name in ("layer_combination", "arrangement", "classifier", "attribute_loss"):
             _check_choice(name, getattr(self, name), get_args(type(self).__annotations__[name]))
-        for target in self.alignment_target:
-            _check_choice("alignment_target", target, get_args(AlignmentTarget))
-        if self.uses_alignment and not self.alignment_target:
-            raise ValueError(
-                f"arrangement={self.arrangement!r} needs an alignment_target: any of {list(get_args(AlignmentTarget))}."
-            )
 
     def _check_windows(self):
         window, overlap = (
@@ -363,21 +340,16 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @property
     def uses_disentanglement(self) -> bool:
-        return "edrl" in self.arrangement
+        return self.arrangement != "linear"
 
     @property
     def uses_alignment(self) -> bool:
-        return "mea" in self.arrangement
+        return self.arrangement == "edrl_mea"
 
     @property
-    def shrinks_noise(self) -> bool:
-        """Whether MEA looks at u through the metric of `noise_shrinkage`."""
-        return self.noise_shrinkage > 0 and self.arrangement in ("mea", "mea_edrl")
-
-    @property
-    def starts_from_regression(self) -> bool:
-        """Whether `start_from_regression` says so and the arrangement allows it."""
-        return self.start_from_regression and self.arrangement in ("edrl", "mea_edrl")
+    def starts_as_classifier(self) -> bool:
+        """Whether EDRL starts as the `classifier`; its blocks would otherwise have nothing but logits to align."""
+        return self.arrangement == "edrl"
 
     @property
     def n_layers(self) -> int:
@@ -395,39 +367,21 @@ class EdrlMeaConfig(PreTrainedConfig):
         return self.statistics_size * (self.n_layers if self.layer_combination == "concatenate" else 1)
 
     @property
-    def disentanglement_input_size(self) -> int:
-        return self.n_components if self.arrangement == "mea_edrl" else self.speech_embedding_size
-
-    @property
-    def block_sizes(self) -> list[int]:
-        """Widths of MEA's X-blocks: z₀, z₁…z_C, or u alone."""
-        if self.arrangement != "edrl_mea":
-            return [self.speech_embedding_size]
-        return [self.block_size] * (self.n_outputs + 1)
-
-    @property
     def block_names(self) -> list[str]:
-        if self.arrangement != "edrl_mea":
-            return ["speech"]
+        """EDRL's blocks, z₀, z₁…z_C."""
         return ["shared", *self.output_names]
 
-    @property
-    def alignment_uses_labels(self) -> bool:
-        """Whether other labels make another alignment."""
-        return self.uses_alignment and (self.arrangement == "edrl_mea" or "labels" in self.alignment_target)
 
-    @property
-    def alignment_target_size(self) -> int:
-        """Width of MEA's Y."""
-        sizes = {"labels": self.n_outputs}
-        return sum(sizes.get(target, self.speech_embedding_size) for target in self.alignment_target)
-
-
-def _drop_retired(given: dict) -> None:
+def _drop_retired(given: dict, arrangement: str) -> None:
     """Configurations that were saved with settings of earlier versions still load where those did nothing."""
     for name, value in RETIRED.items():
         if given.pop(name, value) != value:
             raise ValueError(f"{name} is no longer a setting; only models with {name}={value} load.")
+    if "labels" in given.pop("alignment_target", ()) and arrangement == "edrl_mea":
+        raise ValueError(
+            "alignment_target is no longer a setting, and this model was aligned to labels: train it anew, aligned to "
+            "its speech embedding."
+        )
     for name in RETIRED_IN_TRAINING:
         given.pop(name, None)
 

@@ -48,7 +48,7 @@ class EmotionDisentanglement(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        n_classes, size, block = config.n_outputs, config.disentanglement_input_size, config.block_size
+        n_classes, size, block = config.n_outputs, config.speech_embedding_size, config.block_size
         self.kinds, self.attribute_loss = (config.n_emotions, config.n_attributes), config.attribute_loss
         self.mixup_alpha, self.noise = config.mixup_alpha, config.embedding_noise
         self.loss_weights = {name: getattr(config, f"{name}_weight") for name in LOSSES}

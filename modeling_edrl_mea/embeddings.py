@@ -21,17 +21,13 @@ class Embeddings(torch.utils.data.Dataset):
     corpora: list[str] = field(default_factory=list)  # (N,) names; none: all of one corpus
     shares: torch.Tensor | None = None  # (N, C) soft labels, instead of `labels` in training
     attributes: torch.Tensor | None = None  # (N, A) ratings; NaN where missing
-    aligned: torch.Tensor | None = None  # (N, k) aligned embeddings, all that is then given of a recording
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict:
         about = {"labels": self.targets[row], "sample_weights": self.sample_weights[row]}
-        if self.aligned is None:
-            about["layer_statistics"] = self.layer_statistics[row]
-        else:
-            about["aligned_embedding"] = self.aligned[row]
+        about["layer_statistics"] = self.layer_statistics[row]
         return about if self.attributes is None else about | {"attributes": self.attributes[row]}
 
     @property

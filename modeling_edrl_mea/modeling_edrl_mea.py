@@ -88,7 +88,8 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         self.disentanglement = EmotionDisentanglement(config) if config.uses_disentanglement else None
         self.alignment = None
         if config.uses_alignment:
-            self.alignment = EmbeddingAlignment(config.block_sizes, config.alignment_target_size, config.n_components)
+            blocks = [config.block_size] * len(config.block_names)
+            self.alignment = EmbeddingAlignment(blocks, config.speech_embedding_size, config.n_components)
         self.post_init()
 
     @can_return_tuple
@@ -100,7 +101,6 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         labels: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
         attributes: torch.Tensor | None = None,
-        aligned_embedding: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -114,15 +114,11 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
             sample_weights: (B,) weights of the recordings in the losses, of mean 1 over the training data. Ratings
                 beside emotions weigh the same.
             attributes: (B, A) ratings on the scales of the config; NaN for one that is missing.
-            aligned_embedding: (B, k) computed earlier, instead of either, where the arrangement is MEA, then EDRL.
             output_hidden_states, output_attentions: by default as the config says. Of a recording longer than a window,
                 attentions reach no further than the window that a frame is taken from.
             kwargs: `return_dict`, by default as the config says.
         """
         labels, ratings = split_targets(self.config, labels, attributes)
-        if aligned_embedding is not None:
-            disentangled = self.disentanglement(aligned_embedding, labels, sample_weights, ratings)
-            return EdrlMeaOutput.of(self.config, None, None, disentangled, aligned_embedding)
         frames = None
         if layer_statistics is None:
             layer_statistics, frames = self.run_backbone(
@@ -153,28 +149,13 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
         return self.run_backbone(input_values, attention_mask)[0]
 
     def disentangle_and_align(self, u, labels=None, sample_weights=None, ratings=None):
-        """In the config's order: (disentanglement, aligned embedding), None for a part that it leaves out."""
-        targets = labels, sample_weights, ratings
-        if self.config.arrangement in ("mea", "mea_edrl") and not self.alignment.is_fitted:
-            logger.warning_once("The alignment is not fitted yet: every recording gets the same scores.")
-        if self.config.arrangement == "mea_edrl":
-            if (labels is not None or ratings is not None) and not self.alignment.is_fitted:
-                raise RuntimeError(
-                    "arrangement='mea_edrl' trains EDRL on the aligned embedding, and the alignment is not fitted yet. "
-                    "Train with EdrlMeaTrainer, or give the stock Trainer an AlignmentCallback."
-                )
-            aligned = self.alignment([u])
-            return self.disentanglement(aligned, *targets), aligned
-        disentangled = self.disentanglement(u, *targets) if self.disentanglement is not None else None
+        """(disentanglement, aligned embedding), None for a part that the arrangement leaves out."""
+        if self.disentanglement is None:
+            return None, None
+        disentangled = self.disentanglement(u, labels, sample_weights, ratings)
         if self.alignment is None or not self.alignment.is_fitted:
             return disentangled, None
-        return disentangled, self.alignment(self.alignment_blocks(u, disentangled))
-
-    def alignment_blocks(self, u, disentangled=None) -> list[torch.Tensor]:
-        """X-blocks of MEA, by the config's arrangement."""
-        if self.config.arrangement != "edrl_mea":
-            return [u]
-        return disentangled.blocks
+        return disentangled, self.alignment(disentangled.blocks)
 
     def train(self, mode: bool = True):
         """A wholly frozen backbone stays in evaluation mode: its dropout would only blur what cannot learn."""
@@ -187,8 +168,8 @@ class EdrlMeaModel(EdrlMeaPreTrainedModel):
 class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMixin, EdrlMeaPreTrainedModel):
     """Classifier of emotions in speech, rater of attributes, or both.
 
-    Until the alignment of an arrangement that ends in MEA is fitted, the logits are those of EDRL's own classifier;
-    from then on they come from the aligned embedding. [`stage`] says which.
+    Until the alignment of the paper's order is fitted, the logits are those of EDRL's own classifier; from then on they
+    come from the aligned embedding. [`stage`] says which.
     """
 
     _keep_in_fp32_modules_strict = [*EdrlMeaPreTrainedModel._keep_in_fp32_modules_strict, "output_adaptation"]
@@ -196,8 +177,8 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
     def __init__(self, config: EdrlMeaConfig):
         super().__init__(config)
         self.edrl_mea = EdrlMeaModel(config)
-        sizes = {"linear": config.speech_embedding_size, "mea": config.n_components, "edrl_mea": config.n_components}
-        size = sizes.get(config.arrangement)  # the other arrangements end in EDRL and its own classifier
+        sizes = {"linear": config.speech_embedding_size, "edrl_mea": config.n_components}
+        size = sizes.get(config.arrangement)  # the default ends in EDRL and its own classifier
         self.classifier = nn.Linear(size, config.n_outputs) if size else None
         self.output_adaptation = OutputAdaptation(config)
         self.post_init()
@@ -240,14 +221,11 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
 
     @property
     def stage(self) -> str:
-        """What the logits are made from: "linear" (u), "disentanglement" (EDRL's embeddings of u), "alignment" (the
-        aligned embedding), or "unfitted": an arrangement that starts with MEA, which is not fitted yet, so they mean
-        nothing."""
-        if self.alignment is None:
-            return "linear" if self.edrl_mea.disentanglement is None else "disentanglement"
-        if self.alignment.is_fitted:
-            return "alignment"
-        return "disentanglement" if self.config.arrangement == "edrl_mea" else "unfitted"
+        """What the logits are made from: "linear" (u), "disentanglement" (EDRL's embeddings of u) or "alignment" (the
+        aligned embedding)."""
+        if self.edrl_mea.disentanglement is None:
+            return "linear"
+        return "alignment" if self.alignment is not None and self.alignment.is_fitted else "disentanglement"
 
     @property
     def ends_in_disentanglement(self) -> bool:
@@ -264,7 +242,6 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
         sample_weights: torch.Tensor | None = None,
         speakers: torch.Tensor | None = None,
         attributes: torch.Tensor | None = None,
-        aligned_embedding: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -284,7 +261,6 @@ class EdrlMeaForAudioClassification(AdaptationMixin, PredictionMixin, TimelineMi
             labels,
             sample_weights,
             attributes,
-            aligned_embedding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,

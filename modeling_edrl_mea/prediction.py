@@ -186,12 +186,12 @@ def contributions(model, layer_statistics: torch.Tensor, label: int) -> dict[str
     if model.ends_in_disentanglement:
         weights = model.edrl_mea.disentanglement.classifier.weight[label].float().split(model.config.block_size)
         shares = [float(block[0].float() @ w) for block, w in zip(disentangled.blocks, weights, strict=True)]
-        return {"logit_contributions": dict(zip(["shared", *model.config.output_names], shares, strict=True))}
+        return {"logit_contributions": dict(zip(model.config.block_names, shares, strict=True))}
     weights = model.classifier.weight[label].float()
     if model.alignment is None:
         return {"logit_contributions": {"speech": float(u[0] @ weights)}}
     names = model.config.block_names
-    moved = model.alignment.contributions(model.edrl_mea.alignment_blocks(u, disentangled))[0]
+    moved = model.alignment.contributions(disentangled.blocks)[0]
     return {
         "component_contributions": dict(zip(names, moved.tolist(), strict=True)),
         "logit_contributions": dict(zip(names, (moved @ weights).tolist(), strict=True)),

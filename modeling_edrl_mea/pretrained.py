@@ -98,12 +98,12 @@ class EdrlMeaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def forget_labels(self) -> None:
         """Re-initialize what depends on the labels: the encoders, decoders and classifiers of the emotions, and an
-        alignment that has their embeddings or the labels for a block. The backbone, the speech embedding and the shared
+        alignment, which has their embeddings for blocks. The backbone, the speech embedding and the shared
         encoder stay."""
         for module in self.modules():
             if isinstance(module, EmotionDisentanglement):
                 module.forget_labels()
-            elif isinstance(module, EmbeddingAlignment) and self.config.alignment_uses_labels:
+            elif isinstance(module, EmbeddingAlignment):
                 module.reset()
 
     def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5, help="the backbone's layers, and its input")
     parser.add_argument("--width", type=int, default=512, help="statistics of each: twice the backbone's width")
     parser.add_argument("--components", type=int, default=128)
-    parser.add_argument("--arrangement", default="mea_edrl")
+    parser.add_argument("--arrangement", default="edrl")
     parser.add_argument("--classifier", default="discriminant", help="or regression")
     parser.add_argument("--attributes", type=int, default=0, help="rated beside the emotions")
     parser.add_argument("--distinct", type=int, default=6400, help="rows on the disk")

@@ -221,7 +221,7 @@ def against_regression(options, train, test, labels, folder: Path) -> list[tuple
     trainer.train()
     data, held_out = trainer.training_embeddings(), SpeechDataset(test, "test speech").embed(trainer.cache())
     closed = [trainer.fit_alignment] if model.config.uses_alignment else []
-    closed += [trainer.start_disentanglement] if model.config.starts_from_regression else []
+    closed += [trainer.start_disentanglement] if model.config.starts_as_classifier else []
     closed += [trainer.train_classifier] if model.classifier is not None else []
     _, ours = timed(lambda: [step() for step in closed])
     found = evaluate(model, held_out)

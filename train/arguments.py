@@ -15,7 +15,6 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from modeling_edrl_mea import EdrlMeaConfig
-from modeling_edrl_mea.configuration_edrl_mea import AlignmentTarget
 from train.data.emotions import LABEL_SCHEMES
 
 COMPACT_BACKBONE = Path(__file__).resolve().parents[1] / "checkpoints" / "wavlm-compact"
@@ -40,7 +39,6 @@ CHOICES = {
     "on_leak": ("error", "drop"),
     "label_scheme": LABEL_SCHEMES,
     "problem_type": ("single_label_classification", "regression"),
-    "alignment_target": get_args(AlignmentTarget),
     **{name: get_args(kind) for name, kind in EdrlMeaConfig.__annotations__.items() if get_origin(kind) is Literal},
 }
 
@@ -133,7 +131,7 @@ class EdrlMeaTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = 256
     per_device_eval_batch_size: int = 256
     learning_rate: float = HfArg(
-        default=1e-4, help="more, where EDRL starts at random (start_from_regression): 3e-3, and 40 epochs"
+        default=1e-4, help="more, where EDRL starts at random (arrangement edrl_mea): 3e-3, and 40 epochs"
     )
     weight_decay: float = 0.1
     eval_strategy: str = "epoch"
@@ -153,7 +151,7 @@ def _config_help(name: str) -> str:
 
 def _config_field(spec: dataclasses.Field):
     kind = spec.type
-    if get_origin(kind) in (list, tuple) or spec.name == "alignment_target":
+    if get_origin(kind) in (list, tuple):
         kind = list[str]
     elif spec.name in CHOICES:
         kind = str  # `misspelled` names the choices and the nearest one
@@ -218,7 +216,7 @@ def contradictions(model, data, config, training) -> Iterator[str]:
         )
     if data.max_length_seconds is not None and not data.max_length_seconds > 0:
         yield f"max_length_seconds={data.max_length_seconds} must be above 0."
-    if backbone_learns and "edrl" not in arrangement:
+    if backbone_learns and arrangement == "linear":
         yield f"arrangement={arrangement} trains nothing by gradients, so the backbone cannot learn. Keep it frozen."
     if data.problem_type == "regression" and not data.attributes:
         yield "problem_type=regression rates attributes: say which, as --attributes arousal valence."

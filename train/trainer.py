@@ -3,7 +3,6 @@
 import logging
 import signal
 from collections import defaultdict
-from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 
@@ -102,17 +101,15 @@ class EdrlMeaTrainer(Trainer):
         self.completed = self._load_completed() if resume_from_checkpoint is True else None
 
         self.fit_speech_embedding()
-        if config.arrangement == "mea_edrl":  # stage 1 learns on the aligned embedding
-            self.fit_alignment()
 
         # Stage 1: EDRL, by gradients
-        if config.starts_from_regression:
+        if config.starts_as_classifier:
             self.start_disentanglement()
         if config.uses_disentanglement:
             self.train_disentanglement(resume_from_checkpoint)
 
         # Stage 2: MEA and the classifier, in closed form
-        if config.arrangement in ("mea", "edrl_mea"):
+        if config.uses_alignment:
             self.fit_alignment()
         if self.model.classifier is not None:
             self.train_classifier()
@@ -140,29 +137,9 @@ class EdrlMeaTrainer(Trainer):
             self._load_from_checkpoint(checkpoint)
             self.best.restore(self.model)
             return
-        with self._still_alignment():
-            super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.interruption is not None:
             self.interruption.end_if_requested()
-
-    @contextmanager
-    def _still_alignment(self):
-        """Where EDRL learns on the aligned embedding above a frozen backbone, all up to it stands still, the layers'
-        weights too, to which MEA was fitted: so stage 1 reads k numbers a recording, not every layer's statistics."""
-        datasets, layers = (self.train_dataset, self.eval_dataset), self.model.edrl_mea.speech_embedding.layer_logits
-        stands_still = self.model.config.arrangement == "mea_edrl" and isinstance(self.train_dataset, Embeddings)
-        if stands_still:
-            aligned = (data and closed_form.with_aligned(self.model, data) for data in datasets)
-            self.train_dataset, self.eval_dataset = aligned
-        stands_still = stands_still and layers is not None
-        if stands_still:
-            layers.requires_grad_(False)
-        try:
-            yield
-        finally:
-            self.train_dataset, self.eval_dataset = datasets
-            if stands_still:
-                layers.requires_grad_()
 
     @step
     def train_classifier(self) -> None:

@@ -66,8 +66,8 @@ def explanation_of_scores(folder: str | Path) -> str | None:
         return None
     when = "in every epoch" if min(scores) == scores[0] else "after the first epoch, its best"
     return (
-        f"Validation UAR was {100 * scores[0]:.1f}% {when}: EDRL started as the logistic regression fitted at once "
-        "(start_from_regression), and the epochs only refined it."
+        f"Validation UAR was {100 * scores[0]:.1f}% {when}: EDRL started as the classifier fitted at once, and "
+        "the epochs only refined it."
     )
 
 

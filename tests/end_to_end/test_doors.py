@@ -27,7 +27,7 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return tiny_model("mea_edrl")
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")

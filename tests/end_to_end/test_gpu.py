@@ -99,7 +99,7 @@ def test_both_stages_learn_in_bfloat16_with_the_backbone(tmp_path, tones, new_mo
 
 @pytest.mark.parametrize("device", ["cpu", on_gpu])
 def test_above_a_frozen_backbone_embeddings_are_made_on_the_device_of_training(tmp_path, tones, new_model, device):
-    model, made_on = new_model(arrangement="mea_edrl"), set()
+    model, made_on = new_model(arrangement="edrl"), set()
     model.freeze_backbone()
     model.backbone.register_forward_pre_hook(lambda module, _: made_on.add(module.device.type))
     trainer = EdrlMeaTrainer(model, arguments(tmp_path, device, num_train_epochs=12, bf16=True), tones)

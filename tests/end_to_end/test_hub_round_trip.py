@@ -26,7 +26,7 @@ NAME = "org/edrl-mea"
 
 @pytest.fixture(scope="module")
 def model_dir(tiny_model, tmp_path_factory):
-    return saved_model(tiny_model("mea_edrl"), tmp_path_factory.mktemp("trained") / "model")
+    return saved_model(tiny_model("edrl_mea"), tmp_path_factory.mktemp("trained") / "model")
 
 
 @pytest.fixture(scope="module")

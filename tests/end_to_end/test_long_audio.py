@@ -32,7 +32,7 @@ def hour() -> np.ndarray:
 
 @pytest.mark.parametrize("normalize_waveform", [True, False])
 def test_an_hour_through_the_pipeline_takes_under_two_gigabytes(tiny_model, normalize_waveform):
-    model = tiny_model("mea_edrl", normalize_waveform=normalize_waveform)
+    model = tiny_model("edrl_mea", normalize_waveform=normalize_waveform)
     classify = pipeline("audio-classification", model=model, feature_extractor=model.feature_extractor())
     classify(hour()[:16_000])
     peak = peak_mib(lambda: classify(hour()))
@@ -41,7 +41,7 @@ def test_an_hour_through_the_pipeline_takes_under_two_gigabytes(tiny_model, norm
 
 
 def test_an_hours_timeline_takes_little_more_than_the_recording(tiny_model):
-    model = tiny_model("mea_edrl", normalize_waveform=True)
+    model = tiny_model("edrl_mea", normalize_waveform=True)
     peak = peak_mib(lambda: model.predict_timeline(hour(), 16_000, window_s=10, hop_s=10))
     print(f"\nan hour's timeline: {peak:.0f} MiB over the loaded model")
     assert peak < 600

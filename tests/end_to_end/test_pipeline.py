@@ -169,7 +169,7 @@ def test_a_fresh_process_needs_nothing_but_trust_remote_code(classify, model_fol
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"), [("edrl-mea-compact", "alignment"), ("edrl-mea-whisper-tiny", "disentanglement")]
+    ("name", "stage"), [("edrl-mea-compact", "disentanglement"), ("edrl-mea-whisper-tiny", "disentanglement")]
 )
 def test_the_shipped_models_answer_right_after_a_clone(recording, name, stage):
     checkpoint = Path(__file__).resolve().parents[2] / "checkpoints" / name

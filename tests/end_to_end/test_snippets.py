@@ -73,7 +73,7 @@ def snippets(page: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def model_dir(tiny_model, tmp_path_factory):
-    return saved_model(tiny_model("mea_edrl"), tmp_path_factory.mktemp("trained") / "model")
+    return saved_model(tiny_model("edrl_mea"), tmp_path_factory.mktemp("trained") / "model")
 
 
 def names_lacking(code: str) -> set[str]:

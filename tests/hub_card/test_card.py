@@ -23,7 +23,7 @@ NOT_MEASURED = {"2510.09072", "2510", "09072", "95", "5", "1", "2", "3", "0", "2
 
 @pytest.fixture(scope="module")
 def model_dir(tiny_model, tmp_path_factory):
-    return saved_model(tiny_model("mea_edrl"), tmp_path_factory.mktemp("trained") / "model")
+    return saved_model(tiny_model("edrl_mea"), tmp_path_factory.mktemp("trained") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_attributes_stand_in_metadata_and_page_on_their_scale(tiny_model, tmp_pa
     settings = {"attribute_names": ["arousal"], "attribute_ranges": {"arousal": [1, 7]}}
     if kind == "alone":
         settings |= {"problem_type": "regression", "id2label": {0: "arousal"}}
-    model_dir = saved_model(tiny_model("mea", **settings), tmp_path / "model")
+    model_dir = saved_model(tiny_model("edrl_mea", **settings), tmp_path / "model")
     labels = LABELS if kind == "both" else []
     found = answers(LABELS, 0.8, 1)
     if kind == "alone":
@@ -162,7 +162,7 @@ def test_what_was_not_measured_is_not_mentioned(model_dir, tmp_path):
 
 
 def test_a_benchmark_without_training_takes_it_from_the_models_own_report(tiny_model, tmp_path):
-    folder = saved_model(tiny_model("mea_edrl"), tmp_path / "model")
+    folder = saved_model(tiny_model("edrl_mea"), tmp_path / "model")
     write_model_report(folder, folder, LABELS)
     benchmark = write_model_report(tmp_path / "benchmark", folder, LABELS, training=None)
     assert read_report(benchmark, folder, LABELS).training["label_scheme"] == "four_emotions"
@@ -208,7 +208,7 @@ def test_a_directory_is_no_base_model_on_the_hub(model_dir, report, started_from
 
 
 def test_the_compact_backbone_hands_on_its_licence(tiny_model, tmp_path):
-    model = tiny_model("mea_edrl")
+    model = tiny_model("edrl_mea")
     folder = saved_model(model, tmp_path / "model")
     report = write_model_report(tmp_path, folder, LABELS)
     document = json.loads(report.read_text())

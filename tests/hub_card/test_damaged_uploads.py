@@ -49,7 +49,7 @@ ODD_FILES = ["../outside.txt", "\\\\host\\x.png", "C:/x.png", "./../model/config
 @pytest.fixture(scope="module")
 def original(tiny_model, tmp_path_factory):
     """A model directory with its report, the code in it shortened."""
-    folder = saved_model(tiny_model("mea_edrl"), tmp_path_factory.mktemp("trained") / "model")
+    folder = saved_model(tiny_model("edrl_mea"), tmp_path_factory.mktemp("trained") / "model")
     for code in folder.glob("*.py"):
         if code.stem.startswith(("configuration", "modeling", "feature_extraction")):
             code.write_text("from .frames import X\n")

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def original(tiny_model, tmp_path_factory):
     """A model directory with the report inside, as train/run.py leaves it."""
-    folder = saved_model(tiny_model("mea_edrl"), tmp_path_factory.mktemp("trained") / "model")
+    folder = saved_model(tiny_model("edrl_mea"), tmp_path_factory.mktemp("trained") / "model")
     # What transformers keeps of a backbone that was loaded from a directory.
     config = json.loads((folder / "config.json").read_text())
     config["backbone_config"]["_name_or_path"] = f"{folder.parent}/backbones/wavlm-compact"

@@ -39,7 +39,7 @@ tables = MarkdownIt().enable("table")
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return tiny_model("mea_edrl")
+    return tiny_model("edrl_mea")
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_the_config_says_what_is_returned(tiny_model, tmp_path, recordings):
     assert isinstance(model(**inputs), tuple) and not isinstance(model(**inputs, return_dict=True), tuple)
 
 
-@pytest.mark.parametrize("arrangement", ["linear", "edrl", "mea_edrl"])
+@pytest.mark.parametrize("arrangement", ["linear", "edrl", "edrl_mea"])
 def test_outputs_are_indexed_as_those_of_transformers(tiny_model, recordings, arrangement):
     """People write `loss, logits = model(…)[:2]`, and the stock Trainer `outputs[0]` of a tuple."""
     model = tiny_model(arrangement)
@@ -218,7 +218,7 @@ def test_weights_may_stay_off_the_device(tiny_model, recordings):
 
 
 @pytest.mark.slow  # the compiler takes its time
-@pytest.mark.parametrize("arrangement", ["linear", "mea_edrl"])
+@pytest.mark.parametrize("arrangement", ["linear", "edrl_mea"])
 def test_a_compiled_model_is_one_graph_for_recordings_of_any_length(tiny_model, arrangement):
     model = tiny_model(arrangement)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -240,7 +240,7 @@ def replica_of(model):
     return replicas[model]
 
 
-@pytest.mark.parametrize("arrangement", ["linear", "mea_edrl"])
+@pytest.mark.parametrize("arrangement", ["linear", "edrl_mea"])
 def test_the_replicas_of_data_parallel_say_and_learn_what_the_model_does(tiny_model, recordings, arrangement):
     model = tiny_model(arrangement)
     inputs, labels = inputs_of(model, recordings), torch.tensor([0, 1, 2])
@@ -250,7 +250,7 @@ def test_the_replicas_of_data_parallel_say_and_learn_what_the_model_does(tiny_mo
     assert model.backbone.encoder.layers[0].attention.q_proj.weight.grad.any()
 
 
-@pytest.mark.parametrize("arrangement", ["linear", "edrl_mea", "mea_edrl"])
+@pytest.mark.parametrize("arrangement", ["linear", "edrl", "edrl_mea"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_model_of_any_precision_takes_what_the_feature_extractor_gives(tiny_model, recordings, arrangement, dtype):
     model = tiny_model(arrangement)

@@ -24,7 +24,7 @@ def disentanglement(**settings) -> EmotionDisentanglement:
         "n_emotions": CLASSES,
         "n_attributes": 0,
         "attribute_loss": "ccc",
-        "disentanglement_input_size": WIDTH,
+        "speech_embedding_size": WIDTH,
         "block_size": BLOCK,
         "mixup_alpha": 0.4,
         "embedding_noise": 0.1,

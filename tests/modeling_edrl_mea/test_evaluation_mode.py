@@ -44,7 +44,7 @@ def test_threads_that_overlap_leave_every_module_in_its_own_mode():
 
 
 def test_explanations_in_threads_agree_and_leave_the_model_in_training(tiny_model):
-    model, recordings = tiny_model("mea_edrl").train(), noise_recordings(2)
+    model, recordings = tiny_model("edrl_mea").train(), noise_recordings(2)
     expected = model.explain(recordings[0])["logits"]
     told = []
     ask = [lambda: told.append(model.explain(recordings[0])["logits"])] * 4
@@ -57,7 +57,7 @@ def test_explanations_in_threads_agree_and_leave_the_model_in_training(tiny_mode
 
 
 def test_a_model_in_evaluation_is_not_touched(tiny_model, monkeypatch):
-    model, recordings = tiny_model("mea_edrl").eval(), noise_recordings(1)
+    model, recordings = tiny_model("edrl_mea").eval(), noise_recordings(1)
     monkeypatch.setattr(torch.nn.Module, "train", None)
     model.explain(recordings[0])
     model.predict_timeline(recordings[0])

@@ -84,12 +84,6 @@ def test_statistics_computed_earlier_stand_in_for_the_waveforms(tiny_model, reco
     torch.testing.assert_close(model(layer_statistics=statistics).logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_training_on_an_alignment_that_is_not_fitted_is_refused(tiny_model, recordings):
-    model = tiny_model("mea_edrl", fitted=False).train()
-    with pytest.raises(RuntimeError, match="AlignmentCallback"):
-        model(**inputs_of(model, recordings), labels=torch.tensor([0, 1, 2]))
-
-
 def test_the_stage_says_where_the_logits_come_from(tiny_model, recordings):
     model = tiny_model("edrl_mea", fitted=False)
     inputs = inputs_of(model, recordings)
@@ -97,10 +91,7 @@ def test_the_stage_says_where_the_logits_come_from(tiny_model, recordings):
     assert model.stage == "disentanglement" and output.aligned_embedding is None
     torch.testing.assert_close(output.logits, model.edrl_mea(**inputs).logits)
     assert tiny_model("edrl").stage == "disentanglement" and tiny_model("linear").stage == "linear"
-    for arrangement in ("mea", "edrl_mea", "mea_edrl"):
-        assert tiny_model(arrangement).stage == "alignment"
-    for arrangement in ("mea", "mea_edrl"):
-        assert tiny_model(arrangement, fitted=False).stage == "unfitted"
+    assert tiny_model("edrl_mea").stage == "alignment"
 
 
 # Saving and loading
@@ -147,27 +138,16 @@ OTHER_LABELS = [
 
 
 @pytest.mark.parametrize("others", OTHER_LABELS, ids=["more", "as many", "another order"])
-@pytest.mark.parametrize(
-    ("arrangement", "target"),
-    [
-        ("linear", ["labels"]),
-        ("edrl", ["labels"]),
-        ("edrl_mea", ["own_speech"]),
-        ("mea_edrl", ["own_speech"]),
-        ("mea_edrl", ["own_speech", "labels"]),
-    ],
-)
-def test_another_label_set_initializes_exactly_what_depends_on_it(tiny_model, tmp_path, arrangement, target, others):
-    model = tiny_model(arrangement, alignment_target=target)
+@every_arrangement
+def test_another_label_set_initializes_exactly_what_depends_on_it(tiny_model, tmp_path, arrangement, others):
+    model = tiny_model(arrangement)
     model.save_pretrained(tmp_path)
     loaded = EdrlMeaForAudioClassification.from_pretrained(tmp_path, id2label=others, ignore_mismatched_sizes=True)
     fresh = EdrlMeaForAudioClassification(copy.deepcopy(loaded.config)).state_dict()
     before, after = model.state_dict(), loaded.state_dict()
     emotions = ("intra_", "score.", "decoder.", "classifier.", "output_adaptation.")
     changed = {name for name in after if name.split("disentanglement.")[-1].startswith(emotions)}
-    keeps_alignment = arrangement == "mea_edrl" and target == ["own_speech"]
-    if not keeps_alignment:  # one of the emotions' blocks, or of the labels, means nothing without them
-        changed |= {name for name in after if ".alignment." in name}
+    changed |= {name for name in after if ".alignment." in name}  # the emotions' blocks mean nothing without them
     assert changed
     assert changed >= {name for name in after if before[name].shape != after[name].shape}
     for name, tensor in after.items():
@@ -181,8 +161,7 @@ def test_another_label_set_initializes_exactly_what_depends_on_it(tiny_model, tm
             assert 0 < tensor.abs().max() < 1.5 * bound, name
             assert tensor.shape != before[name].shape or not torch.equal(tensor, before[name]), name
     assert loaded.config.labels == list(others.values())
-    if "mea" in arrangement:
-        assert loaded.alignment.is_fitted == keeps_alignment
+    assert loaded.alignment is None or not loaded.alignment.is_fitted
 
 
 def test_as_many_other_names_only_rename_unless_told_otherwise(tiny_model, tmp_path, recordings):
@@ -204,10 +183,9 @@ def test_another_label_set_without_permission_is_refused(tiny_model, tmp_path):
 # Precision
 
 
-@pytest.mark.parametrize("arrangement", ["edrl_mea", "mea_edrl"])
 @pytest.mark.parametrize("way", ["loading", "casting"])
-def test_bfloat16_leaves_standardization_and_alignment_exact(tiny_model, tmp_path, recordings, arrangement, way):
-    model = tiny_model(arrangement)
+def test_bfloat16_leaves_standardization_and_alignment_exact(tiny_model, tmp_path, recordings, way):
+    model = tiny_model("edrl_mea")
     exact = {k: v.clone() for k, v in model.named_buffers() if "alignment" in k or "speech_embedding" in k}
     expected = model(**inputs_of(model, recordings)).logits
     if way == "loading":

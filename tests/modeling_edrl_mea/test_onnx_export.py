@@ -66,7 +66,7 @@ def test_the_graph_rates_attributes(tiny_model, tmp_path, recordings, kind):
     settings = {"attribute_names": ["arousal", "valence"], "attribute_ranges": {"arousal": [1, 7]}}
     if kind == "alone":
         settings |= {"problem_type": "regression", "id2label": {0: "arousal", 1: "valence"}}
-    model = tiny_model("mea_edrl", **settings)
+    model = tiny_model("edrl_mea", **settings)
     onnx_export.export(model, tmp_path / "model.onnx")
     assert onnx_export.largest_difference(model, tmp_path / "model.onnx", recordings) < 1e-4
     inputs = onnx_export.prepare(model, [*recordings, np.zeros(8_000, np.float32)])
@@ -104,7 +104,7 @@ def test_a_classifier_without_torch_names_what_is_no_recording(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arrangement", ["linear", "mea_edrl"])
+@pytest.mark.parametrize("arrangement", ["linear", "edrl_mea"])
 def test_a_backbone_with_group_norm_exports_too(tiny_backbone_config, recordings, tmp_path, arrangement):
     config = copy.deepcopy(tiny_backbone_config)
     config.feat_extract_norm = "group"

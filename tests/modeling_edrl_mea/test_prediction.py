@@ -15,7 +15,7 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return tiny_model("mea_edrl", coverage_thresholds={"0.8": 0.3, "0.9": 0.2499, "0.95": 0.0})
+    return tiny_model("edrl_mea", coverage_thresholds={"0.8": 0.3, "0.9": 0.2499, "0.95": 0.0})
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_named_by_its_place(model, voices):
 
 
 def test_a_model_in_training_answers_as_in_evaluation(tiny_model, voices):
-    model = tiny_model("mea_edrl")
+    model = tiny_model("edrl_mea")
     expected = model.predict(voices[0])
     assert model.train().predict(voices[0]) == expected and model.training
 
@@ -139,7 +139,7 @@ def test_contributions_and_bias_sum_to_the_winning_logit(tiny_model, arrangement
     logits = model.eval()(**inputs_of(model, [recording])).logits[0]
     winner = int(logits.argmax())
     head = model.classifier
-    if arrangement in ("edrl", "mea_edrl") or model.stage == "disentanglement":
+    if arrangement == "edrl" or model.stage == "disentanglement":
         head = model.edrl_mea.disentanglement.classifier
     contributions = explanation["logit_contributions"]
     assert explanation["label"] == EMOTIONS[winner]
@@ -151,5 +151,5 @@ def test_contributions_and_bias_sum_to_the_winning_logit(tiny_model, arrangement
 
 
 def test_nothing_decides_on_silence(tiny_model):
-    explanation = tiny_model("mea_edrl").explain(np.zeros(16_000))
+    explanation = tiny_model("edrl_mea").explain(np.zeros(16_000))
     assert explanation["label"] is None and set(explanation["logits"].values()) == {0.0}

@@ -19,7 +19,7 @@ WINDOWS = {"window_s": 0.5, "hop_s": 0.2, "speech_gate": None}  # noise stands f
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return tiny_model("mea_edrl", normalize_waveform=True)
+    return tiny_model("edrl_mea", normalize_waveform=True)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def assert_windows_say_what_they_would_alone(model, timeline, waveform):
         assert segment.label == max(segment.scores, key=segment.scores.get)
 
 
-@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea", "linear"])
+@pytest.mark.parametrize("arrangement", ["edrl", "edrl_mea", "linear"])
 @pytest.mark.parametrize("normalize_waveform", [True, False])
 def test_every_window_says_what_it_would_alone(tiny_model, recording, arrangement, normalize_waveform):
     model = tiny_model(arrangement, normalize_waveform=normalize_waveform)
@@ -182,7 +182,7 @@ def test_an_impossible_sampling_rate_is_named(model, recording, rate):
 
 
 def test_a_model_in_training_answers_as_in_evaluation_and_stays_in_training(tiny_model, recording):
-    model = tiny_model("mea_edrl")
+    model = tiny_model("edrl_mea")
     expected = model.predict_timeline(recording, RATE, **WINDOWS)
     model.train()
     assert model.predict_timeline(recording, RATE, **WINDOWS) == expected
@@ -199,7 +199,7 @@ def test_a_stream_holds_no_more_than_a_window_of_samples(model):
 
 
 def test_an_exception_within_push_or_finish_loses_no_window(tiny_model, monkeypatch):
-    model = tiny_model("mea_edrl")
+    model = tiny_model("edrl_mea")
     speech = np.concatenate(noise_recordings(12, 0.5))
     expected = model.predict_timeline(speech, window_s=1.0, hop_s=0.5)
     stream = model.stream_timeline(window_s=1.0, hop_s=0.5)

@@ -20,7 +20,7 @@ def test_the_study_fills_every_table_from_four_corpora(tmp_path, tiny_backbone_c
         noise = 0.1 * np.random.default_rng(number).standard_normal(1600)
         soundfile.write(tmp_path / "noise" / f"{number}.wav", noise, 16_000)
     backbone = write_backbone(tmp_path / "backbone", tiny_backbone_config)
-    recipe = {"model_name_or_path": str(backbone), "num_train_epochs": 1, "n_components": 4, "noisy_copies": 1}
+    recipe = {"model_name_or_path": str(backbone), "num_train_epochs": 1, "noisy_copies": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(benchmark_adaptation, "DRAWS", 2)
     given = [part for name in "abcd" for part in ("--corpus", f"{name}={tmp_path / name}")]

@@ -33,7 +33,6 @@ def test_a_report_repeats_what_was_given_and_no_place(tmp_path):
         (["--arrangement", "edrl_me"], "Did you mean edrl_mea"),
         (["--layer_combination", "concatenat"], "Did you mean concatenate"),
         (["--layer_combination", "concat"], "Did you mean concatenate"),
-        (["--alignment_target", "clean_original", "label"], "Did you mean labels"),
         (["--on_leak", "ignore"], "error, drop"),
         (["--on_bad_audio", "ignore"], "error, skip"),
         (["--eval_strategy", "epochs"], "epoch"),
@@ -59,9 +58,7 @@ def test_what_cannot_be_is_said_in_one_line(flags, named):
 
 
 def test_every_choice_of_ours_is_known_to_be_one():
-    assert {"arrangement", "classifier", "layer_combination", "alignment_target", "label_scheme", "on_leak"} <= set(
-        CHOICES
-    )
+    assert {"arrangement", "classifier", "layer_combination", "label_scheme", "on_leak"} <= set(CHOICES)
     for name in CHOICES:
         with pytest.raises(SystemExit, match=f"error: {name}=nonsense: choose one of"):
             parse_arguments(["--use_cpu", "True", f"--{name}", "nonsense"])

@@ -47,7 +47,7 @@ def train(corpus, backbone, folder, *flags):
     return run.main(
         [
             *("--model_name_or_path", str(backbone), "--dataset_name", str(corpus), "--attributes", "height"),
-            *("--output_dir", str(folder), "--num_train_epochs", "5", "--use_cpu", "True", "--report_to", "none"),
+            *("--output_dir", str(folder), "--num_train_epochs", "8", "--use_cpu", "True", "--report_to", "none"),
             *("--disable_tqdm", "True", "--per_device_train_batch_size", "32", *flags),
         ]
     )
@@ -56,8 +56,8 @@ def train(corpus, backbone, folder, *flags):
 @pytest.mark.parametrize(
     ("flags", "kind"),
     [
-        (["--arrangement", "mea_edrl"], "both"),
-        (["--arrangement", "edrl_mea", "--problem_type", "regression"], "alone"),
+        (["--arrangement", "edrl"], "both"),
+        (["--arrangement", "edrl_mea", "--learning_rate", "0.01", "--problem_type", "regression"], "alone"),
     ],
     ids=["both", "alone"],
 )
@@ -106,14 +106,11 @@ def embeddings(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arrangement", ["linear", "mea"])
-def test_a_planted_attribute_is_recovered_from_real_speech(shared_data, embeddings, arrangement):
-    """A direction of the embeddings of EMO-DB, on speakers that were held out; MEA is aligned to it."""
+def test_a_planted_attribute_is_recovered_from_real_speech(shared_data, embeddings):
+    """A direction of the embeddings of EMO-DB, on speakers that were held out."""
     corpus = load_corpus(shared_data / "emodb").shuffle(seed=0).select(range(400))
     settings = {"problem_type": "regression", "id2label": {0: "planted"}, "attribute_ranges": {"planted": [1, 7]}}
-    model = EdrlMeaForAudioClassification.from_backbone(
-        "checkpoints/wavlm-compact", arrangement=arrangement, alignment_target=["labels"], n_components=32, **settings
-    )
+    model = EdrlMeaForAudioClassification.from_backbone("checkpoints/wavlm-compact", arrangement="linear", **settings)
     data = SpeechDataset(corpus, "speech").embed(EmbeddingCache(model, embeddings))
     model.edrl_mea.speech_embedding.fit(data.layer_statistics)
     u = model.edrl_mea.speech_embedding(data.layer_statistics).detach()
@@ -121,11 +118,9 @@ def test_a_planted_attribute_is_recovered_from_real_speech(shared_data, embeddin
     data.attributes = 4 + planted / planted.std()
     held_out = np.isin(data.speakers, sorted(set(data.speakers))[:3])
     seen, unseen = (rows_of(data, np.flatnonzero(rows)) for rows in (~held_out, held_out))
-    if model.alignment is not None:
-        closed_form.fit_alignment(model, seen)
     closed_form.train_classifier(model, seen)
     found = mean_concordance(unseen.attributes, model(layer_statistics=unseen.layer_statistics).attributes.detach())
-    print(f"{arrangement}: CCC {found:.3f} on {len(unseen)} recordings of 3 speakers held out, of {len(data)}")
+    print(f"CCC {found:.3f} on {len(unseen)} recordings of 3 speakers held out, of {len(data)}")
     assert found >= 0.95
 
 
@@ -133,7 +128,7 @@ AROUSAL = {"anger": 6, "happiness": 6, "fear": 5, "disgust": 4, "neutral": 3, "b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arrangement", ["linear", "mea_edrl"])
+@pytest.mark.parametrize("arrangement", ["linear", "edrl"])
 def test_arousal_as_emotions_have_it_is_rated_of_speakers_held_out(shared_data, embeddings, tmp_path, arrangement):
     """EMO-DB as a table of ratings, without its emotions."""
     folder = shared_data / "emodb"

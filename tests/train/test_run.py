@@ -51,7 +51,7 @@ def arguments(folder, **kwargs) -> TrainingArguments:
     )
 
 
-@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
+@pytest.mark.parametrize("arrangement", ["edrl", "edrl_mea"])
 def test_one_command_trains_tests_three_ways_and_saves_what_pipeline_loads(
     tmp_path, corpus, backbone, arrangement, capsys
 ):
@@ -88,7 +88,7 @@ def test_another_encoder_trains_by_the_same_command_and_is_calibrated(tmp_path, 
         [
             *("--model_name_or_path", str(checkpoint), "--dataset_name", str(corpus), "--noisy_copies", "1"),
             *("--layer_combination", "concatenate", "--num_train_epochs", "8", "--use_cpu", "True"),
-            *("--n_components", "8", "--report_to", "none", "--disable_tqdm", "True"),
+            *("--report_to", "none", "--disable_tqdm", "True"),
             *("--output_dir", str(tmp_path / "out")),
         ]
     )
@@ -101,7 +101,7 @@ def test_another_encoder_trains_by_the_same_command_and_is_calibrated(tmp_path, 
 
 
 def test_a_temperature_divides_the_logits_and_changes_no_answer(tiny_model):
-    for arrangement in ("linear", "edrl", "mea", "mea_edrl"):
+    for arrangement in ("linear", "edrl", "edrl_mea"):
         model = tiny_model(arrangement)
         statistics = torch.randn(4, model.config.n_layers, model.config.statistics_size)
         with torch.no_grad():
@@ -236,7 +236,7 @@ def test_the_cache_says_what_to_do_where_it_cannot_be_written(tmp_path, corpus, 
         (["--keep_last_n_layers", "2", "--freeze_backbone", "False"], "keep_last_n_layers"),
         (["--freeze_feature_encoder", "False"], "freeze_backbone=False"),
         (["--max_length_seconds", "5"], "frozen backbone embeds whole"),
-        (["--keep_last_n_layers", "2", "--arrangement", "mea"], "nothing by gradients"),
+        (["--keep_last_n_layers", "2", "--arrangement", "linear"], "nothing by gradients"),
         (["--rir_dir", "rooms"], "noisy_copies"),
         (["--push_to_hub", "True"], "hub_model_id"),
         (["--save_total_limit", "1"], "damaged"),
@@ -265,7 +265,7 @@ class Recordings(torch.utils.data.Dataset):
         return self.rows[row]
 
 
-@pytest.mark.parametrize("arrangement", ["mea_edrl", "edrl_mea"])
+@pytest.mark.parametrize("arrangement", ["edrl", "edrl_mea"])
 def test_the_stock_trainer_fine_tunes_to_a_new_label_set(tmp_path, backbone, arrangement):
     new_model(backbone, arrangement=arrangement).save_pretrained(tmp_path / "start")
     emotions = ["anger", "sadness"]
@@ -276,7 +276,7 @@ def test_the_stock_trainer_fine_tunes_to_a_new_label_set(tmp_path, backbone, arr
     args = arguments(tmp_path / "out", num_train_epochs=4, per_device_train_batch_size=8)
     trainer = Trainer(model, args, train_dataset=data, eval_dataset=data, callbacks=[AlignmentCallback()])
     trainer.train()
-    assert model.alignment.is_fitted
+    assert model.alignment is None or model.alignment.is_fitted
     predictions = trainer.predict(data)
     assert predictions.predictions.shape == (24, 2)
     assert (predictions.predictions.argmax(-1) == predictions.label_ids).mean() > 0.8

@@ -26,9 +26,7 @@ def backbone(tmp_path_factory, tiny_backbone_config):
 STEPS = {
     "linear": ["fit_speech_embedding", "train_classifier"],
     "edrl": ["fit_speech_embedding", "start_disentanglement", "train_disentanglement"],
-    "mea": ["fit_speech_embedding", "fit_alignment", "train_classifier"],
     "edrl_mea": ["fit_speech_embedding", "train_disentanglement", "fit_alignment", "train_classifier"],
-    "mea_edrl": ["fit_speech_embedding", "fit_alignment", "start_disentanglement", "train_disentanglement"],
 }
 
 
@@ -37,28 +35,6 @@ def test_an_arrangement_is_trained_in_its_order_and_each_step_is_recorded(tmp_pa
     model = new_model(backbone, arrangement=arrangement)
     EdrlMeaTrainer(model, arguments(tmp_path, num_train_epochs=1), embeddings(model, 16)).train(True)
     assert RunFolder(tmp_path).completed_steps() == STEPS[arrangement]
-
-
-@pytest.mark.parametrize(("arrangement", "stands_still"), [("mea_edrl", True), ("edrl", False)])
-def test_the_layers_weights_stand_still_once_mea_is_fitted_to_them(tmp_path, backbone, arrangement, stands_still):
-    model = new_model(backbone, arrangement=arrangement)
-    data = embeddings(model, 16)
-    trainer = EdrlMeaTrainer(model, arguments(tmp_path, num_train_epochs=1), data, data)
-    trainer.train()
-    assert trainer.train_dataset is data and trainer.eval_dataset is data
-    layers = model.edrl_mea.speech_embedding.layer_logits
-    assert layers.requires_grad and bool((layers == 0).all()) == stands_still
-
-
-def test_what_mea_makes_of_recordings_predicts_as_they_do(backbone):
-    model = new_model(backbone, arrangement="mea_edrl")
-    data = embeddings(model, 16)
-    closed_form.fit_speech_embedding(model, data)
-    closed_form.fit_alignment(model, data)
-    found = closed_form.with_aligned(model, data)[3]
-    assert "layer_statistics" not in found
-    logits = [model(**{key: row[key][None] for key in row if key != "labels"}).logits for row in (data[3], found)]
-    torch.testing.assert_close(*logits)
 
 
 def test_a_run_that_fails_goes_on_after_its_last_step_to_the_same_weights(tmp_path, backbone, monkeypatch):
@@ -115,7 +91,7 @@ def private_memory() -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
 def test_training_on_more_statistics_than_memory_takes_bounded_memory(tmp_path, backbone, monkeypatch):
     monkeypatch.setattr(embeddings_room, "HELD_IN_MEMORY", 2**20)
-    model = new_model(backbone, arrangement="mea_edrl", alignment_target=["own_speech", "labels"])
+    model = new_model(backbone, arrangement="edrl_mea")
     cache, rng, chunks = EmbeddingCache(model, tmp_path), np.random.default_rng(0), []
     for number in range(20):  # 20 × 50,000 × 3 × 64 float32: 768 MB
         chunks.append(tmp_path / f"{number}.npy")

@@ -54,6 +54,6 @@ def test_every_panel_of_the_training_plot_shows_something_and_hides_nothing(tmp_
 def test_epochs_that_changed_nothing_are_explained_in_the_plot_and_on_the_screen(tmp_path, figure, scores, start, said):
     write_log(tmp_path, scores, start=start)
     explained = training_log.explanation_of_scores(tmp_path)
-    assert (said is None and explained is None) or (said in explained and "start_from_regression" in explained)
+    assert (said is None and explained is None) or (said in explained and "EDRL started as the classifier" in explained)
     training_log.plot_training(tmp_path)
     assert " ".join(figure[0]._suptitle.get_text().split()) == (explained or "")

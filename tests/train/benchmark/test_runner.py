@@ -39,7 +39,7 @@ def folders(tmp_path_factory, tiny_backbone_config):
     shared = {"model_name_or_path": str(backbone), "num_train_epochs": 1, "per_device_train_batch_size": 16}
     for name, settings in {
         "linear": {"arrangement": "linear"},
-        "ours": {"arrangement": "mea_edrl", "n_components": 4, "noisy_copies": 1},
+        "ours": {"arrangement": "edrl", "noisy_copies": 1},
     }.items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(shared | settings))
     return root
@@ -320,7 +320,9 @@ def test_attributes_are_measured_beside_emotions_in_folds_and_of_a_finished_mode
     heights = dict(zip(EMOTIONS, (4, 3, 2, 1), strict=True))
     rows = [f"{row},{heights[row.split(',')[1]] if i % 5 else ''}" for i, row in enumerate(rows)]
     (corpus / "metadata.csv").write_text("\n".join([f"{header},height", *rows]))
-    tiny_model("mea", attribute_names=["height"], attribute_ranges={"height": [1, 4]}).save_pretrained(tmp_path / "own")
+    tiny_model("edrl_mea", attribute_names=["height"], attribute_ranges={"height": [1, 4]}).save_pretrained(
+        tmp_path / "own"
+    )
     command = [f"--corpus={corpus}", f"--recipe={folders / 'linear.yaml'}", f"--model=own={tmp_path / 'own'}"]
     command += ["--attributes", "height", "--protocols", "clean", "--folds", "2", "--adapt", "test"]
     report = benchmark_robustness.main([*command, f"--output={tmp_path / 'out'}"])
