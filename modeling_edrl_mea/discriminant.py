@@ -1,5 +1,5 @@
 """A regularized linear discriminant for emotions, from sums over recordings: in memory that does not grow with their
-number. What regularizes it, and how sure it is, is chosen on recordings held out."""
+number. How sure it is, is chosen on recordings held out."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,10 +10,8 @@ from torch import Tensor
 
 from .linear_heads import ABSENT, LinearHead, parts, whole
 
-DISCRIMINANT_RIDGES, RIDGE_OF_ONE_SPEAKER = (1.0, 3.0, 10.0), 3.0  # the latter where nothing can be held out
-BETWEEN_CORPORA = (
-    3.0  # times that scatter between corpora counts: a few corpora show little of what others will differ in
-)
+RIDGE = 3.0  # of 1 to 30 the best for corpora left out; chosen anew in each training it served others worse
+BETWEEN_CORPORA = 3.0  # times that scatter counts: others will differ in more than a few corpora do
 
 
 def fit_discriminant(
@@ -30,8 +28,8 @@ def fit_discriminant(
 
     `features`: (N, p), a tensor or anything else that has a `shape` and whose `split(n)` gives n rows at a time. They
     are gone through a few times and not kept, unless there are fewer rows than columns.
-    `folds`: pairs of rows to fit, which are all the others, and to test on. By them r is chosen (recall averaged over
-    classes) and the logits are scaled to what they are worth on recordings held out (log-likelihood).
+    `folds`: pairs of rows to fit, which are all the others, and to test on. By them the logits are scaled to what they
+    are worth on recordings held out (log-likelihood).
     """
     n, p = features.shape
     if p > n:  # all that matters lies in the span of the rows, and p x p numbers would be more than these
@@ -41,11 +39,8 @@ def fit_discriminant(
         return LinearHead(head.weight @ basis.T, head.bias, head.regularization)
     data = _Classes(features, labels, sample_weights.double(), _numbered(corpora, n), n_classes)
     tests = [_chosen_rows(n, test) for _, test in folds]
-    total, heads = data.total_and_discriminants_without(tests)
-    if not folds:
-        return total.discriminants((RIDGE_OF_ONE_SPEAKER,))[0]
-    best, scale = _best_ridge_and_scale(data, tests, heads)
-    (found,) = total.discriminants((DISCRIMINANT_RIDGES[best],))
+    found, heads = data.discriminants_without(tests)
+    scale = data.scale(tests, heads) if folds else 1.0
     return LinearHead(found.weight * scale, found.bias * scale, found.regularization)
 
 
@@ -78,37 +73,25 @@ class _Classes(NamedTuple):
                 one.add(part[here], *(about[rows][here] for about in (self.labels, self.weights, self.corpora)))
         return sums
 
-    def total_and_discriminants_without(self, sets: Sequence[Tensor]) -> tuple["ClassSums", list[list[LinearHead]]]:
-        """Sums of all rows, and discriminants of all but those in each set, for every ridge."""
+    def discriminants_without(self, sets: Sequence[Tensor]) -> tuple[LinearHead, list[LinearHead]]:
+        """Of all rows, and of all but those in each set."""
         n, p = self.features.shape
         at_once = max(1, n // p)  # sums take no more memory than the features would
         sets = [torch.ones(n, dtype=torch.bool), *sets]
         sums = (one for start in range(0, len(sets), at_once) for one in self.sums_of(sets[start : start + at_once]))
         total = next(sums)
-        return total, [(total - one).discriminants(DISCRIMINANT_RIDGES) for one in sums]
+        return total.discriminant(), [(total - one).discriminant() for one in sums]
 
-    def logits_of(self, sets: Sequence[Tensor], heads: Sequence[list[LinearHead]]) -> list[Tensor]:
-        """(ridges, n, C) of the n rows of each set by its discriminants."""
-        sizes = ((len(DISCRIMINANT_RIDGES), int(chosen.sum()), self.n_classes) for chosen in sets)
-        found, filled = [torch.empty(size, dtype=torch.float64) for size in sizes], [0] * len(sets)
+    def scale(self, sets: Sequence[Tensor], heads: Sequence[LinearHead]) -> float:
+        """Of the logits of each set's rows by its discriminant."""
+        logits, kept = [], []
         for rows, part in parts(self.features):
-            for i, chosen in enumerate(sets):
-                here = part[chosen[rows]]
-                found[i][:, filled[i] : filled[i] + len(here)] = torch.stack([one.logits(here) for one in heads[i]])
-                filled[i] += len(here)
-        return found
-
-
-def _best_ridge_and_scale(data: _Classes, tests: Sequence[Tensor], heads) -> tuple[int, float]:
-    from sklearn.metrics import recall_score
-
-    recalls, held_out = np.zeros(len(DISCRIMINANT_RIDGES)), data.logits_of(tests, heads)
-    for test, logits in zip(tests, held_out, strict=True):
-        labels = data.labels[test]
-        recalls += [recall_score(labels, one.argmax(1), labels=labels.unique(), average="macro") for one in logits]
-    best = int(recalls.argmax())
-    labels, weights = (torch.cat([part[test] for test in tests]) for part in (data.labels, data.weights))
-    return best, best_scale(torch.cat([logits[best] for logits in held_out]), labels, weights)
+            for chosen, head in zip(sets, heads, strict=True):
+                here = chosen[rows]
+                logits.append(head.logits(part[here]))
+                kept.append(rows.start + here.nonzero()[:, 0])
+        kept = torch.cat(kept)
+        return best_scale(torch.cat(logits), self.labels[kept], self.weights[kept])
 
 
 class ClassSums:
@@ -138,33 +121,25 @@ class ClassSums:
             setattr(difference, name, value - getattr(other, name))
         return difference
 
-    def discriminants(self, ridges: Sequence[float]) -> list[LinearHead]:
-        """One for each ridge, from the same covariance."""
+    def discriminant(self, ridge: float = RIDGE) -> LinearHead:
         absent = self.counts.sum(0) == 0
         sums, weights = self.sums.sum(0), self.weights.sum(0)
         means = (sums / weights.clamp_min(1e-12)[:, None]).masked_fill(absent[:, None], 0)
         covariance = (self.products - sums.T @ means) / weights.sum()
         covariance += (BETWEEN_CORPORA - 1) * self._between_corpora(means)
-        unit = torch.eye(len(covariance), dtype=covariance.dtype)
-        found = []
-        for ridge in ridges:
-            factor = torch.linalg.cholesky(covariance + ridge * unit)
-            found.append(_discriminant(means, torch.cholesky_solve(means.T, factor).T, absent, ridge))
-        return found
+        covariance.diagonal().add_(ridge)
+        weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(covariance)).T
+        bias = -(means * weight).sum(1) / 2
+        # The same for all classes changes no probability.
+        weight, bias = weight - weight[~absent].mean(0), bias - bias[~absent].mean()
+        weight[absent], bias[absent] = 0.0, ABSENT
+        return LinearHead(weight, bias, ridge)
 
     def _between_corpora(self, means: Tensor) -> Tensor:
         """(p, p) scatter of the classes' means in each corpus around those over all."""
         own = self.sums / self.weights.clamp_min(1e-12)[..., None]
         around = (own - means).masked_fill((self.counts == 0)[..., None], 0).flatten(0, 1)
         return around.T @ (around * self.weights.flatten()[:, None]) / self.weights.sum()
-
-
-def _discriminant(means: Tensor, weight: Tensor, absent: Tensor, ridge: float) -> LinearHead:
-    bias = -(means * weight).sum(1) / 2
-    # The same for all classes changes no probability.
-    weight, bias = weight - weight[~absent].mean(0), bias - bias[~absent].mean()
-    weight[absent], bias[absent] = 0.0, ABSENT
-    return LinearHead(weight, bias, ridge)
 
 
 def best_scale(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
