@@ -42,4 +42,5 @@ def test_the_readme_runs_as_written(clone):
 
 def test_the_stock_trainer_trains_both_stages_as_written(clone):
     printed("train/README.md", clone)
-    assert EdrlMeaForAudioClassification.from_pretrained(clone / "outputs" / "stock").alignment.is_fitted
+    model = EdrlMeaForAudioClassification.from_pretrained(clone / "outputs" / "stock")
+    assert model.edrl_mea.speech_embedding.is_fitted
