@@ -87,7 +87,7 @@ def fit_emotions(model, data: Embeddings) -> LinearHead:
     if config.classifier == "regression":
         return fit_regression(whole(features), *about, known.speakers, config.n_emotions)
     folds = speaker_folds(known.labels.numpy(), known.speakers) + corpus_folds(known.corpora)
-    return fit_discriminant(features, *about, config.n_emotions, folds, known.corpora)
+    return fit_discriminant(features, *about, config.n_emotions, folds)
 
 
 @dataclass

@@ -246,7 +246,7 @@ class NoisyDiscriminant:
         weights = balanced_weights(labels, list(corpora))
         self.config = EdrlMeaConfig(id2label={i: str(i) for i in range(1 + int(emotions.max()))})
         self.head = fit_discriminant(
-            torch.from_numpy(self.standardize(features)), labels, weights, self.config.num_labels, folds, list(corpora)
+            torch.from_numpy(self.standardize(features)), labels, weights, self.config.num_labels, folds
         )
         return self
 

@@ -69,7 +69,7 @@ def speech_embeddings(model, data: Embeddings) -> np.ndarray:
 def _classifier(model, data: Embeddings, u: np.ndarray, rows: np.ndarray) -> Logits:
     labels, corpora = data.labels[torch.from_numpy(rows)], np.array(data.corpora)[rows].tolist()
     weights = balanced_weights(labels, corpora)
-    found = fit_discriminant(torch.from_numpy(u[rows]), labels, weights, model.config.n_trained_labels, [], corpora)
+    found = fit_discriminant(torch.from_numpy(u[rows]), labels, weights, model.config.n_trained_labels, folds=[])
     return lambda features: found.logits(torch.from_numpy(features)).numpy()
 
 
