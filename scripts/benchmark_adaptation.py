@@ -9,7 +9,6 @@ over the number of recordings. All figures are UAR in per cent, means over the c
 resampling speakers.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,6 +34,7 @@ from train.benchmark.adaptation_study import (  # noqa: E402
     settings_of,
 )
 from train.benchmark.published_adaptation import METHODS  # noqa: E402
+from train.data.files import write_json  # noqa: E402
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, None)  # recordings adapted to; None: all
 DRAWS = 10  # ways to draw so many
@@ -345,7 +345,7 @@ def main(argv=None) -> dict:
     curves = gains_by_count(study, chosen)
     plot(curves, options.output / "adaptation.png")
     report = {"tables": print_tables(tables(study, chosen, curves), options.output / "adaptation.md"), "curves": curves}
-    (options.output / "adaptation.json").write_text(json.dumps(report, default=str, indent=1), encoding="utf-8")
+    write_json(options.output / "adaptation.json", report)
     return report
 
 

@@ -115,11 +115,11 @@ def measure_apart(method: str, data: str, k: int, limit: float) -> dict | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table_row(n_rows: int, q: int, k: int, cells: dict, limit: float) -> str:
-    if cells["fit"] is None or cells["stream"] is None:
-        return f"| {n_rows:,} | {q} | {k} | over the limit of {limit:.0f} s |"
-    ours = cells["fit"]["seconds"]
+def table_row(n_rows: int, q: int, k: int, cells: dict, limit: float) -> list[str]:
     columns = [f"{n_rows:,}", str(q), str(k)]
+    if cells["fit"] is None or cells["stream"] is None:
+        return [*columns, f"over the limit of {limit:.0f} s"]
+    ours = cells["fit"]["seconds"]
     columns += [f"{cells[name]['seconds']:.2f} s, {cells[name]['mb']:.0f} MB" for name in OURS]
     columns.append(f"{cells['stream']['solve']:.2f} s")
     for name in OTHERS:
@@ -128,7 +128,11 @@ def table_row(n_rows: int, q: int, k: int, cells: dict, limit: float) -> str:
             columns.append(f"> {limit:.0f} s (> {limit / ours:.0f} ×)")
         else:
             columns.append(f"{cell['seconds']:.2f} s, {cell['mb']:.0f} MB ({cell['seconds'] / ours:.1f} ×)")
-    return "| " + " | ".join(columns) + " |"
+    return columns
+
+
+def printed(cells: list[str]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -137,14 +141,16 @@ def main() -> None:
     parser.add_argument("--targets", type=int, nargs="+", default=[4, 768], help="columns q of the target")
     parser.add_argument("--components", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--limit", type=float, default=1200, help="seconds a method may take for a fit")
+    parser.add_argument("--report", type=Path, help="write the table here as JSON")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         method, data, k, limit = arguments.measure
         print(json.dumps(measure(method, data, int(k), float(limit))))
         return
-    titles = ["N", "q", "k", "ours: fit", "ours: stream", "of which solve", *OTHERS]
-    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
+    table = [["rows", "targets", "components", "ours: fit", "ours: stream", "of which solve", *OTHERS]]
+    printed(table[0])
+    printed(["---"] * len(table[0]))
     slower = []  # method, rows, targets, components of what was over the limit
     for n_rows in arguments.rows:
         for q in arguments.targets:
@@ -162,7 +168,12 @@ def main() -> None:
                         cells[name] = None if is_hopeless else measure_apart(name, data, k, arguments.limit)
                         if cells[name] is None:
                             slower.append((name, n_rows, q, k))
-                    print(table_row(n_rows, q, k, cells, arguments.limit), flush=True)
+                    table.append(table_row(n_rows, q, k, cells, arguments.limit))
+                    printed(table[-1])
+    if arguments.report:
+        from train.data.files import write_json  # not above: the measured processes do without torch
+
+        write_json(arguments.report, {"tables": {"the solver": table}})
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording, onnx_export  # noqa: E402
 from modeling_edrl_mea.prepared_weights import project  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, find_audio  # noqa: E402
+from train.data.files import write_json  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
 
 RUNTIMES = ["float32", "bfloat16", "compiled", "onnx", "openvino"]
@@ -261,8 +262,11 @@ class Contender:
         self.process.wait()
 
 
-def print_table(title: str, names: list[str], columns: dict[str, list[list]], cell: Callable, warm_up: bool) -> None:
-    """`columns`: the requests of each, put to one contender after the other; `cell(answers, name, column)` is text."""
+def print_table(
+    title: str, names: list[str], columns: dict[str, list[list]], cell: Callable, warm_up: bool
+) -> list[list]:
+    """`columns`: the requests of each, put to one contender after the other; `cell(answers, name, column)` is text.
+    Returns what it prints."""
     answers = {name: {column: [] for column in columns} for name in names}
     rows = []
     with ExitStack() as stack:
@@ -278,6 +282,7 @@ def print_table(title: str, names: list[str], columns: dict[str, list[list]], ce
             cells = [f"fails: {one.failure}"] if one.failure else [cell(answers, one.name, key) for key in columns]
             rows.append([one.name, *cells, *[""] * (len(columns) - len(cells))])
     print(f"\n{title}\n\n{markdown_table(['', *columns], rows)}", flush=True)
+    return [["", *columns], *rows]
 
 
 def milliseconds(answers: dict, name: str, column: str) -> str:
@@ -287,7 +292,7 @@ def milliseconds(answers: dict, name: str, column: str) -> str:
     return f"{1e3 * spent / n_recordings:.1f} ms, {first / spent:.2f} ×"
 
 
-def print_recordings(title: str, names: list[str], args) -> None:
+def print_recordings(title: str, names: list[str], args) -> list[list]:
     n = len(chosen_files(args))
     step = TURN * args.batch_size
     requests = [["recordings", start, min(start + step, n)] for start in range(0, n, step)]
@@ -302,18 +307,18 @@ def print_recordings(title: str, names: list[str], args) -> None:
         return f"{sum(map(int.__eq__, found, expected))} of {n}"
 
     columns = {"first pass": requests, "second pass": requests, agreement: []}
-    print_table(f"{title}: {n}, in batches of {args.batch_size}", names, columns, cell, warm_up=False)
+    return print_table(f"{title}: {n}, in batches of {args.batch_size}", names, columns, cell, warm_up=False)
 
 
-def print_lengths(names: list[str], args) -> None:
+def print_lengths(names: list[str], args) -> list[list]:
     def requests(seconds: float) -> list[list]:
         return [["length", seconds * share] for share in np.linspace(0.95, 1.05, args.repeats)]
 
     columns = {f"{seconds:g} s": requests(seconds) for seconds in args.seconds}
-    print_table("One recording at a time, within 5% of", names, columns, milliseconds, warm_up=True)
+    return print_table("One recording at a time, within 5% of", names, columns, milliseconds, warm_up=True)
 
 
-def print_timeline(args) -> None:
+def print_timeline(args) -> list[list]:
     def passes(answers: dict, name: str, column: str) -> str:
         whole, one_pass = (sum(times) for times in zip(*answers[name][column], strict=True))
         return f"{whole / one_pass:.2f} passes, {whole / args.repeats:.2f} s"
@@ -321,15 +326,15 @@ def print_timeline(args) -> None:
     seconds = max(args.seconds)
     columns = {f"{seconds:g} s, windows of 3 s every second": [["timeline", seconds]] * args.repeats}
     names = [name for name in (REFERENCE, "ours bfloat16") if name in args.contenders]
-    print_table("A timeline", names, columns, passes, warm_up=True)
+    return print_table("A timeline", names, columns, passes, warm_up=True)
 
 
-def print_memory(names: list[str], args) -> None:
+def print_memory(names: list[str], args) -> list[list]:
     def mebibytes(answers: dict, name: str, column: str) -> str:
         return f"{answers[name][column][0][0]:.0f} MiB"
 
     columns = {f"{seconds:g} s": [["memory", seconds]] for seconds in args.seconds}
-    print_table("Memory over the loaded model, for a recording of", names, columns, mebibytes, warm_up=False)
+    return print_table("Memory over the loaded model, for a recording of", names, columns, mebibytes, warm_up=False)
 
 
 def chosen_files(args) -> list[str]:
@@ -357,6 +362,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=8, help="recordings of each length")
     parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS)
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
+    parser.add_argument("--report", type=Path, help="write the tables here as JSON")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -377,16 +383,16 @@ def main() -> None:
             subprocess.run([sys.executable, ROOT / "scripts/make_demo_corpus.py", folder], check=True)
             sys.argv += ["--recordings", folder]
             args.recordings = folder
-        if "recordings" in args.tables:
-            print_recordings("Recordings sorted by length", args.contenders, args)
-        if "lengths" in args.tables:
-            print_lengths(args.contenders, args)
-        if "pipeline" in args.tables:
-            print_recordings("Files through `pipeline`", ["stock pipeline", "ours pipeline"], args)
-        if "timeline" in args.tables:
-            print_timeline(args)
-        if "memory" in args.tables:
-            print_memory(args.contenders, args)
+        in_table = {
+            "recordings": lambda: print_recordings("Recordings sorted by length", args.contenders, args),
+            "lengths": lambda: print_lengths(args.contenders, args),
+            "pipeline": lambda: print_recordings("Files through `pipeline`", ["stock pipeline", "ours pipeline"], args),
+            "timeline": lambda: print_timeline(args),
+            "memory": lambda: print_memory(args.contenders, args),
+        }
+        tables = {name: act() for name, act in in_table.items() if name in args.tables}
+    if args.report:
+        write_json(args.report, {"machine": f"{capability}, {peaks}", "tables": tables})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout without installation
 from modeling_edrl_mea import EdrlMeaForAudioClassification, load_recording  # noqa: E402
 from modeling_edrl_mea.onnx_export import prepare, session  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
+from train.data.files import write_json  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
 from train.evaluation.metrics import uar  # noqa: E402
 
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--corpus", required=True, help="labeled corpus, as train/run.py takes it")
     parser.add_argument("--label_scheme", default="four_emotions")
     parser.add_argument("--speakers", nargs="+", help="of the corpus; all by default")
+    parser.add_argument("--report", type=Path, help="write the table here as JSON")
     args = parser.parse_args(argv)
     corpus = load_corpus(args.corpus, label_scheme=args.label_scheme)
     if unknown := set(args.speakers or ()) - set(corpus["speaker"]):
@@ -35,10 +37,13 @@ def main(argv: list[str] | None = None) -> None:
         corpus = corpus.filter(lambda row: row["speaker"] in args.speakers)
     model = EdrlMeaForAudioClassification.from_pretrained(args.model).float().eval()
     print(f"{len(corpus)} recordings, {len(set(corpus['speaker']))} speakers of {args.corpus}\n")
-    print(comparison(model, sorted(args.exported.glob("*.onnx")), corpus))
+    head, *rows = table = comparison(model, sorted(args.exported.glob("*.onnx")), corpus)
+    print(markdown_table(head, rows))
+    if args.report:
+        write_json(args.report, {"tables": {"exported graphs": table}})
 
 
-def comparison(model: EdrlMeaForAudioClassification, graphs: list[Path], corpus) -> str:
+def comparison(model: EdrlMeaForAudioClassification, graphs: list[Path], corpus) -> list[list]:
     names = corpus.features["label"].names
     references = np.array([model.config.labels.index(names[label]) for label in corpus["label"]])
     inputs = [prepare(model, [load_recording(audio)]) for audio in corpus["audio"]]
@@ -53,7 +58,7 @@ def comparison(model: EdrlMeaForAudioClassification, graphs: list[Path], corpus)
         [name, f"{value:.2f}", f"{reached['model'] - value:.2f}", str((predicted[name] != predicted["model"]).sum())]
         for name, value in reached.items()
     ]
-    return markdown_table(["", "UAR %", "cost", "predictions changed"], rows)
+    return [["", "UAR %", "cost", "predictions changed"], *rows]
 
 
 if __name__ == "__main__":

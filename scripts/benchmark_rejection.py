@@ -5,9 +5,9 @@
         --noise DIR --recipe train/configs/compact.yaml --max_recordings 300 --output OUT \\
         [--sounds DIR | --calibrate MODEL]
 
-Prints tables, and writes them to OUT/rejection.md with rejection.png (error by share of recordings answered) and
-timeline.png (speech, noise, speech). `--sounds`: further sounds without speech to try the gate on, such as music, in
-a sub-folder each; no model learns from them. `--calibrate` gives the config of a trained MODEL, a folder, the
+Prints tables, and writes them to OUT/rejection.md and .json, with rejection.png (error by share of recordings answered)
+and timeline.png (speech, noise, speech). `--sounds`: further sounds without speech to try the gate on, such as music,
+in a sub-folder each; no model learns from them. `--calibrate` gives the config of a trained MODEL, a folder, the
 thresholds that training by this version would store.
 """
 
@@ -27,6 +27,7 @@ from modeling_edrl_mea.recordings import find_audio  # noqa: E402
 from modeling_edrl_mea.timeline_stream import HOP_SECONDS, WINDOW_SECONDS  # noqa: E402
 from train.benchmark.adaptation_study import LeftOut, Study, argument_parser, print_tables, settings_of  # noqa: E402
 from train.data.embeddings import fingerprint_of  # noqa: E402
+from train.data.files import write_json  # noqa: E402
 from train.evaluation.calibration import coverage_thresholds, fit_temperature  # noqa: E402
 from train.evaluation.metrics import expected_calibration_error  # noqa: E402
 from train.evaluation.predictions import predict  # noqa: E402
@@ -245,6 +246,7 @@ def main(argv=None) -> dict:
     if options.calibrate:
         return calibrate(study, options.calibrate)
     sections = print_tables(tables(study, options.noise, options.sounds), options.output / "rejection.md")
+    write_json(options.output / "rejection.json", {"tables": sections})
     plot_risk(study, options.output / "rejection.png")
     plot_timeline(study, options.noise, options.output / "timeline.png")
     return sections

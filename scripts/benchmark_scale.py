@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from modeling_edrl_mea import EdrlMeaForAudioClassification  # noqa: E402
 from modeling_edrl_mea.embeddings import Embeddings  # noqa: E402
 from train.data.embeddings import CHUNK, StoredStatistics  # noqa: E402
+from train.data.files import write_json  # noqa: E402
 from train.trainer import EdrlMeaTrainer  # noqa: E402
 
 EMOTIONS = dict(enumerate(["anger", "happiness", "neutral", "sadness"]))
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--classifier", default="discriminant", help="or regression")
     parser.add_argument("--attributes", type=int, default=0, help="rated beside the emotions")
     parser.add_argument("--distinct", type=int, default=6400, help="rows on the disk")
+    parser.add_argument("--report", type=Path, help="write the figures here as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data, model = stored_rows(Path(folder), args), new_model(args)
@@ -88,11 +90,19 @@ def main() -> None:
         Progress.line("the model and what is known of the rows")
         trainer.train()
         Progress.line("both stages")
-    size = 4e-9 * data.layer_statistics.shape.numel()
+    found = {
+        "rows": len(data),
+        "gigabytes": 4e-9 * data.layer_statistics.shape.numel(),
+        "mb": memory_mb("VmHWM"),
+        "mb_before_training": before,
+        "seconds": time.process_time(),
+    }
     print(
-        f"{len(data):,} rows of {args.layers} x {args.width} ({size:.1f} GB), {args.arrangement}: at most "
-        f"{memory_mb('VmHWM'):,.0f} MB in memory, {before:,.0f} of them before training"
+        f"{found['rows']:,} rows of {args.layers} x {args.width} ({found['gigabytes']:.1f} GB), {args.arrangement}: at "
+        f"most {found['mb']:,.0f} MB in memory, {before:,.0f} of them before training"
     )
+    if args.report:
+        write_json(args.report, found)
 
 
 class Progress(TrainerCallback):

@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 from modeling_edrl_mea import EdrlMeaForAudioClassification, linear_heads, load_recording  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE  # noqa: E402
 from train.data.dataset import SpeechDataset  # noqa: E402
+from train.data.files import write_json  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
 from train.evaluation.metrics import bootstrap_interval, paired_bootstrap_difference, uar  # noqa: E402
 from train.evaluation.predictions import evaluate  # noqa: E402
@@ -76,8 +77,14 @@ def main() -> None:
                     on_waveforms.setdefault(title, []).append(found)
                 for title, *found in against_regression(*fold):
                     on_embeddings.setdefault(title, []).append(found)
-        print(table("frozen backbone, all epochs", on_waveforms), "\n")
-        print(table("on cached embeddings", on_embeddings), "\n")
+        tables = {
+            "frozen backbone, all epochs": table_of(on_waveforms),
+            "on cached embeddings": table_of(on_embeddings),
+        }
+        for title, (head, *rows) in tables.items():
+            print(markdown_table([title, *head[1:]], rows), "\n")
+        if options.report:
+            write_json(options.report, {"tables": tables})
         if on_gpu:
             with tempfile.TemporaryDirectory() as folder:
                 train, test = (corpus.select(rows) for rows in folds[0])
@@ -97,7 +104,7 @@ def read(options) -> tuple:
     return corpus, fold_indices(corpus, options.folds)
 
 
-def table(title: str, found: dict[str, list]) -> str:
+def table_of(found: dict[str, list]) -> list[list]:
     """`found`: seconds and predictions of each fold by row, of which the last is what the others are compared to."""
     seconds = {name: sum(fold[0] for fold in folds) for name, folds in found.items()}
     predictions = {name: Predictions.joined([fold[1] for fold in folds]) for name, folds in found.items()}
@@ -109,7 +116,7 @@ def table(title: str, found: dict[str, list]) -> str:
         shown = "" if name == reference else f"{signed(gain.estimate)} ({signed(gain.low)} to {signed(gain.high)})"
         ratio = f"{seconds[reference] / seconds[name]:.1f} ×"
         lines.append([name, f"{seconds[name]:.2f}", ratio, f"{100 * reached.estimate:.1f}", shown])
-    return markdown_table([title, "seconds", "faster by", "UAR %", "less the last row's (95%)"], lines)
+    return [["", "seconds", "faster by", "UAR %", "less the last row's (95%)"], *lines]
 
 
 def signed(share: float) -> str:
@@ -124,6 +131,7 @@ def parse_arguments():
     parser.add_argument("--arrangement", default=None, help="default: the config's own")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--folds", type=int, default=4, help="of speakers; every recording is tested once")
+    parser.add_argument("--report", type=Path, help="write the tables here as JSON")
     return parser.parse_args()
 
 

@@ -20,7 +20,6 @@ second run takes minutes less.
 import argparse
 import hashlib
 import itertools
-import json
 import os
 import sys
 import time
@@ -45,7 +44,7 @@ from modeling_edrl_mea.embeddings import balanced_weights  # noqa: E402
 from modeling_edrl_mea.linear_heads import corpus_folds  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
-from train.data.files import atomic_write, fingerprint  # noqa: E402
+from train.data.files import atomic_write, fingerprint, write_json  # noqa: E402
 from train.data.mixtures import normalize  # noqa: E402
 from train.degradation.augmentation import Augmentation  # noqa: E402
 from train.degradation.effects import mix_at_snr  # noqa: E402
@@ -470,7 +469,7 @@ def main(argv=None):
         for name, seconds in speed.items():
             print(f"{name}: {seconds:.4f}, {speed['WavLM-base'] / seconds:.1f} times as fast as WavLM-base")
     if args.report:
-        args.report.write_text(json.dumps(report, indent=1))
+        write_json(args.report, report)
 
 
 if __name__ == "__main__":

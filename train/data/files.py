@@ -80,6 +80,13 @@ def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = N
     path.write_bytes(save(tensors, metadata))
 
 
+def write_json(path: Path, content) -> None:
+    """What a benchmark found; folders that are not there are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, default=str, indent=1), encoding="utf-8")
+
+
 def write_sealed(path: Path, content: dict) -> None:
     """JSON with its checksum; keys have to be text."""
     with atomic_write(path) as temporary:
