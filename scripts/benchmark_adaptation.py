@@ -194,7 +194,7 @@ def table_of_harm(study: Study, chosen) -> list[list]:
     for count in (1, 2, 4, 8):
         parts = [(test, corpus, part) for test, corpus in tests for part in draws(corpus, count)]
         scores = [scores_by_way(corpus, part, corpus.every, chosen[test]) for test, corpus, part in parts]
-        rows.append([f"{count} recordings, tested on all", *harm_cells(scores)])
+        rows.append([f"adapted to {count}, tested on all", *harm_cells(scores)])
     return rows
 
 

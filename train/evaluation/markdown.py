@@ -128,6 +128,12 @@ def _ce(entry: dict | None) -> str:
 
 
 def _calibration(report: dict) -> str:
+    table = calibration_table(report)
+    title = "## Expected calibration error %, mean over tests: as it is → at a temperature fitted on other speakers"
+    return f"{title}\n\n{table}" if table else ""
+
+
+def calibration_table(report: dict) -> str:
     """Of a benchmark: whether temperatures carry over to those whom they were not fitted on."""
     if not report.get("summaries"):
         return ""
@@ -139,8 +145,7 @@ def _calibration(report: dict) -> str:
     columns = [protocol for protocol in TITLES if any(protocol == there for _, there in found)]
     models = list(dict.fromkeys(model for model, _ in found))
     lines = [[model, *(_both_errors(found.get((model, protocol))) for protocol in columns)] for model in models]
-    title = "## Expected calibration error %, mean over tests: as it is → at a temperature fitted on other speakers"
-    return f"{title}\n\n" + markdown_table(["model", *map(TITLES.get, columns)], lines) if found else ""
+    return markdown_table(["model", *map(TITLES.get, columns)], lines) if found else ""
 
 
 def _both_errors(errors: list[tuple[float, float]] | None) -> str:
