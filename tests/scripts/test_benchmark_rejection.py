@@ -34,6 +34,7 @@ def test_every_table_and_picture_is_made_and_a_model_is_calibrated(tmp_path, tin
     assert {"white noise", "speech: a", "0.wav", "music"} <= {row[0] for row in gates}
     assert [row[0] for row in sets[1:]] == ["a", "b", "c", "d", "mean"] and len(signs) == 3
     assert all((tmp_path / "out" / name).is_file() for name in ("rejection.md", "rejection.png", "timeline.png"))
+    assert json.loads((tmp_path / "out" / "rejection.json").read_text())["tables"] == sections
 
     with pytest.raises(ValueError, match="another backbone than the recipe"):
         tiny_model("linear").save_pretrained(tmp_path / "other")

@@ -1,5 +1,6 @@
 """The script that measures training, at a shape that a CPU takes in a moment."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,10 @@ def test_steps_of_stock_and_own_models_are_measured_in_bfloat16(norm):
 def test_the_whole_script_runs(tmp_path, tiny_backbone_config):
     corpus, backbone = write_corpus(tmp_path / "tones", 6), write_backbone(tmp_path / "backbone", tiny_backbone_config)
     command = [sys.executable, "scripts/benchmark_training.py", "--corpus", corpus, "--backbone", backbone]
-    done = subprocess.run([*command, "--epochs", "2", "--folds", "2"], cwd=ROOT, capture_output=True, text=True)
+    command += ["--epochs", "2", "--folds", "2", "--report", tmp_path / "new" / "report.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for row in ("EdrlMeaTrainer, empty cache", "EdrlMeaTrainer, full cache", "Trainer, WavLM", "scikit-learn"):
         assert row in done.stdout
+    tables = json.loads((tmp_path / "new" / "report.json").read_text())["tables"]
+    assert [len(rows) for rows in tables.values()] == [4, 3]

@@ -167,3 +167,24 @@ def test_commands_find_the_data_by_the_names_that_the_documents_use(tmp_path):
     for _ in range(2):  # links are made anew
         measure.link_folders(tmp_path / "data", tmp_path / "runs", [one])
     assert one.folders == ["emodb", "noise"] and measure.measure_all({"x": one}, tmp_path / "runs") == []
+
+
+def test_what_was_measured_is_written_with_its_plots(tmp_path, monkeypatch, capsys):
+    page, plot = tmp_path / "page.md", tmp_path / "train" / "images" / "adaptation.png"
+    plot.parent.mkdir(parents=True)
+    plot.write_text("old")
+    command = (
+        "mkdir -p outputs/a; echo new > outputs/a/adaptation.png; cp outputs/a/adaptation.png outputs/a/other.png\n"
+    )
+    command += f"echo '{json.dumps(ADAPTATION)}' > outputs/a/adaptation.json\n"
+    marks = "<!--command:scale outputs/scale.json-->\n```\nfalse\n```\nof <!--measured:scale_mb-->9<!--end--> MB\n"
+    marks += (
+        f"<!--command:adaptation outputs/a/adaptation.json-->\n```\n{command}```\nby <!--measured:gain-->?<!--end-->\n"
+    )
+    page.write_text(marks)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "DOCUMENTS", ("page.md",))
+    (problem,) = measure.main([str(tmp_path), "--output", str(tmp_path / "runs"), "--write"])
+    assert problem.startswith("scale: exit status 1") and "FAILED scale" in capsys.readouterr().err
+    assert page.read_text() == marks.replace("?", "10.0") and plot.read_text() == "new\n"
+    assert [path.name for path in plot.parent.iterdir()] == ["adaptation.png"]
