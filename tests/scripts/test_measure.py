@@ -17,12 +17,6 @@ ADAPTATION = {
             ["all", "+10.0 (+7.0…+12.0)", "-1.0 (-2.0…+0.1)"],
             ["all, by speaker", "+15.0 (+12.0…+17.0)", "+9.0 (+7.0…+11.0)"],
         ],
-        measure.METHODS: [
-            ["method", "clean", "noise at 0 dB", "settings chosen"],
-            ["standardized (AdaBN)", "+7.0 (+5.0…+9.0)", "+6.0", "0.0"],
-            ["TENT", "-0.3 (-0.8…+0.3)", "+0.0", "0.0001"],
-            ["**`adapt` (ours)**", "+10.0", "+7.0", "as above"],
-        ],
     }
 }
 
@@ -57,14 +51,10 @@ def test_a_table_is_written_between_its_marks_and_nothing_else_changes():
 
 
 def test_what_was_not_measured_or_does_not_tell_stays_as_it_is():
-    page = "<!--measured:results-->old<!--end--> <!--measured:gain-->1.0<!--end--> <!--measured:scale_mb-->2<!--end-->"
+    page = "<!--measured:results-->old<!--end--> <!--measured:gain-->1.0<!--end--> <!--measured:scale-->2<!--end-->"
     problems = []
     assert filled(page, {"adaptation": ADAPTATION, "scale": {}}, problems) == page.replace("1.0", "10.0")
-    assert len(problems) == 1 and "scale_mb" in problems[0] and "'mb'" in problems[0]
-
-
-def test_the_best_published_method_is_named():
-    assert rendered("gain_of_the_best_published", adaptation=ADAPTATION) == "standardized (AdaBN): +7.0"
+    assert len(problems) == 1 and "scale" in problems[0] and "'mb'" in problems[0]
 
 
 def test_rows_of_what_does_not_run_here_are_left_out():
@@ -112,7 +102,7 @@ def test_the_documents_show_a_command_for_every_block_and_every_block_is_in_them
     for name, text in texts.items():
         assert text.count("<!--measured:") == text.count("<!--end-->") == len(BLOCK.findall(text)), name
         # A comment that begins a line is HTML to the end of the line: no paragraph may go on there.
-        assert not re.search(r"^\s*<!--measured:\w+-->[^\n]+", text, re.M), name
+        assert not re.search(r"^ *<!--measured:\w+-->[^\n]+", text, re.M), name
 
 
 def test_every_command_writes_the_result_that_it_is_marked_with():
@@ -177,7 +167,7 @@ def test_what_was_measured_is_written_with_its_plots(tmp_path, monkeypatch, caps
         "mkdir -p outputs/a; echo new > outputs/a/adaptation.png; cp outputs/a/adaptation.png outputs/a/other.png\n"
     )
     command += f"echo '{json.dumps(ADAPTATION)}' > outputs/a/adaptation.json\n"
-    marks = "<!--command:scale outputs/scale.json-->\n```\nfalse\n```\nof <!--measured:scale_mb-->9<!--end--> MB\n"
+    marks = "<!--command:scale outputs/scale.json-->\n```\nfalse\n```\nof <!--measured:scale-->9<!--end--> MB\n"
     marks += (
         f"<!--command:adaptation outputs/a/adaptation.json-->\n```\n{command}```\nby <!--measured:gain-->?<!--end-->\n"
     )
