@@ -149,7 +149,7 @@ def results(shipped: dict, adaptation: dict) -> str:
 def backbones_compared(report: dict) -> str:
     from scripts.probe_backbone import CONDITIONS, left_out_rows
 
-    speed, kinds = report["speed"], {name: found for name, found in report.items() if name != "speed"}
+    speed, kinds = report.get("speed", {}), {name: found for name, found in report.items() if name != "speed"}
     names = list(next(iter(kinds.values()))["within"])
     protocols = list(next(iter(kinds.values()))["left_out"][names[0]])
     lines = []
