@@ -52,8 +52,8 @@ class EdrlMeaConfig(PreTrainedConfig):
         window_overlap_seconds: seconds of context on both sides of a window's seam; half of it is dropped from each
             window.
         pause_threshold_db: decibels under the level of a recording's speech at which a frame counts half in the means
-            and deviations over frames, since silence around speech differs between corpora; None: all frames count the
-            same.
+            and deviations over frames, since silence around speech differs between corpora; None, or 1000: all frames
+            count the same.
         layer_combination: weighted_sum takes softmax weights over layers, learned in stage 1, so that S stays that
             of one layer whatever the backbone; concatenate puts every layer side by side, which suits a small
             backbone but takes an (L+1)²-fold covariance for a large one.
