@@ -43,6 +43,7 @@ from modeling_edrl_mea.discriminant import fit_discriminant  # noqa: E402
 from modeling_edrl_mea.embeddings import balanced_weights  # noqa: E402
 from modeling_edrl_mea.linear_heads import corpus_folds  # noqa: E402
 from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: E402
+from modeling_edrl_mea.windows import run_in_windows  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
 from train.data.files import atomic_write, fingerprint, write_json  # noqa: E402
 from train.data.mixtures import normalize  # noqa: E402
@@ -104,7 +105,7 @@ def noisy(path: str, noise: list[str], snr: float | None) -> np.ndarray:
 
 
 class BackboneFeatures:
-    """Mean and standard deviation over frames of every layer: (files, (layers + 1) * 2 * hidden).
+    """What a model pools: mean and standard deviation over frames of every layer, (files, (layers + 1) * 2 * hidden).
 
     Of any speech encoder that the package takes as a backbone, by folder or Hub id.
     """
@@ -115,10 +116,12 @@ class BackboneFeatures:
         if untrained:
             torch.manual_seed(0)
             self.model = build_backbone(self.model.config).eval()
+        self.config = EdrlMeaConfig(backbone_config=self.model.config)
 
     @property
     def key(self) -> str:
-        digest = hashlib.sha1(f"{self.normalized} {self.model.config.to_json_string()}".encode())
+        settings = f"{self.normalized} {self.config.pause_threshold_db} {self.model.config.to_json_string()}"
+        digest = hashlib.sha1(settings.encode())
         for value in self.model.state_dict().values():
             digest.update(value.numpy().tobytes())
         return digest.hexdigest()
@@ -127,15 +130,15 @@ class BackboneFeatures:
     def __call__(self, signals: list[np.ndarray], batch_size: int = 16) -> np.ndarray:
         signals = [normalize(signal) for signal in signals] if self.normalized else signals
         order = np.argsort([len(signal) for signal in signals])
-        features = [None] * len(signals)
-        for batch in np.array_split(order, -(-len(order) // batch_size)):
-            rows = [torch.from_numpy(signals[i]).float() for i in batch]
-            waveforms, mask = pad_sequence(rows, True), pad_sequence([torch.ones(len(row)) for row in rows], True)
-            output = self.model(waveforms, mask.long())
-            for row, (i, valid) in enumerate(zip(batch, output.frame_mask, strict=True)):
-                frames = torch.stack([states[row, valid.bool()] for states in output.hidden_states])
-                features[i] = torch.cat([frames.mean(1), frames.std(1, correction=0)], -1).flatten().numpy()
-        return np.stack(features)
+        batches = np.array_split(order, -(-len(order) // batch_size))
+        features = np.concatenate([self.pooled([signals[i] for i in batch]) for batch in batches])
+        return features[order.argsort()]
+
+    def pooled(self, signals: list[np.ndarray]) -> np.ndarray:
+        rows = [torch.from_numpy(signal).float() for signal in signals]
+        waveforms, mask = pad_sequence(rows, True), pad_sequence([torch.ones(len(row)) for row in rows], True)
+        statistics, _ = run_in_windows(self.model, self.config, waveforms, mask.long())
+        return statistics.flatten(1).numpy()
 
 
 class SmileFeatures:

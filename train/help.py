@@ -39,8 +39,9 @@ def _entry(node: ast.AnnAssign, source: str, docstring: str) -> str:
 
 
 def _of_docstring(name: str, docstring: str) -> str:
-    found = re.search(rf"^\s*{name}\b[^\n:]*:\s*((?:.|\n)+?)(?=\n\s*\w+\b[^\n:]*\(`|\n\n|\Z)", docstring, re.MULTILINE)
-    return " ".join(found[1].split()) if found else ""
+    """What stands behind its name, and on the lines below that are indented further."""
+    found = re.search(rf"^( *){name}: (.*(?:\n\1 +.*)*)", docstring, re.MULTILINE)
+    return " ".join(found[2].split()) if found else ""
 
 
 def _of_comments(node: ast.AnnAssign, source: str) -> str:

@@ -24,6 +24,7 @@ def test_every_setting_of_ours_is_in_the_help_with_its_why():
     said = text()
     assert "--on_leak\n      error: stop where" in said and "--block_size" in said and "--adam_beta1" not in said
     entries = said.split("\n  --")[1:]
+    assert "that of every published encoder. (default: 16000)" in said  # and not what the next setting is for
     bare = [entry.split("\n")[0] for entry in entries if entry.split("\n")[1].strip().startswith("(default")]
     known = {"num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "weight_decay"}
     assert set(bare) <= known | {"eval_strategy", "save_strategy", "logging_strategy", "report_to", "seed"}
