@@ -442,6 +442,13 @@ class Run:
                 file.write(json.dumps(line) + "\n")
 
 
+def native_precision() -> str:
+    """bf16, or no where the GPU or processor would only imitate it, tens of times slower than float32."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "no"
+
+
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -465,7 +472,8 @@ def parse_arguments(argv=None):
     add("--save_minutes", type=float, default=4.0)
     add("--log_every", type=int, default=50)
     add("--workers", type=int, default=0, help="processes that make batches; 0: the training process itself")
-    add("--mixed_precision", choices=("no", "bf16"), default="bf16")
+    precisions = {"choices": ("no", "bf16"), "default": native_precision()}
+    add("--mixed_precision", **precisions, help="default here: %(default)s (bf16 where it is not imitated)")
     add("--sizes", type=json.loads, default={}, help="JSON: fields of WavLMConfig other than the compact ones")
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)
