@@ -51,9 +51,6 @@ class EdrlMeaConfig(PreTrainedConfig):
             is quadratic in length.
         window_overlap_seconds: seconds of context on both sides of a window's seam; half of it is dropped from each
             window.
-        pause_threshold_db: decibels under the level of a recording's speech at which a frame counts half in the means
-            and deviations over frames, since silence around speech differs between corpora; None, or 1000: all frames
-            count the same.
         layer_combination: weighted_sum takes softmax weights over layers, learned in stage 1, so that S stays that
             of one layer whatever the backbone; concatenate puts every layer side by side, which suits a small
             backbone but takes an (L+1)²-fold covariance for a large one.
@@ -117,8 +114,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     max_window_seconds: float = 20.0
     window_overlap_seconds: float = 2.0
 
-    pause_threshold_db: float | None = 40.0
-
     layer_combination: Literal["weighted_sum", "concatenate"] = "weighted_sum"
     standardization_clip: float = 6.0
     standardization_prior: float = 4.0
@@ -175,8 +170,6 @@ class EdrlMeaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        if "arrangement" in config_dict:  # a saved model: one of an earlier version counted all frames the same
-            config_dict = {"pause_threshold_db": None} | config_dict
         problem_type = kwargs.get("problem_type", config_dict.get("problem_type"))
         if problem_type == "regression":
             if "num_labels" in kwargs:  # which transformers sets first, and a classifier has no single label
@@ -229,10 +222,9 @@ class EdrlMeaConfig(PreTrainedConfig):
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("standardization_clip", "max_window_seconds", "temperature", "pause_threshold_db"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be above 0.")
+        for name in ("standardization_clip", "max_window_seconds", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         weights = [name for name in type(self).__annotations__ if name.endswith("_weight")]
         for name in (*weights, *NOT_NEGATIVE):
             if not getattr(self, name) >= 0:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .frames import longest_input
 from .recordings import RecordingError, find_audio, load_recording
-from .speech_embedding import frame_moments, frame_weights
+from .speech_embedding import frame_moments
 from .stock_encoders import StockEncoder
 from .wavlm import LengthAwareWavLM
 
@@ -88,8 +88,7 @@ class WaveformClassifier(nn.Module):
         # Asking WavLM for attentions takes the plain formula, which exports; unused, they are not in the graph.
         plainly = isinstance(self.model.backbone, LengthAwareWavLM)
         frames = self.model.backbone(input_values, attention_mask, output_attentions=plainly)
-        weights = frame_weights(self.model.config, input_values, frames.frame_mask)
-        statistics = frame_moments(frames.hidden_states, weights).statistics()
+        statistics = frame_moments(frames.hidden_states, frames.frame_mask).statistics()
         output = self.model(layer_statistics=statistics)
         self.model.hear_nothing_in_silence(output, input_values, attention_mask)
         output["probabilities"] = output.logits.softmax(-1)

@@ -10,14 +10,10 @@ while the layers' weights are still being learned.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .exact_buffers import ExactBuffers
-from .frames import receptive_field, samples_per_frame
 
-PAUSE_SLOPE_DB = 3.0  # over which a frame's odds of counting change by e
-FAINTEST_POWER = 1e-10  # -100 dB of full scale, so that frames of digital silence are all alike
 ROWS = 256  # recordings taken into memory at once, where there are more than fit
 MINIMUM_SCALE = 1e-4  # of a statistic's standard deviation: a constant one is left at zero rather than divided by it
 
@@ -25,7 +21,7 @@ MINIMUM_SCALE = 1e-4  # of a statistic's standard deviation: a constant one is l
 class FrameMoments(NamedTuple):
     """Moments over valid frames of each layer, mergeable across the windows of a long recording."""
 
-    weight: torch.Tensor  # (B, L+1, 1) sum of the frames' weights
+    weight: torch.Tensor  # (B, L+1, 1) number of frames
     mean: torch.Tensor  # (B, L+1, D)
     scatter: torch.Tensor  # (B, L+1, D) sum of squared deviations
 
@@ -44,33 +40,14 @@ class FrameMoments(NamedTuple):
         return torch.cat([self.mean, variance.clamp_min(1e-10).sqrt()], dim=-1)
 
 
-def frame_weights(config, waveforms: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-    """How much each frame of recordings (B, samples) counts, (B, T) float32: 1 in speech, half at the model's
-    `pause_threshold_db` under its level, 0 in silence and outside `frame_mask`, (B, T) bool.
-
-    How long one was recorded before and after speaking differs between collections of recordings, and says nothing of
-    emotion. The level of speech is the power averaged over frames by itself, Σp²/Σp, which silence does not lower.
-    """
-    weights = frame_mask.float()
-    if config.pause_threshold_db is None:
-        return weights
-    backbone = config.backbone_config
-    power = F.avg_pool1d(waveforms.float().square(), receptive_field(backbone), samples_per_frame(backbone))
-    power = power.clamp_min(FAINTEST_POWER) * weights
-    # cumsum adds up in order, so that padding changes no bit.
-    level = power.square().cumsum(1)[:, -1:] / power.cumsum(1)[:, -1:].clamp_min(FAINTEST_POWER)
-    below_db = 10 * (level / power.clamp_min(FAINTEST_POWER)).log10()
-    return weights * ((config.pause_threshold_db - below_db) / PAUSE_SLOPE_DB).sigmoid()
-
-
-def frame_moments(hidden_states, weights: torch.Tensor) -> FrameMoments:
-    """Of `hidden_states`, L+1 tensors (B, T, D), whose frames count by `weights` (B, T)."""
-    layers = [_layer_moments(frames, weights) for frames in hidden_states]
+def frame_moments(hidden_states, frame_mask: torch.Tensor) -> FrameMoments:
+    """Of valid frames: `hidden_states` are L+1 tensors (B, T, D), `frame_mask` is (B, T) bool."""
+    layers = [_layer_moments(frames, frame_mask) for frames in hidden_states]
     return FrameMoments(*(torch.stack(part, dim=1) for part in zip(*layers, strict=True)))
 
 
-def _layer_moments(frames: torch.Tensor, weights: torch.Tensor) -> tuple:
-    frames, weights = frames.float(), weights.unsqueeze(-1).float()
+def _layer_moments(frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple:
+    frames, weights = frames.float(), frame_mask.unsqueeze(-1).float()
     total = weights.sum(1)
     mean = (frames * weights).sum(1) / total.clamp_min(1e-12)
     scatter = ((frames - mean.unsqueeze(1)).square() * weights).sum(1)

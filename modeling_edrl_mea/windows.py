@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frames import BackboneOutput, iter_windows, own_samples, samples_per_frame, valid_frames
-from .speech_embedding import frame_moments, frame_weights
+from .frames import BackboneOutput, iter_windows, own_samples, samples_per_frame
+from .speech_embedding import frame_moments
 
 
 def run_in_windows(
@@ -25,8 +25,7 @@ def run_in_windows(
     limit = int(config.max_window_seconds * config.sampling_rate)
     if input_values.shape[1] <= limit:
         frames = backbone(input_values, attention_mask, output_attentions=output_attentions)
-        weights = frame_weights(config, input_values, frames.frame_mask)
-        statistics = frame_moments(frames.hidden_states, weights).statistics()
+        statistics = frame_moments(frames.hidden_states, frames.frame_mask).statistics()
         kept = frames.hidden_states if output_hidden_states else None
         return statistics, BackboneOutput(hidden_states=kept, attentions=frames.attentions)
     lengths = own_samples(config.backbone_config, input_values, attention_mask)
@@ -44,18 +43,16 @@ def _in_windows(backbone, config, waveform: Tensor, limit: int, output_hidden_st
     """Moments over all frames of a recording (n,), and its windows as far as asked for."""
     overlap = int(config.window_overlap_seconds * config.sampling_rate)
     windows, total = JoinedWindows(), None
-    hop = samples_per_frame(config.backbone_config)
-    weights = frame_weights(config, waveform[None], valid_frames(config.backbone_config, waveform[None]))
     for start, end, first, last in iter_windows(config.backbone_config, len(waveform), limit, overlap):
         frames = backbone(waveform[None, start:end], output_attentions=output_attentions)
         kept = [layer[:, first:last] for layer in frames.hidden_states]
-        moments = frame_moments(kept, weights[:, start // hop + first : start // hop + last])
+        moments = frame_moments(kept, frames.frame_mask[:, first:last])
         total = moments if total is None else total.merge(moments)
         if output_hidden_states:
             windows.hidden_states.append(kept)
         if output_attentions:
             rows = [None if layer is None else layer[:, :, first:last] for layer in frames.attentions]
-            windows.attentions.append((start // hop, rows))
+            windows.attentions.append((start // samples_per_frame(config.backbone_config), rows))
     return total, windows
 
 

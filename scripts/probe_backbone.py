@@ -120,8 +120,7 @@ class BackboneFeatures:
 
     @property
     def key(self) -> str:
-        settings = f"{self.normalized} {self.config.pause_threshold_db} {self.model.config.to_json_string()}"
-        digest = hashlib.sha1(settings.encode())
+        digest = hashlib.sha1(f"{self.normalized} {self.model.config.to_json_string()}".encode())
         for value in self.model.state_dict().values():
             digest.update(value.numpy().tobytes())
         return digest.hexdigest()

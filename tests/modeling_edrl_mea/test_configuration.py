@@ -92,16 +92,6 @@ def test_a_configuration_of_an_earlier_version_loads_without_what_is_gone(tmp_pa
     assert not gone.keys() & EdrlMeaConfig.from_pretrained(tmp_path).to_dict().keys()
 
 
-def test_a_model_of_an_earlier_version_goes_on_counting_all_frames_the_same(tmp_path):
-    EdrlMeaConfig(pause_threshold_db=30.0).save_pretrained(tmp_path)
-    assert EdrlMeaConfig.from_pretrained(tmp_path).pause_threshold_db == 30
-    file = tmp_path / "config.json"
-    saved = json.loads(file.read_text())
-    del saved["pause_threshold_db"]
-    file.write_text(json.dumps(saved))
-    assert EdrlMeaConfig.from_pretrained(tmp_path).pause_threshold_db is None
-
-
 def test_every_setting_says_why_in_help():
     documented = set(re.findall(r"^        (\w+): ", EdrlMeaConfig.__doc__, re.M))
     assert documented == set(EdrlMeaConfig.__annotations__) - {"model_type"}

@@ -2,13 +2,9 @@
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from modeling_edrl_mea import EdrlMeaConfig
-from modeling_edrl_mea.frames import valid_frames
-from modeling_edrl_mea.speech_embedding import SpeechEmbedding, frame_moments, frame_weights
-from tests.support.voice import vowels
+from modeling_edrl_mea.speech_embedding import SpeechEmbedding, frame_moments
 
 LAYERS, WIDTH = 3, 8
 
@@ -44,38 +40,6 @@ def test_pooling_is_the_mean_and_deviation_of_valid_frames_only():
     pooled = frame_moments([frames], mask).statistics()[0, 0]
     valid = frames[0, :12]
     torch.testing.assert_close(pooled, torch.cat([valid.mean(0), valid.std(0, unbiased=False)]))
-
-
-def weights(waveform: torch.Tensor, sample_lengths=None, **settings) -> torch.Tensor:
-    config = EdrlMeaConfig(**settings)
-    return frame_weights(config, waveform, valid_frames(config.backbone_config, waveform, sample_lengths))
-
-
-def test_speech_counts_and_silence_does_not_however_loud_and_long_either_is():
-    voice, silence = torch.from_numpy(vowels(1.0))[None], torch.zeros(1, 48_000)
-    alone, surrounded = weights(voice)[0], weights(torch.cat([silence, voice, silence], 1))[0]
-    assert alone.mean() > 0.9 and alone.sum().item() == pytest.approx(surrounded.sum().item(), rel=0.05)
-    torch.testing.assert_close(weights(0.2 * voice)[0], alone, atol=1e-3, rtol=0)
-
-
-def test_a_frame_at_the_threshold_counts_half():
-    tone = torch.sin(torch.arange(16_000) * 2 * torch.pi * 0.05)
-    quieter = torch.cat([tone, 0.01 * tone])[None]  # by 40 dB
-    assert weights(quieter, pause_threshold_db=40.0)[0, -1].item() == pytest.approx(0.5, abs=0.01)
-    assert weights(quieter, pause_threshold_db=60.0)[0, -1] > 0.99
-    assert (weights(quieter, pause_threshold_db=None) == 1).all()
-
-
-def test_frames_of_a_silent_recording_count_the_same():
-    assert weights(torch.zeros(1, 8000)).unique().numel() == 1
-
-
-def test_padding_changes_no_weight():
-    voice = torch.from_numpy(vowels(1.0))[None]
-    alone = weights(voice)
-    padded = weights(torch.nn.functional.pad(voice, (0, 20_000)), torch.tensor([voice.shape[1]]))
-    n_frames = alone.shape[1]
-    assert torch.equal(padded[:, :n_frames], alone) and not padded[:, n_frames:].any()
 
 
 def test_one_frame_gives_finite_statistics_and_gradients():

@@ -192,7 +192,7 @@ def fingerprint_of(model: EdrlMeaForAudioClassification) -> str:
     """16 hexadecimal digits that change with anything that changes layer statistics."""
     config = model.config
     settings = (
-        config.pause_threshold_db,
+        "mean_std",  # the statistics
         config.normalize_waveform,
         config.max_window_seconds,
         config.window_overlap_seconds,
