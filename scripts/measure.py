@@ -170,6 +170,7 @@ def recipes_compared(report: dict) -> str:
         "cross-corpus": "trained on one other",
     }
     means = {(one["model"], one["over"]): percent(one["mean"]) for one in report["summaries"]}
+    columns = {over: title for over, title in columns.items() if any(over == found for _, found in means)}
     gains = {(one["model"], one["over"]): percent(one["difference"], signed=True) for one in report["comparisons"]}
     head = ["recipe", *(cell for title in columns.values() for cell in (title, "less `linear`"))]
     lines = [
