@@ -46,13 +46,13 @@ from modeling_edrl_mea.recordings import SAMPLING_RATE, load_recording  # noqa: 
 from modeling_edrl_mea.windows import run_in_windows  # noqa: E402
 from train.data.corpora import load_corpus  # noqa: E402
 from train.data.files import atomic_write, fingerprint, write_json  # noqa: E402
-from train.data.mixtures import normalize  # noqa: E402
 from train.degradation.augmentation import Augmentation  # noqa: E402
 from train.degradation.effects import mix_at_snr  # noqa: E402
 from train.degradation.sources import sound_files  # noqa: E402
 from train.evaluation.markdown import markdown_table  # noqa: E402
 from train.evaluation.metrics import bootstrap_interval, confusion_by_speaker, uar  # noqa: E402
 from train.evaluation.unseen_corpora import adapted_logits  # noqa: E402
+from train.pretraining.mixtures import normalize  # noqa: E402
 
 CONDITIONS = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}  # signal-to-noise ratios
 STRENGTHS = (1.0, 5.0, 25.0, 125.0)  # C times the number of features, so that one grid suits 88 and 6,373

@@ -13,6 +13,7 @@ FLOORS = (
     (
         "train.trainer",
         "train.corpus_embedding",
+        "train.pretraining",
         "train.model_setup",
         "train.arguments",
         "train.help",
