@@ -147,7 +147,8 @@ def results(shipped: dict, adaptation: dict) -> str:
 
 
 def backbones_compared(report: dict) -> str:
-    from scripts.probe_backbone import CONDITIONS, left_out_rows
+    from train.probing.recordings import CONDITIONS
+    from train.probing.tables import left_out_rows
 
     speed, kinds = report.get("speed", {}), {name: found for name, found in report.items() if name != "speed"}
     names = list(next(iter(kinds.values()))["within"])

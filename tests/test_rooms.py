@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_edrl_mea", "train", "hub_card")
 # Rooms from the top down; one may import those below it. What is not listed is a room of its own name's folder.
 FLOORS = (
-    ("train.run", "train.benchmark"),
+    ("train.run", "train.benchmark", "train.probing"),
     (
         "train.trainer",
         "train.corpus_embedding",
