@@ -43,6 +43,8 @@ from train.pretraining.targets import FrameTargets, principal_functionals  # noq
 from train.pretraining.teacher import Teacher  # noqa: E402
 from train.pretraining.training_run import Run  # noqa: E402
 
+MEASURED_BATCHES = 100  # by which a teacher's answers are standardized
+
 
 def native_precision() -> str:
     """bf16, or no where the GPU or processor would only imitate it, tens of times slower than float32."""
@@ -110,7 +112,8 @@ def main(argv=None):
     targets = FrameTargets(config, descriptors=N_DESCRIPTORS if args.opensmile else 0)
     targets.standardize(some)
     if teacher:
-        on_device = [{name: value.to(accelerator.device) for name, value in batch.items()} for batch in some]
+        measured = (streams[0][-1 - i + 2**31] for i in range(MEASURED_BATCHES))
+        on_device = [{name: value.to(accelerator.device) for name, value in batch.items()} for batch in measured]
         teacher.standardize(on_device, config)
     n_functionals = functionals.shape[1] if args.opensmile else 0
     model = Pretraining(config, targets, n_functionals, args.recording_weight, teacher)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import WavLMConfig, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMLayerNormConvLayer
 
-from .targets import FrameTargets, frame_mask
+from .targets import FrameTargets, frame_mask, pool
 from .teacher import Teacher
 
 SEEN_WEIGHT = 0.5  # of the loss at frames that are not masked
@@ -68,6 +68,7 @@ class Pretraining(nn.Module):
         pooled = 2 * config.hidden_size * (config.num_hidden_layers + 1)
         self.recording_head = nn.Linear(pooled, functionals) if functionals else None
         self.teacher_heads = _teacher_heads(config, teacher) if teacher else None
+        self.teacher_recording_head = nn.Linear(pooled, len(teacher.components)) if teacher else None
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """Losses by name; `loss` is their weighted sum."""
@@ -89,20 +90,22 @@ class Pretraining(nn.Module):
                 losses |= self.teacher_losses(output, batch, valid)
                 loss = loss + losses["taught_frames"] + POOLED_WEIGHT * losses["taught_recordings"]
             if self.recording_head is not None:
-                pooled = _pool(output.hidden_states, valid)
+                pooled = pool(output.hidden_states, valid)
                 losses["recording"] = F.mse_loss(self.recording_head(pooled), batch["functionals"])
                 loss = loss + self.recording_weight * losses["recording"]
         return {"loss": loss, **losses}
 
     def teacher_losses(self, output, batch: dict, valid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Squared error against the teacher's layers, of frames and of their mean and deviation over recordings."""
+        """Squared error against the teacher's layers at each frame, and against what they say of whole recordings,
+        told from the student's own mean and deviation of every layer, as a probe of it would."""
         targets = self.teacher.states(batch)
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         depths = torch.linspace(0, len(states) - 1, len(targets)).round().int().tolist()
         said = [head(states[depth].float()) for head, depth in zip(self.teacher_heads, depths, strict=True)]
         error = (torch.stack(said) - targets).square().mean((0, 3))
-        pooled = F.mse_loss(_pool(said, valid), _pool(targets, valid))
-        return {"taught_frames": _mean_at(error, valid), "taught_recordings": pooled}
+        of_recordings = self.teacher_recording_head(pool(output.hidden_states, valid))
+        recordings = F.mse_loss(of_recordings, self.teacher.of_recordings(targets, valid))
+        return {"taught_frames": _mean_at(error, valid), "taught_recordings": recordings}
 
 
 def _teacher_heads(config: WavLMConfig, teacher: Teacher) -> nn.ModuleList:
@@ -119,12 +122,3 @@ def _teacher_heads(config: WavLMConfig, teacher: Teacher) -> nn.ModuleList:
 def _mean_at(error: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """Mean of error (batch, frames) where True; 0 where nothing is."""
     return (error * where).sum() / where.sum().clamp(min=1)
-
-
-def _pool(hidden_states, valid: torch.Tensor) -> torch.Tensor:
-    """Mean and standard deviation over valid frames of every layer: (batch, layers * 2 * hidden) float32."""
-    states = torch.stack(tuple(hidden_states), 1).float()  # (batch, layers, frames, hidden)
-    weight = valid[:, None, :, None] / valid.sum(1)[:, None, None, None]
-    mean = (states * weight).sum(2)
-    variance = ((states - mean[:, :, None]).square() * weight).sum(2)
-    return torch.cat([mean, (variance + 1e-6).sqrt()], -1).flatten(1)

@@ -80,18 +80,42 @@ def frame_mask(batch: dict, config: WavLMConfig) -> torch.Tensor:
     return frames < frame_lengths(config, batch["lengths"])[:, None]
 
 
-def principal_functionals(functionals: np.ndarray, components: int = 256) -> np.ndarray:
-    """Functionals (files, 6373) -> standardized, clipped at 5, (files, components) half-whitened.
+def pool(hidden_states, valid: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation over valid frames of every layer: (batch, layers * 2 * hidden) float32."""
+    states = torch.stack(tuple(hidden_states), 1).float()  # (batch, layers, frames, hidden)
+    weight = valid[:, None, :, None] / valid.sum(1)[:, None, None, None]
+    mean = (states * weight).sum(2)
+    variance = ((states - mean[:, :, None]).square() * weight).sum(2)
+    return torch.cat([mean, (variance + 1e-6).sqrt()], -1).flatten(1)
 
-    Principal component k is divided by the square root of its standard deviation: more even than the raw
-    scores, less noise than whitened ones; then all by one constant, so that their mean square is 1.
+
+class PrincipalComponents:
+    """Of values (recordings, n): standardized, clipped at 5, rotated to (recordings, components), half-whitened.
+
+    Component k is divided by the square root of its standard deviation: more even than the raw scores, less noise than
+    whitened ones; then all by one constant, so that their mean square is 1.
     """
+
+    def __init__(self, values: torch.Tensor, components: int = 256):
+        self.mean, self.scale = values.mean(0), values.std(0) + 1e-6
+        values = ((values - self.mean) / self.scale).clamp(-5, 5)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            _, _, self.directions = torch.pca_lowrank(values, min(components, *values.shape), niter=4)
+        self.center = values.mean(0) @ self.directions
+        scores = values @ self.directions - self.center
+        self.spread = scores.std(0).clamp(min=1e-6).sqrt()
+        self.spread = self.spread * (scores / self.spread).square().mean().sqrt()
+
+    def __len__(self) -> int:
+        return len(self.spread)
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        values = ((values - self.mean) / self.scale).clamp(-5, 5)
+        return (values @ self.directions - self.center) / self.spread
+
+
+def principal_functionals(functionals: np.ndarray) -> np.ndarray:
+    """Principal components (files, 256) of functionals (files, 6373)."""
     values = torch.from_numpy(np.nan_to_num(np.asarray(functionals, np.float32)))
-    values = ((values - values.mean(0)) / (values.std(0) + 1e-6)).clamp(-5, 5)
-    components = min(components, *values.shape)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        _, _, directions = torch.pca_lowrank(values, components, niter=4)
-    scores = values @ directions - values.mean(0) @ directions
-    scores = scores / scores.std(0).clamp(min=1e-6).sqrt()
-    return (scores / scores.square().mean().sqrt()).numpy()
+    return PrincipalComponents(values)(values).numpy()

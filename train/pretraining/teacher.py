@@ -7,15 +7,18 @@ from transformers import WavLMConfig
 from modeling_edrl_mea.backbone import input_settings, load_backbone
 from modeling_edrl_mea.frames import receptive_field, samples_per_frame
 
-from .targets import HOP, frame_mask
+from .targets import HOP, PrincipalComponents, frame_mask, pool
 
+N_COMPONENTS = 512  # of what it says of whole recordings
 TEACHER_LEVEL = 0.07  # root mean square of what a teacher hears that was not trained on normalized waveforms
 
 
 class Teacher:
     """What a pretrained encoder says of clean speech, at the student's frames. No module: neither trained nor saved.
 
-    `states(batch)`: (layers, batch, frames, width), standardized by each layer's own mean and deviation.
+    `states(batch)`: (layers, batch, frames, width), each number standardized over frames.
+    `of_recordings(states, valid)`: principal components (batch, n) of their mean and deviation over a recording.
+    Both once `standardize` has measured some batches.
     """
 
     def __init__(self, checkpoint: str, student: WavLMConfig, device):
@@ -40,7 +43,13 @@ class Teacher:
         short = batch["mask"].shape[1] - states.shape[2]  # frames at the end that the teacher does not have
         return (F.pad(states, (0, 0, 0, short)) - self.mean) / self.scale
 
+    def of_recordings(self, states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return self.components(pool(states, valid))
+
     def standardize(self, batches: list[dict], student: WavLMConfig):
-        values = [self.states(batch)[:, frame_mask(batch, student)] for batch in batches]
-        values = torch.cat(values, 1)
+        masks = [frame_mask(batch, student) for batch in batches]
+        states = [self.states(batch) for batch in batches]
+        values = torch.cat([one[:, mask] for one, mask in zip(states, masks, strict=True)], 1)
         self.mean, self.scale = values.mean(1)[:, None, None], values.std(1)[:, None, None].clamp(min=1e-6)
+        pooled = [pool((one - self.mean) / self.scale, mask) for one, mask in zip(states, masks, strict=True)]
+        self.components = PrincipalComponents(torch.cat(pooled), N_COMPONENTS)

@@ -54,15 +54,17 @@ def export(config: WavLMConfig, weights: dict, output: Path) -> Path:
 
 
 class _Since:
-    """What happened since the last line of the log: sums of losses by name, steps, seconds of audio."""
+    """What happened since the last line of the log: sums of losses by name, steps, how many of them were skipped,
+    seconds of audio."""
 
     def __init__(self):
-        self.sums, self.steps, self.audio_seconds, self.started = {}, 0, 0.0, time.monotonic()
+        self.sums, self.steps, self.skipped, self.audio_seconds, self.started = {}, 0, 0, 0.0, time.monotonic()
 
     def add(self, losses: dict, lengths: torch.Tensor):
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         self.steps += 1
+        self.skipped += not losses
         self.audio_seconds += float(lengths.sum()) / SAMPLING_RATE
 
 
@@ -145,31 +147,38 @@ class Run:
         self.save()
 
     def take_step(self, batch: dict, learning_rate: float) -> dict:
+        """Losses by name; nothing where the gradient was not finite, and no step was taken."""
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         with self.accelerator.autocast():
             losses = self.parallel(batch)
         self.accelerator.backward(losses["loss"])
-        self.accelerator.clip_grad_norm_(self.parallel.parameters(), 1.0)
-        self.optimizer.step()
+        norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), 1.0)
+        is_finite = math.isfinite(norm)
+        if is_finite:  # under bfloat16 now and then it is not, and the step would leave no weight finite
+            self.optimizer.step()
+            self.average.update(self.model.backbone, self.step)
         self.optimizer.zero_grad()
-        self.average.update(self.model.backbone, self.step)
-        return losses
+        return losses if is_finite else {}
 
     def log(self, since: _Since, learning_rate: float):
-        means = {name: round(float(total) / since.steps, 4) for name, total in since.sums.items()}
+        if since.skipped == since.steps:
+            raise RuntimeError(
+                f"none of the {since.steps} steps up to {self.step} had a finite gradient; lower --learning_rate and "
+                "resume"
+            )
+        means = {name: round(float(total) / (since.steps - since.skipped), 4) for name, total in since.sums.items()}
         speed = since.audio_seconds * self.processes / (time.monotonic() - since.started)
         line = {
             "step": self.step,
             **means,
+            "skipped": since.skipped,
             "learning_rate": round(learning_rate, 7),
             "audio_hours": round(self.audio_hours, 3),
             "training_hours": round(self.seconds / 3600, 4),
             "times_real_time": round(speed, 1),
         }
-        if not math.isfinite(means["loss"]):
-            raise RuntimeError(f"loss is {means['loss']} at step {self.step}; lower --learning_rate and resume")
         if self.accelerator.is_main_process:
             print(json.dumps(line), flush=True)
             with open(self.output / "log.jsonl", "a") as file:
