@@ -93,6 +93,15 @@ def open_recordings(args, accelerator: Accelerator):
     return speech, noise
 
 
+def measure_teacher(teacher: Teacher, stream: MixtureStream, config: WavLMConfig, stored: Path):
+    if not stored.exists():
+        batches = (stream[-1 - i + 2**31] for i in range(MEASURED_BATCHES))
+        on_device = [{name: value.to(teacher.device) for name, value in batch.items()} for batch in batches]
+        teacher.standardize(on_device, config)
+        teacher.save(stored)
+    teacher.load(stored)
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     Path(args.output).mkdir(parents=True, exist_ok=True)
@@ -112,9 +121,8 @@ def main(argv=None):
     targets = FrameTargets(config, descriptors=N_DESCRIPTORS if args.opensmile else 0)
     targets.standardize(some)
     if teacher:
-        measured = (streams[0][-1 - i + 2**31] for i in range(MEASURED_BATCHES))
-        on_device = [{name: value.to(accelerator.device) for name, value in batch.items()} for batch in measured]
-        teacher.standardize(on_device, config)
+        with accelerator.main_process_first():
+            measure_teacher(teacher, streams[0], config, Path(args.output) / "cache/teacher.pt")
     n_functionals = functionals.shape[1] if args.opensmile else 0
     model = Pretraining(config, targets, n_functionals, args.recording_weight, teacher)
     if args.backbone:

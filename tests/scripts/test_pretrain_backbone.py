@@ -38,7 +38,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_pat
     budget = ("--steps", "40", "--save_minutes", "0", *taught)
     killed = arguments(folders, tmp_path / "killed", *budget)
     process = subprocess.Popen([sys.executable, SCRIPTS / "pretrain_backbone.py", *killed])
-    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 120
+    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 300
     while not (log.exists() and len(log.read_text().splitlines()) >= 5):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)

@@ -6,6 +6,7 @@ from transformers import WavLMConfig
 
 from modeling_edrl_mea.backbone import input_settings, load_backbone
 from modeling_edrl_mea.frames import receptive_field, samples_per_frame
+from train.data.files import atomic_write
 
 from .targets import HOP, PrincipalComponents, frame_mask, pool
 
@@ -22,7 +23,7 @@ class Teacher:
     """
 
     def __init__(self, checkpoint: str, student: WavLMConfig, device):
-        self.encoder = load_backbone(checkpoint).requires_grad_(False).to(device)
+        self.encoder, self.device = load_backbone(checkpoint).requires_grad_(False).to(device), device
         config = self.encoder.config
         if samples_per_frame(config) != HOP:
             raise ValueError(
@@ -53,3 +54,14 @@ class Teacher:
         self.mean, self.scale = values.mean(1)[:, None, None], values.std(1)[:, None, None].clamp(min=1e-6)
         pooled = [pool((one - self.mean) / self.scale, mask) for one, mask in zip(states, masks, strict=True)]
         self.components = PrincipalComponents(torch.cat(pooled), N_COMPONENTS)
+
+    def save(self, path) -> None:
+        """What was measured, for a run that goes on to learn the same."""
+        with atomic_write(path) as temporary:
+            torch.save({"mean": self.mean, "scale": self.scale, "components": vars(self.components)}, temporary)
+
+    def load(self, path) -> None:
+        found = torch.load(path, map_location=self.device, weights_only=True)
+        self.mean, self.scale = found["mean"], found["scale"]
+        self.components = PrincipalComponents.__new__(PrincipalComponents)
+        vars(self.components).update(found["components"])
