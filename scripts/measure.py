@@ -224,6 +224,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {  # the measurements, and w
     "machine_compact": ("latency_compact", lambda result: result["machine"]),
     "latency_compact": ("latency_compact", partial(printed, title="recordings")),
     "latency_by_length": ("latency_compact", partial(printed, title="lengths")),
+    "latency_base": ("latency_base", partial(printed, title="lengths")),
     "latency_whisper": ("latency_whisper", partial(printed, title="recordings")),
     "timeline_compact": ("latency_compact", lambda result: cells(result, "timeline", "ours float32")[0].split()[0]),
     "timeline_whisper": ("latency_whisper", lambda result: cells(result, "timeline", "ours float32")[0].split()[0]),
