@@ -45,7 +45,7 @@ def tiny_backbone_config():
         feat_extract_norm="layer",
         do_stable_layer_norm=False,
         num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
+        num_conv_pos_embedding_groups=2,  # of 16 channels: with fewer torch 2.14 is wrong in bfloat16 on AMX
         num_buckets=32,
         max_bucket_distance=80,
         mask_time_prob=0.0,

@@ -33,10 +33,14 @@ def arguments(folders, output, *more) -> list[str]:
 
 
 @pytest.mark.parametrize("teacher", [None, "whisper"])
-def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_path, teacher):
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(folders, tmp_path, teacher, monkeypatch, request):
     taught = ("--teacher", write_whisper(tmp_path / teacher), "--varied_share", "0.5") if teacher else ()
     budget = ("--steps", "40", "--save_minutes", "0", *taught)
     killed = arguments(folders, tmp_path / "killed", *budget)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums of several threads differ by their number
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    request.addfinalizer(lambda: torch.set_num_threads(n_threads))
     process = subprocess.Popen([sys.executable, SCRIPTS / "pretrain_backbone.py", *killed])
     log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 300
     while not (log.exists() and len(log.read_text().splitlines()) >= 5):
