@@ -22,7 +22,6 @@ SMALLEST_SHARE = 1e-3  # of an expected emotion: a share of nothing would take a
 SHARPNESS = 4.0  # of logits before their mean is compared with an uneven mix
 LARGEST_STEP = 3.0  # of one Newton step, in units of the logits
 SELF_TRAINING_PRIOR = 100  # recordings, against which those count that teach a discriminant of their own
-LABELED_WEIGHT = 16.0  # recordings without a label that one with a label counts for there, its emotion being certain
 RIDGE_SHARE = 1 / 40  # of the speech embedding's size: that discriminant's ridge
 N_STEPS = 50  # three to six are usual
 TOLERANCE = 1e-8  # of the mean prediction
@@ -325,21 +324,12 @@ def _find_biases(found: Correction, evidence: Evidence, logits, targets, mix, ce
 
 def _teach_itself(found: Correction, evidence: Evidence, logits, known_targets, known, strength, config) -> None:
     """A discriminant by what is predicted so far, its logits spread as far as the model's, times its share."""
-    predicted = softmax(found.apply(evidence, evidence.speakers))
+    predicted = found.apply(evidence, evidence.speakers)
+    model_spread, predicted = spread(logits), softmax(predicted)
     predicted[known] = known_targets
-    weights = own_discriminant(evidence.speech, predicted, _weights_in_teaching(evidence))
-    share = _share_of_teaching(evidence, strength, config)
-    found.speech_weights = weights * (share * spread(logits) / max(spread(evidence.speech @ weights.T), 1e-9))
-
-
-def _weights_in_teaching(evidence: Evidence) -> np.ndarray:
-    return evidence.weights * np.where([name is not None for name in evidence.labels], LABELED_WEIGHT, 1.0)
-
-
-def _share_of_teaching(evidence: Evidence, strength: float, config) -> float:
-    """Of its logits' spread in the model's."""
-    counted = float(_weights_in_teaching(evidence).sum())
-    return strength * config.self_training * strength_of(counted, SELF_TRAINING_PRIOR)
+    weights = own_discriminant(evidence.speech, predicted, evidence.weights)
+    share = strength * config.self_training * strength_of(float(evidence.weights.sum()), SELF_TRAINING_PRIOR)
+    found.speech_weights = weights * (share * model_spread / max(spread(evidence.speech @ weights.T), 1e-9))
 
 
 def _with_new_labels(logits: np.ndarray, n_labels: int) -> np.ndarray:
@@ -395,7 +385,7 @@ def _report(evidence: Evidence, found: Correction, mix, strength, n_labeled: int
     strengths = {}
     if mix is not None:
         strengths["biases"] = strength * strength_of(total, config.adaptation_prior)
-        strengths["self-training"] = _share_of_teaching(evidence, strength, config)
+        strengths["self-training"] = strength * config.self_training * strength_of(total, SELF_TRAINING_PRIOR)
     if found.speakers:
         strengths["speakers"] = strength * strength_of(total / len(found.speakers), config.speaker_prior)
     if n_labeled:
