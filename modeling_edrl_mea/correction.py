@@ -22,6 +22,7 @@ SMALLEST_SHARE = 1e-3  # of an expected emotion: a share of nothing would take a
 SHARPNESS = 4.0  # of logits before their mean is compared with an uneven mix
 LARGEST_STEP = 3.0  # of one Newton step, in units of the logits
 SELF_TRAINING_PRIOR = 100  # recordings, against which those count that teach a discriminant of their own
+LABELED_WEIGHT = 32.0  # recordings without a label that one with a label counts for in the mean of its class there
 RIDGE_SHARE = 1 / 40  # of the speech embedding's size: that discriminant's ridge
 N_STEPS = 50  # three to six are usual
 TOLERANCE = 1e-8  # of the mean prediction
@@ -140,14 +141,16 @@ def label_correction(
     return found[1:].T @ directions[kept], found[0]
 
 
-def own_discriminant(speech: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def own_discriminant(
+    speech: np.ndarray, predicted: np.ndarray, weights: np.ndarray, weights_in_means: np.ndarray
+) -> np.ndarray:
     """Weights (C, S) of a linear discriminant of the recordings by their own predictions: speech embeddings (N, S) of
-    about unit variance, `predicted` (N, C), `weights` (N,) how much each recording counts.
+    about unit variance, `predicted` (N, C), `weights` (N,) how much each recording counts, and in its class's mean.
 
     A class of few recordings is drawn to the mean of all, as if one more of it were there.
     """
     rows, size = speech - np.average(speech, axis=0, weights=weights), speech.shape[1]
-    shares, ridge = weights[:, None] * predicted, RIDGE_SHARE * size
+    shares, ridge = weights_in_means[:, None] * predicted, RIDGE_SHARE * size
     centers = (shares.T @ rows) / (shares.sum(0) + 1)[:, None]
     around = (rows - predicted @ centers) * np.sqrt(weights / weights.sum())[:, None]
     centers = centers - centers.mean(0)
@@ -324,12 +327,25 @@ def _find_biases(found: Correction, evidence: Evidence, logits, targets, mix, ce
 
 def _teach_itself(found: Correction, evidence: Evidence, logits, known_targets, known, strength, config) -> None:
     """A discriminant by what is predicted so far, its logits spread as far as the model's, times its share."""
-    predicted = found.apply(evidence, evidence.speakers)
-    model_spread, predicted = spread(logits), softmax(predicted)
+    predicted = softmax(found.apply(evidence, evidence.speakers))
     predicted[known] = known_targets
-    weights = own_discriminant(evidence.speech, predicted, evidence.weights)
-    share = strength * config.self_training * strength_of(float(evidence.weights.sum()), SELF_TRAINING_PRIOR)
-    found.speech_weights = weights * (share * model_spread / max(spread(evidence.speech @ weights.T), 1e-9))
+    weights = own_discriminant(evidence.speech, predicted, evidence.weights, _weights_in_means(evidence))
+    share = _share_of_teaching(evidence, strength, config)
+    found.speech_weights = weights * (share * spread(logits) / max(spread(evidence.speech @ weights.T), 1e-9))
+
+
+def _weights_in_means(evidence: Evidence) -> np.ndarray:
+    """(N,) Those with a label count for more, since their class is certain, and together for at most what others do."""
+    known = np.array([name is not None for name in evidence.labels])
+    labeled, others = evidence.weights[known].sum(), evidence.weights[~known].sum()
+    return evidence.weights * np.where(known, np.clip(others / max(labeled, 1e-12), 1, LABELED_WEIGHT), 1)
+
+
+def _share_of_teaching(evidence: Evidence, strength: float, config) -> float:
+    """What a discriminant of their own is worth, against the model: more where labels make its means more certain."""
+    total = float(evidence.weights.sum())
+    certain = float(_weights_in_means(evidence).sum()) / max(total, 1e-12)
+    return round(strength * config.self_training * strength_of(total, SELF_TRAINING_PRIOR) * certain, 3)
 
 
 def _with_new_labels(logits: np.ndarray, n_labels: int) -> np.ndarray:
@@ -385,7 +401,7 @@ def _report(evidence: Evidence, found: Correction, mix, strength, n_labeled: int
     strengths = {}
     if mix is not None:
         strengths["biases"] = strength * strength_of(total, config.adaptation_prior)
-        strengths["self-training"] = strength * config.self_training * strength_of(total, SELF_TRAINING_PRIOR)
+        strengths["self-training"] = _share_of_teaching(evidence, strength, config)
     if found.speakers:
         strengths["speakers"] = strength * strength_of(total / len(found.speakers), config.speaker_prior)
     if n_labeled:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.io import wavfile
 
-from modeling_edrl_mea import EdrlMeaForAudioClassification
+from modeling_edrl_mea import EdrlMeaForAudioClassification, correction
 from modeling_edrl_mea.correction import Evidence, correct
 from tests.conftest import noise_recordings
 from tests.support.shifted_logits import LABELS, shifted_logits, uar
@@ -265,6 +265,31 @@ def test_recordings_teach_what_else_tells_their_emotions_apart():
     alone = SimpleNamespace(**vars(SETTINGS) | {"self_training": 0.0})
     untaught = uar(ids, correct(evidence, alone, "balanced").apply(evidence))
     assert taught > untaught + 0.1
+
+
+def test_labels_teach_more_than_predictions_do(monkeypatch):
+    """A model that takes the first two emotions for each other, and three of each with a label."""
+    settings = SimpleNamespace(**vars(SETTINGS) | {"self_training": 1.0, "label_ridge": 1.0})
+    evidence = labeled_evidence(100, False)
+    ids = np.repeat(np.arange(4), 100)
+    evidence.labels = [label if row % 100 < 3 else None for row, label in enumerate(evidence.labels)]
+    evidence.logits = 2 * np.eye(4)[[1, 0, 2, 3]][ids] + 0.5 * np.random.default_rng(1).normal(size=(len(ids), 4))
+    recalls = []
+    for weight in (1.0, correction.LABELED_WEIGHT):
+        monkeypatch.setattr(correction, "LABELED_WEIGHT", weight)
+        recalls.append(uar(ids, correct(evidence, settings, "balanced").apply(evidence)))
+    assert recalls[1] > recalls[0] + 0.02
+
+
+def test_a_label_for_one_recording_of_many_does_not_teach_alone():
+    """One that is wrong: of the second emotion, said to be the first."""
+    settings = SimpleNamespace(**vars(SETTINGS) | {"self_training": 1.0, "label_ridge": 1.0})
+    evidence = labeled_evidence(100, False)
+    ids = np.repeat(np.arange(4), 100)
+    evidence.labels = [None] * len(ids)
+    without = uar(ids, correct(evidence, settings, "balanced").apply(evidence))
+    evidence.labels[150] = LABELS[0]
+    assert uar(ids, correct(evidence, settings, "balanced").apply(evidence)) > without - 0.05
 
 
 def test_a_model_adapts_to_the_same_by_whatever_it_was_adapted_to_before(tiny_model):

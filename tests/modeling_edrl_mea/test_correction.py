@@ -77,9 +77,10 @@ def test_the_recordings_own_discriminant_is_that_of_their_scatter(count):
     generator, size = np.random.default_rng(0), 100
     speech, predicted = generator.normal(size=(count, size)), np.eye(4)[generator.integers(4, size=count)]
     speech += 5  # wherever they lie
-    weights = own_discriminant(speech, predicted, np.ones(count))
-    rows = speech - speech.mean(0)
-    centers = (predicted.T @ rows) / (predicted.sum(0) + 1)[:, None]
+    in_means = generator.uniform(1, 9, count)  # how much each counts in the mean of its class, and there alone
+    weights = own_discriminant(speech, predicted, np.ones(count), in_means)
+    rows, shares = speech - speech.mean(0), in_means[:, None] * predicted
+    centers = (shares.T @ rows) / (shares.sum(0) + 1)[:, None]
     around = rows - predicted @ centers
     scatter = around.T @ around / count + size * RIDGE_SHARE * np.eye(size)
     np.testing.assert_allclose(weights @ scatter, centers - centers.mean(0), atol=1e-8)

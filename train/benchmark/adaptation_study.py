@@ -1,14 +1,17 @@
 """Every corpus in turn left out of training, and what models of the rest make of it: what the studies of adaptation
-(scripts/benchmark_adaptation.py) and of rejection (scripts/benchmark_rejection.py) both begin with.
+(scripts/benchmark_adaptation.py), of rejection (scripts/benchmark_rejection.py) and of a recipe's settings
+(scripts/choose_settings.py) begin with.
 
 Settings are chosen by cross-validation over the training corpora alone: each is left out of a further training, and
 never the corpus that is tested.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,12 +98,19 @@ class Study:
         self.corpora, self.later = _read(options.corpus, options.max_recordings)
         classes = next(iter(self.corpora.values())).features["label"].names
         cache = options.cache or options.output / "cache"
-        self.recipe = Recipe("recipe", options.recipe, classes, "four_emotions", cache / "embeddings")
+        self._recipe = partial(Recipe, "recipe", options.recipe, classes, "four_emotions", cache / "embeddings")
+        self.recipe = self._recipe()
         augmentation = Augmentation(options.noise, None, seed=0) if self.recipe.noisy_copies else None
         self.data = BenchmarkData({**self.corpora, **self.later}, self.recipe.cache, augmentation)
         noises = [one for one in corruptions(options.noise, None, levels=(3,)) if one.name.startswith("noise_")]
         self.noise = min(noises, key=lambda one: "esc" not in one.name)
         self.models, self.known = {}, {}
+
+    def varied(self, **changed: str) -> "Study":
+        """The same recordings by the recipe with some settings changed."""
+        other = copy.copy(self)
+        other.recipe, other.models, other.known = self._recipe(changed=changed), {}, {}
+        return other
 
     def trial(self, names: frozenset):
         """The rows of these corpora to train and to validate on."""

@@ -35,6 +35,8 @@ class RecipeError(ValueError):
 class Recipe:
     """A recipe: a YAML file with settings of train/run.py, of which the corpora and folders are the benchmark's.
 
+    `changed`: settings that replace those of the file.
+
     Raises:
         RecipeError: a label_scheme other than the benchmark's. SystemExit: unknown settings, naming the nearest.
     """
@@ -48,9 +50,10 @@ class Recipe:
         cache: str | Path = "cache",
         device: str = "cpu",
         scales: Mapping[str, Sequence[float]] | None = None,
+        changed: Mapping[str, str] | None = None,
     ):
         self.name, self.source, self.classes = name, str(file), list(classes)
-        ours = QUIET | {"output_dir": str(Path(cache) / "unused"), "use_cpu": str(device == "cpu")}
+        ours = QUIET | {"output_dir": str(Path(cache) / "unused"), "use_cpu": str(device == "cpu")} | (changed or {})
         self.arguments = parse_arguments(
             [str(file), *(part for key, value in ours.items() for part in (f"--{key}", value))]
         )
