@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.activations import GELUActivation
 
-WORDS = 32  # of 8 bytes, in one sum of a digest: it reads the weights as fast as the memory gives them
+# Sums in a digest, of words of 8 bytes: enough to read weights as fast as the memory gives them, and a prime, so that
+# rows of a matrix that change places seldom leave all of them as they were.
+SUMS = 1021
 
 # oneDNN compiles a kernel for every number of rows and keeps 1,024 of them: recordings of distinct lengths would
 # compile for ever. So rows are padded to a multiple; bfloat16's tiles round up anyway, float32 would lose by it.
@@ -45,10 +48,14 @@ def project_all(modules: Sequence[nn.Linear], x: Tensor) -> list[Tensor]:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, with_gelu: bool = False) -> Tensor:
-    rows = x.to(weight.dtype).flatten(0, -2)
-    n_rows = len(rows)
-    excess = -n_rows % ROW_MULTIPLES.get(rows.dtype, 1)
-    rows = F.pad(rows, (0, 0, 0, excess)) if excess else rows
+    n_rows = x.shape[:-1].numel()
+    excess = -n_rows % ROW_MULTIPLES.get(weight.dtype, 1)
+    if excess:  # F.pad would write all of it twice
+        rows = x.new_empty(n_rows + excess, x.shape[-1], dtype=weight.dtype)
+        rows[:n_rows].unflatten(0, x.shape[:-1]).copy_(x)
+        rows[n_rows:].zero_()
+    else:
+        rows = x.to(weight.dtype).flatten(0, -2)
     name, algorithm = ("gelu", "none") if with_gelu else ("none", "")
     y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], algorithm)
     return y[:n_rows].unflatten(0, x.shape[:-1])
@@ -134,7 +141,7 @@ class _Prepared:
     kind: str | torch.dtype
     modules: list[ReferenceType]  # weak: they are keys of `_PREPARED`
     versions: list[tuple]
-    digests: list[Tensor]
+    digests: list[np.ndarray]
 
     def is_current(self) -> bool:
         """Version counters miss what is written by way of `.data` or a NumPy view (pruning, merged adapters), so all
@@ -142,7 +149,7 @@ class _Prepared:
         modules = [module() for module in self.modules]
         if None in modules or self.versions != _versions(modules):
             return False
-        return all(map(torch.equal, self.digests, _digests(modules)))
+        return all(map(np.array_equal, self.digests, _digests(modules)))
 
 
 # First of the modules → what was made of their weights. Kept here: packed weights cannot be copied or pickled.
@@ -150,12 +157,11 @@ _PREPARED: WeakKeyDictionary[nn.Module, _Prepared] = WeakKeyDictionary()
 
 
 def prepared(modules: Sequence[nn.Module], kind: str | torch.dtype, prepare: Callable):
-    """What `prepare` makes of the modules' weights; made again once they have changed, or another `kind` is wanted."""
-    known = _PREPARED.get(modules[0])
-    versions = _versions(modules)
-    if known is None or (known.kind, known.versions) != (kind, versions):
-        references = [ref(module) for module in modules]
-        known = _Prepared(prepare(), kind, references, versions, list(_digests(modules)))
+    """What `prepare` makes of the modules' weights; made again where another `kind` or other modules are wanted, and
+    once `forget_changed_weights` has found them changed."""
+    known, references = _PREPARED.get(modules[0]), [ref(module) for module in modules]
+    if known is None or (known.kind, known.modules) != (kind, references):
+        known = _Prepared(prepare(), kind, references, _versions(modules), list(_digests(modules)))
         _PREPARED[modules[0]] = known
     return known.made
 
@@ -183,13 +189,15 @@ def _versions(modules: Sequence[nn.Module]) -> list[tuple]:
     ]
 
 
-def _digests(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """Sums, modulo 2⁶⁴, of every `WORDS` words of the weights' bits: one changed bit changes one."""
+def _digests(modules: Sequence[nn.Module]) -> Iterator[np.ndarray]:
+    """Sums, modulo 2⁶⁴, of every `SUMS`th word of the weights' bits, where one changed bit changes one; what is left at
+    the end as it is."""
     for weight in _weights(modules):
         flat = weight.detach().contiguous().view(-1)
         is_aligned = flat.storage_offset() * flat.element_size() % 8 == 0  # else it cannot be looked at as words
-        bits = (flat if is_aligned else flat.clone()).view(torch.uint8)
-        n = len(bits) // (8 * WORDS) * 8 * WORDS
-        yield bits[:n].view(torch.int64).view(-1, WORDS).sum(1)
+        bits = (flat if is_aligned else flat.clone()).view(torch.uint8).numpy()
+        n = len(bits) // (8 * SUMS) * 8 * SUMS
+        if n > 0:
+            yield np.add.reduce(bits[:n].view(np.int64).reshape(-1, SUMS), axis=0)
         if n < len(bits):
-            yield bits[n:].clone()
+            yield bits[n:].copy()

@@ -25,7 +25,15 @@ from transformers.models.wavlm.modeling_wavlm import (
 
 from .feature_encoder import FeatureEncoder
 from .frames import BackboneOutput, encode_apart, own_samples, valid_frames
-from .prepared_weights import forget_changed_weights, is_plain_inference, is_watched, prepared, project, project_all
+from .prepared_weights import (
+    can_prepare,
+    forget_changed_weights,
+    is_plain_inference,
+    is_watched,
+    prepared,
+    project,
+    project_all,
+)
 
 # At inference the attention mask is made for so many query-key pairs at once (64 MB in float32), but for no fewer
 # queries than the CPU's attention needs to work in its largest blocks.
@@ -92,7 +100,7 @@ class GatedAttention(WavLMAttention):
         keys run backwards in time (see `Transformer.position_bias`)."""
         query, key, value = map(self.heads, project_all([self.q_proj, self.k_proj, self.v_proj], x))
         key, value = backwards(key, 2), backwards(value, 2)
-        gate, bias = self.gate(self.heads(x)).to(query.dtype), bias.to(query.dtype)
+        gate, bias = self.gate(x).to(query.dtype), bias.to(query.dtype)
         if output_attentions:
             scores = query @ key.transpose(2, 3) * self.scaling + gated_bias(gate, bias, key_bias)
             weights = scores.softmax(-1)
@@ -107,8 +115,13 @@ class GatedAttention(WavLMAttention):
         return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def gate(self, x: Tensor) -> Tensor:
-        """How much of the position bias each query sees: (batch, heads, frames, head) → (…, frames, 1)."""
-        update, reset = self.gru_rel_pos_linear(x).unflatten(3, (2, 4)).sum(4).sigmoid().split(1, dim=3)
+        """How much of the position bias each query sees: (batch, frames, hidden) → (batch, heads, frames, 1)."""
+        x, linear = x.unflatten(2, (self.num_heads, self.head_dim)), self.gru_rel_pos_linear
+        if can_prepare(linear, x):
+            summed = F.linear(x, *prepared([linear], "gate", lambda: _sums_of_outputs(linear)))
+        else:
+            summed = linear(x).unflatten(3, (2, 4)).sum(4)
+        update, reset = summed.sigmoid().transpose(1, 2).split(1, dim=3)
         return update * (reset * self.gru_rel_pos_const - 1) + 2
 
     def attend(self, query, key, value, gate, bias, key_bias):
@@ -126,6 +139,11 @@ class GatedAttention(WavLMAttention):
             mask = gated_bias(gate[:, :, rows], bias[:, rows], key_bias)
             attended[:, :, rows] = F.scaled_dot_product_attention(query[:, :, rows], key, value, mask, dropout)
         return attended
+
+
+def _sums_of_outputs(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer that gives the sums of its first and its last four outputs."""
+    return tuple(part.detach().unflatten(0, (2, 4)).sum(1) for part in (linear.weight, linear.bias))
 
 
 def backwards(keys: Tensor, dim: int) -> Tensor:
