@@ -104,7 +104,8 @@ class EdrlMeaFeatureExtractor(SequenceFeatureExtractor):
             # In float64, as a faint sound on a large offset drowns in float32; in place, as an hour takes 440 MiB.
             waveform = waveform.astype(np.float64)
             waveform -= waveform.mean()
-            waveform /= np.sqrt(np.dot(waveform, waveform) / len(waveform) + NORMALIZATION_EPSILON)
+            power = np.einsum("i,i", waveform, waveform)  # np.dot would leave BLAS's threads spinning for milliseconds
+            waveform /= np.sqrt(power / len(waveform) + NORMALIZATION_EPSILON)
         waveform = waveform.astype(np.float32, copy=False)
         missing = self.minimum_length - len(waveform)
         return np.pad(waveform, (0, missing)) if missing > 0 else waveform
