@@ -295,7 +295,7 @@ def new_label(
     part = examples(corpus, old, seed) if old else np.zeros(0, int)
     rest, rest_new = (generator.permutation(rows) for rows in (np.setdiff1d(corpus.every, part), new.every))
     n_new = 4 + min(unlabeled // (len(trained) + 1), (len(new.ids) - 4) // 2)
-    n_pool = unlabeled - (n_new - 4)
+    n_pool = min(unlabeled - (n_new - 4), len(rest))
     pieces = [(new, rest_new[:n_new]), (corpus, np.concatenate([part, rest[:n_pool]]).astype(int))]
     expected = "balanced" if unlabeled else None
     statistics = torch.cat([one.statistics[rows] for one, rows in pieces])

@@ -181,6 +181,13 @@ def recipes_compared(report: dict) -> str:
     return markdown_table(head, lines)
 
 
+def settings_compared(result: dict) -> str:
+    """A row an option, and what the choice was worth on the tests."""
+    *varied, worth = result["tables"].values()
+    head, options = varied[0][0], [row for table in varied for row in table[1:]]
+    return "\n\n".join(markdown_table(head, rows) for head, *rows in ([head, *options], worth))
+
+
 def scale_in_words(found: dict) -> str:
     memory = f"{found['mb']:,.0f} MB at most, {found['mb_before_training']:,.0f} of them before training"
     return f"{memory}, and {found['seconds']:.0f} s of processor time"
@@ -213,6 +220,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {  # the measurements, and w
     "backbones": ("backbones", backbones_compared),
     "recipes": ("recipes", recipes_compared),
     "calibration": ("recipes", calibration_table),
+    "settings": ("settings", settings_compared),
     "times_faster": ("training_emodb", times_faster),
     "recall_ours": ("training_emodb", lambda result: cells(result, ON_WAVEFORMS, "EdrlMeaTrainer, empty cache")[2]),
     "recall_stock": ("training_emodb", lambda result: result["tables"][ON_WAVEFORMS][-1][3]),

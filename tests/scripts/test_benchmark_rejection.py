@@ -5,27 +5,17 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import yaml
 
 from modeling_edrl_mea import EdrlMeaConfig, EdrlMeaForAudioClassification
 from scripts import benchmark_rejection
-from tests.support.tones import EMOTIONS, write_backbone, write_corpus
+from tests.support.four_corpora import four_corpora
+from tests.support.tones import EMOTIONS
 
 
 @pytest.mark.slow  # four trainings
 def test_every_table_and_picture_is_made_and_a_model_is_calibrated(tmp_path, tiny_backbone_config, tiny_model):
     pytest.importorskip("silero_vad")
-    for name in "abcd":
-        write_corpus(tmp_path / name, 4, EMOTIONS)
-    (tmp_path / "noise").mkdir()
-    for number in range(4):
-        noise = 0.1 * np.random.default_rng(number).standard_normal(16_000)
-        soundfile.write(tmp_path / "noise" / f"{number}.wav", noise, 16_000)
-    backbone = write_backbone(tmp_path / "backbone", tiny_backbone_config)
-    recipe = {"model_name_or_path": str(backbone), "arrangement": "linear", "noisy_copies": 1}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    given = [part for name in "abcd" for part in ("--corpus", f"{name}={tmp_path / name}")]
-    given += ["--noise", str(tmp_path / "noise"), "--recipe", str(tmp_path / "recipe.yaml")]
+    given = four_corpora(tmp_path, tiny_backbone_config, {"arrangement": "linear", "noisy_copies": 1})
     given += ["--output", str(tmp_path / "out")]
     (tmp_path / "sounds" / "music").mkdir(parents=True)
     soundfile.write(tmp_path / "sounds" / "music" / "hold.wav", 0.1 * np.sin(np.arange(16_000) / 5), 16_000)
@@ -40,7 +30,9 @@ def test_every_table_and_picture_is_made_and_a_model_is_calibrated(tmp_path, tin
         tiny_model("linear").save_pretrained(tmp_path / "other")
         benchmark_rejection.main([*given, "--calibrate", str(tmp_path / "other")])
     labels = dict(enumerate(EMOTIONS))
-    model = EdrlMeaForAudioClassification.from_backbone(str(backbone), id2label=labels, arrangement="linear")
+    model = EdrlMeaForAudioClassification.from_backbone(
+        str(tmp_path / "backbone"), id2label=labels, arrangement="linear"
+    )
     model.save_pretrained(tmp_path / "model")
     before = json.loads((tmp_path / "model" / "config.json").read_text())
     benchmark_rejection.main([*given, "--calibrate", str(tmp_path / "model")])

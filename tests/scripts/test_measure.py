@@ -57,6 +57,19 @@ def test_what_was_not_measured_or_does_not_tell_stays_as_it_is():
     assert len(problems) == 1 and "scale" in problems[0] and "'mb'" in problems[0]
 
 
+def test_settings_are_one_table_and_their_worth_another():
+    def options(name, *rows):
+        return [["option", "mean", "chosen for"], *([f"{name} = {row}", "50.0", ""] for row in rows)]
+
+    worth = [["setting, as chosen", "clean"], ["size", "+1.0"], ["noise", "+0.0"]]
+    found = {"tables": {"size": options("size", 1, 2), "noise": options("noise", 0, 1), "worth": worth}}
+    assert rendered("settings", settings=found) == (
+        "\n| option | mean | chosen for |\n| --- | --- | --- |\n| size = 1 | 50.0 |  |\n| size = 2 | 50.0 |  |\n"
+        "| noise = 0 | 50.0 |  |\n| noise = 1 | 50.0 |  |\n\n"
+        "| setting, as chosen | clean |\n| --- | --- |\n| size | +1.0 |\n| noise | +0.0 |\n"
+    )
+
+
 def test_rows_of_what_does_not_run_here_are_left_out():
     rows = [
         ["", "1 s", "2 s"],
