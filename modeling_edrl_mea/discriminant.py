@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .linear_heads import ABSENT, LinearHead, parts, whole
+from .linear_heads import ABSENT, LinearHead, in_span_of_rows, parts
 
 DISCRIMINANT_RIDGES, RIDGE_OF_ONE_SPEAKER = (1.0, 3.0, 10.0), 3.0  # the latter where nothing can be held out
 
@@ -29,11 +29,8 @@ def fit_discriminant(features, labels: Tensor, sample_weights: Tensor, n_classes
     classes) and the logits are scaled to what they are worth on recordings held out (log-likelihood).
     """
     n, p = features.shape
-    if p > n:  # all that matters lies in the span of the rows, and p x p numbers would be more than these
-        rows = whole(features)
-        basis = torch.linalg.qr(rows.T).Q
-        head = fit_discriminant(rows @ basis, labels, sample_weights, n_classes, folds)
-        return LinearHead(head.weight @ basis.T, head.bias, head.regularization)
+    if p > n:
+        return in_span_of_rows(features, lambda rows: fit_discriminant(rows, labels, sample_weights, n_classes, folds))
     data = _Classes(features, labels, sample_weights.double(), n_classes)
     tests = [_chosen_rows(n, test) for _, test in folds]
     total, heads = data.total_and_discriminants_without(tests)

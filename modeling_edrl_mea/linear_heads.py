@@ -2,7 +2,7 @@
 their outputs are stretched, is chosen on speakers held out. For emotions see also `discriminant`."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,6 +95,15 @@ def fit_regression(
 # --- ratings ---
 
 
+def in_span_of_rows(features, fit: Callable[[Tensor], LinearHead]) -> LinearHead:
+    """What `fit` makes of fewer rows than columns: all that matters lies in their span, and p x p numbers would be more
+    than they are."""
+    rows = whole(features)
+    basis = torch.linalg.qr(rows.T).Q
+    head = fit(rows @ basis)
+    return LinearHead(head.weight @ basis.T, head.bias, head.regularization)
+
+
 def fit_ratings(features, ratings: Tensor, speakers: Sequence[str], kind: str) -> LinearHead:
     """Ridge regression of ratings (N, A), NaN where missing, on features of about unit variance; its `regularization`
     is the first attribute's.
@@ -105,11 +114,8 @@ def fit_ratings(features, ratings: Tensor, speakers: Sequence[str], kind: str) -
     speakers held out show: least squares draws them to the mean, which a correlation does not see and concordance does.
     """
     n, p = features.shape
-    if p > n:  # all that matters lies in the span of the rows
-        rows = whole(features)
-        basis = torch.linalg.qr(rows.T).Q
-        head = fit_ratings(rows @ basis, ratings, speakers, kind)
-        return LinearHead(head.weight @ basis.T, head.bias, head.regularization)
+    if p > n:
+        return in_span_of_rows(features, lambda rows: fit_ratings(rows, ratings, speakers, kind))
     groups, ratings = np.unique(speakers, return_inverse=True)[1], ratings.double()
     data = _Ratings(features, ratings, torch.stack([_folds(values, groups) for values in ratings.T], 1))
     sums = data.sums()
