@@ -203,6 +203,7 @@ def train_stock(options, train, test, labels, folder: Path) -> tuple:
     set_seed(0)
     model = WavLMForSequenceClassification.from_pretrained(options.backbone, num_labels=len(labels))
     model.freeze_base_model()
+    model.freeze_feature_encoder()  # or it would still ask for gradients, and all of the backbone be gone through twice
     collator = Collator(AutoFeatureExtractor.from_pretrained(options.backbone))
     args = arguments(
         folder,
