@@ -92,9 +92,6 @@ def fit_regression(
     return head
 
 
-# --- ratings ---
-
-
 def in_span_of_rows(features, fit: Callable[[Tensor], LinearHead]) -> LinearHead:
     """What `fit` makes of fewer rows than columns: all that matters lies in their span, and p x p numbers would be more
     than they are."""
@@ -102,6 +99,9 @@ def in_span_of_rows(features, fit: Callable[[Tensor], LinearHead]) -> LinearHead
     basis = torch.linalg.qr(rows.T).Q
     head = fit(rows @ basis)
     return LinearHead(head.weight @ basis.T, head.bias, head.regularization)
+
+
+# --- ratings ---
 
 
 def fit_ratings(features, ratings: Tensor, speakers: Sequence[str], kind: str) -> LinearHead:
