@@ -17,8 +17,7 @@ EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", 
 BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
 NOT_NEGATIVE = (
-    *("mixup_alpha", "embedding_noise", "label_ridge", "self_training"),
-    *("standardization_prior", "adaptation_prior", "speaker_prior"),
+    *("label_ridge", "self_training", "standardization_prior", "adaptation_prior", "speaker_prior"),
 )
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {
@@ -31,6 +30,7 @@ RETIRED = {
 # Of no consequence once a model is trained.
 RETIRED_IN_TRAINING = (
     *("choose_n_components", "alignment_ridge", "noise_shrinkage", "standardize_components", "start_from_regression"),
+    *("disentanglement_dropout", "mixup_alpha", "embedding_noise"),
 )
 
 
@@ -76,11 +76,6 @@ class EdrlMeaConfig(PreTrainedConfig):
             weights → MEA onto u → classifier.
         block_size: d, the width of each of EDRL's embeddings; small blocks overfit less: 64 lost up to 3 points of
             UAR.
-        disentanglement_dropout: share of u's features dropped in training.
-        mixup_alpha: u and labels are mixed within a batch in training by Beta(α, α) shares, against overfitting;
-            0: not.
-        embedding_noise: standard deviation of the Gaussian noise added in training to the standardized u, against
-            overfitting.
         classification_weight: of the cross-entropy of a linear layer on [z₀, z₁…z_C], the loss that the others are
             weighed against.
         intra_class_weight: of the cross-entropy over the encoders' own scores, which makes each encoder tell its
@@ -129,9 +124,6 @@ class EdrlMeaConfig(PreTrainedConfig):
     arrangement: Arrangement = "edrl"
 
     block_size: int = 16
-    disentanglement_dropout: float = 0.5
-    mixup_alpha: float = 0.4
-    embedding_noise: float = 0.1
     classification_weight: float = 1.0
     intra_class_weight: float = 0.5
     reconstruction_weight: float = 0.1
@@ -232,8 +224,6 @@ class EdrlMeaConfig(PreTrainedConfig):
         idle = () if self.n_attributes else ("attribute_weight",)
         if self.uses_disentanglement and not any(getattr(self, name) for name in weights if name not in idle):
             raise ValueError(f"Nothing to train EDRL by: {', '.join(weights)} are all 0.")
-        if not 0 <= self.disentanglement_dropout < 1:
-            raise ValueError(f"disentanglement_dropout={self.disentanglement_dropout} must be in [0, 1).")
 
     def _check_choices(self):
         if self.problem_type not in PROBLEM_TYPES:  # transformers would go by it in silence

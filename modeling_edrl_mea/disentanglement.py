@@ -50,9 +50,7 @@ class EmotionDisentanglement(nn.Module):
         super().__init__()
         n_classes, size, block = config.n_outputs, config.speech_embedding_size, config.block_size
         self.kinds, self.attribute_loss = (config.n_emotions, config.n_attributes), config.attribute_loss
-        self.mixup_alpha, self.noise = config.mixup_alpha, config.embedding_noise
         self.loss_weights = {name: getattr(config, f"{name}_weight") for name in LOSSES}
-        self.dropout = nn.Dropout(config.disentanglement_dropout)
         self.intra_output = ClassWiseLinear(n_classes, size, block)
         self.shared_output = nn.Linear(size, block)
         self.score = ClassWiseLinear(n_classes, block, 1)
@@ -73,21 +71,19 @@ class EmotionDisentanglement(nn.Module):
             return self._disentangle(u)
         targets = Targets.of(u, labels, ratings, sample_weights, self.kinds)
         if not self.training:
-            return self._with_losses(u, u, targets)
+            return self._with_losses(u, targets)
         batch = GlobalBatch(len(u), u.device)
-        mixed, *targets = self._mix(*(batch.gather(part) for part in (u, *targets)))
-        whole = self._with_losses(mixed + self.noise * torch.randn_like(mixed), mixed, Targets(*targets))
+        u, *targets = (batch.gather(part) for part in (u, *targets))
+        whole = self._with_losses(u, Targets(*targets))
         own = (batch.own(part) for part in (whole.intra_class_embeddings, whole.shared_embedding, whole.logits))
         return Disentanglement(*own, whole.losses)
 
     def _disentangle(self, u: torch.Tensor) -> Disentanglement:
-        u = self.dropout(u)
         intra, shared = self.intra_output(u), self.shared_output(u)
         return Disentanglement(intra, shared, self.classifier(torch.cat([shared, intra.flatten(1)], dim=-1)))
 
-    def _with_losses(self, encoded, u, targets: "Targets") -> Disentanglement:
-        """`encoded` is what the encoders get: u, or u with noise, which is not to be rebuilt."""
-        result = self._disentangle(encoded)
+    def _with_losses(self, u, targets: "Targets") -> Disentanglement:
+        result = self._disentangle(u)
         result.losses = self._losses(result, u, targets)
         return result
 
@@ -111,15 +107,6 @@ class EmotionDisentanglement(nn.Module):
         n_classes, block = self.intra_output.bias.shape
         for emotion in range(n_classes):
             self.classifier.weight[emotion, (1 + emotion) * block] = 1
-
-    def _mix(self, u: torch.Tensor, *targets: torch.Tensor):
-        """Mixup (Zhang et al. 2018) of the batch with a permutation of itself."""
-        n = len(u)
-        if not self.mixup_alpha or n < 2:
-            return u, *targets
-        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((n, 1)).to(u)
-        other = mixup_partners(Targets(*targets).ratings)
-        return [torch.lerp(part[other], part, share) for part in (u, *targets)]
 
     def _losses(self, result: Disentanglement, u, targets: "Targets") -> dict[str, torch.Tensor]:
         values = self._prediction_losses(result.logits, targets)
@@ -171,16 +158,6 @@ class Targets(NamedTuple):
         """(B, C) how far each encoder answers for a recording: that of its emotion, and those of its ratings."""
         rated = self.ratings.isfinite().to(self.shares) / max(1, self.ratings.shape[1])
         return torch.cat([self.shares * self.weights, rated * self.rating_weights], 1)
-
-
-def mixup_partners(ratings: torch.Tensor) -> torch.Tensor:
-    """A random permutation (B,) of a batch, in which each recording has the place of one with the same of its ratings
-    (B, A) missing: with another, a rating would be lost, or be that of the less heard of the two."""
-    order = torch.randperm(len(ratings), device=ratings.device)
-    known = (ratings.isfinite() * 2 ** torch.arange(ratings.shape[1], device=ratings.device)).sum(1)
-    partners = torch.empty_like(order)
-    partners[known.argsort(stable=True)] = order[known[order].argsort(stable=True)]
-    return partners
 
 
 def init_linear(module: nn.Linear, init) -> None:

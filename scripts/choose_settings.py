@@ -2,8 +2,8 @@
 """Choose settings of a recipe by corpora left out, and see what the choice is worth.
 
     python scripts/choose_settings.py --corpus emodb=DIR --corpus ravdess=DIR --corpus nemo=DIR --corpus ased=DIR \\
-        --noise DIR --recipe train/configs/whisper_tiny.yaml --vary block_size=8,16,32 --vary mixup_alpha=0,0.4 \\
-        --output OUT
+        --noise DIR --recipe train/configs/whisper_tiny.yaml --vary block_size=8,16,32 \\
+        --vary learning_rate=0.0001,0.0003 --output OUT
 
 One setting is varied at a time, the others staying as in the recipe. Every corpus is the test in turn, which never
 takes part in the choice: of the other corpora each is left out of training in turn, and the option is chosen whose

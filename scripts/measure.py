@@ -65,8 +65,10 @@ def link_folders(data: Path, output: Path, measured: Iterable[Measurement]) -> N
     links |= {name: ROOT / name for name in ("train", "scripts", "checkpoints")}
     output.mkdir(parents=True, exist_ok=True)
     for name, target in links.items():
-        (output / name).unlink(missing_ok=True)
-        (output / name).symlink_to(target.resolve())
+        link, target = output / name, target.resolve()
+        if not link.is_symlink() or link.readlink() != target:  # another measurement may be reading through it
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
 
 def measure(name: str, one: Measurement, output: Path) -> str:

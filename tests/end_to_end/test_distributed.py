@@ -74,10 +74,7 @@ def assert_close(found: dict, expected: dict) -> None:
 
 # 52 training recordings and batches of 10: the last one is uneven.
 FROZEN = {"per_device_train_batch_size": 10}
-LEARNING = {
-    **{"keep_last_n_layers": 1, "disentanglement_dropout": 0.0, "mixup_alpha": 0.0, "embedding_noise": 0.0},
-    **{"per_device_train_batch_size": 10, "learning_rate": 1e-3},
-}
+LEARNING = {"keep_last_n_layers": 1, "per_device_train_batch_size": 10, "learning_rate": 1e-3}
 
 
 @pytest.mark.slow

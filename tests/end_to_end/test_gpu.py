@@ -112,7 +112,7 @@ def test_above_a_frozen_backbone_embeddings_are_made_on_the_device_of_training(t
 @pytest.mark.parametrize("kept", [1, 2])
 def test_activation_checkpointing_changes_no_gradient(new_model, kept, device):
     """Also under layers that learn above frozen ones, where nothing that goes into them needs a gradient."""
-    model = new_model(arrangement="edrl", mixup_alpha=0.0, embedding_noise=0.0, disentanglement_dropout=0.0)
+    model = new_model(arrangement="edrl")
     for settings in (model.config.backbone_config, model.backbone.config):
         settings.layerdrop = 0.0
     model.freeze_backbone(kept)

@@ -11,7 +11,6 @@ from modeling_edrl_mea.disentanglement import (
     EmotionDisentanglement,
     between_class_share,
     cross_entropy,
-    mixup_partners,
     squared_correlation,
 )
 
@@ -26,20 +25,12 @@ def disentanglement(**settings) -> EmotionDisentanglement:
         "attribute_loss": "ccc",
         "speech_embedding_size": WIDTH,
         "block_size": BLOCK,
-        "mixup_alpha": 0.4,
-        "embedding_noise": 0.1,
-        "disentanglement_dropout": 0.5,
     }
     module = EmotionDisentanglement(SimpleNamespace(**(defaults | settings)))
     for part in module.modules():
         if isinstance(part, ClassWiseLinear):
             torch.nn.init.normal_(part.weight, std=0.3)
     return module
-
-
-def exact(**settings) -> EmotionDisentanglement:
-    """Without anything random."""
-    return disentanglement(mixup_alpha=0.0, embedding_noise=0.0, disentanglement_dropout=0.0, **settings)
 
 
 KINDS = {"emotions": (3, 0), "attributes": (0, 3), "both": (1, 2)}  # each as many outputs as there are classes
@@ -65,7 +56,7 @@ def test_every_loss_is_there_finite_and_reaches_some_weight(batch, kind):
 
 def test_a_weight_scales_its_loss_and_zero_leaves_it_out():
     u, labels = torch.randn(6, WIDTH), torch.arange(6) % CLASSES
-    module = exact()
+    module = disentanglement()
     plain = module(u, labels).losses
     module.loss_weights |= {"decorrelation": 0.0, "reconstruction": 0.5}
     weighted = module(u, labels).losses
@@ -109,7 +100,7 @@ def test_shared_invariance_does_not_need_every_class_in_the_batch():
 
 
 def test_only_the_own_class_learns_to_reconstruct():
-    module = exact()
+    module = disentanglement()
     losses = module(torch.randn(5, WIDTH), torch.full((5,), 1)).losses
     losses["reconstruction"].backward()
     for weight in (module.decoder.weight, module.intra_output.weight):
@@ -119,7 +110,7 @@ def test_only_the_own_class_learns_to_reconstruct():
 
 
 def test_reconstruction_is_zero_where_the_own_decoder_rebuilds_the_embedding():
-    module = exact(block_size=WIDTH)
+    module = disentanglement(block_size=WIDTH)
     with torch.no_grad():
         module.intra_output.weight.copy_(torch.eye(WIDTH).expand(CLASSES, -1, -1))
         module.decoder.weight.zero_()
@@ -130,7 +121,7 @@ def test_reconstruction_is_zero_where_the_own_decoder_rebuilds_the_embedding():
 
 
 def test_intra_class_loss_is_the_cross_entropy_of_each_encoders_own_score():
-    module, u, labels = exact(), torch.randn(6, WIDTH), torch.arange(6) % CLASSES
+    module, u, labels = disentanglement(), torch.randn(6, WIDTH), torch.arange(6) % CLASSES
     result = module(u, labels)
     scores = torch.stack(
         [
@@ -143,7 +134,7 @@ def test_intra_class_loss_is_the_cross_entropy_of_each_encoders_own_score():
 
 
 def test_ids_and_one_hot_labels_give_the_same_losses():
-    module, u, labels = exact(), torch.randn(6, WIDTH), torch.arange(6) % CLASSES
+    module, u, labels = disentanglement(), torch.randn(6, WIDTH), torch.arange(6) % CLASSES
     by_id, by_row = module(u, labels).losses, module(u, torch.eye(CLASSES)[labels]).losses
     for name in by_id:
         torch.testing.assert_close(by_id[name], by_row[name])
@@ -163,14 +154,14 @@ def test_evaluation_is_deterministic_and_each_recording_its_own():
 
 
 def test_encoders_of_emotions_share_no_weights():
-    module, u = exact(), torch.randn(2, WIDTH)
+    module, u = disentanglement(), torch.randn(2, WIDTH)
     module(u).intra_class_embeddings[:, 0].sum().backward()
     assert (module.intra_output.weight.grad[1:] == 0).all()
     assert module.shared_output.weight.grad is None
 
 
 def test_edrl_can_start_as_a_linear_classifier_that_still_learns():
-    module = exact().eval()
+    module = disentanglement().eval()
     weight, bias, u = torch.randn(CLASSES, WIDTH), torch.randn(CLASSES), torch.randn(5, WIDTH)
     module.start_from(weight, bias)
     logits = u @ weight.T + bias
@@ -181,18 +172,3 @@ def test_edrl_can_start_as_a_linear_classifier_that_still_learns():
     sum(losses.values()).backward()
     unused = module.classifier.weight.grad[:, :BLOCK]  # of the shared embedding, which counts for nothing at first
     assert unused.abs().sum() > 0
-
-
-def test_mixup_loses_no_rating():
-    ratings = torch.rand(40, 2)
-    ratings[::3, 0] = ratings[::4, 1] = torch.nan
-    partners = mixup_partners(ratings)
-    assert partners.sort().values.tolist() == list(range(40)) and (partners != torch.arange(40)).sum() > 20
-    assert ratings[partners].isfinite().equal(ratings.isfinite())
-
-
-def test_mixup_without_ratings_is_a_permutation_of_the_whole_batch():
-    torch.manual_seed(0)
-    expected = torch.randperm(16)
-    torch.manual_seed(0)
-    assert mixup_partners(torch.empty(16, 0)).equal(expected)

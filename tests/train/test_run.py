@@ -137,11 +137,10 @@ def test_as_much_of_the_backbone_learns_as_is_unfrozen(tmp_path, corpus, backbon
 
 def test_gradient_accumulation_is_a_mean_over_its_steps(tmp_path, backbone):
     """transformers leaves the division to models that take its count of items, as a forward with **kwargs seems to."""
-    settings = {"disentanglement_dropout": 0.0, "mixup_alpha": 0.0, "embedding_noise": 0.0, "arrangement": "edrl"}
     losses = []
     for steps in (1, 4):
         torch.manual_seed(0)
-        model = new_model(backbone, **settings, decorrelation_weight=0.0, shared_invariance_weight=0.0)
+        model = new_model(backbone, arrangement="edrl", decorrelation_weight=0.0, shared_invariance_weight=0.0)
         args = arguments(
             tmp_path,
             max_steps=1,
