@@ -16,9 +16,7 @@ PROBLEM_TYPES = (None, "single_label_classification", "regression")
 EMBEDDINGS = ("speech_embedding", "intra_class_embeddings", "shared_embedding", "aligned_embedding")
 BESIDE_PREDICTIONS = ("losses", *EMBEDDINGS, "hidden_states", "attentions")
 COUNTS = ("sampling_rate", "block_size", "n_components")
-NOT_NEGATIVE = (
-    *("label_ridge", "self_training", "standardization_prior", "adaptation_prior", "speaker_prior"),
-)
+NOT_NEGATIVE = ("label_ridge", "self_training", "standardization_prior", "adaptation_prior", "speaker_prior")
 # Settings of earlier versions and the one value of each that a model may have been saved with to be loaded.
 RETIRED = {
     "whitening_size": None,
